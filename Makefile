@@ -1,0 +1,103 @@
+# Two commands set everything up: `make repro` and `make test`. `make help` lists the rest.
+
+VENV    := .venv
+PYTHON  ?= python3
+BIN     := $(CURDIR)/$(VENV)/bin
+READY   := $(VENV)/.ready
+# DVC starts `python` from the PATH, so the environment comes first in it.
+export PATH := $(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help repro study own paper-quick check-videos model flow serve ui sync bench test test-faults graph lint lock clean
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
+
+# Redone only when the lock changes. uv where it is, pip where not. The lock names all that is needed, so neither
+# resolves anything: pip before 23.3 fails at that where a package is asked for with extras.
+$(READY): requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}; name another: make PYTHON=python3.12")'
+	@if command -v uv >/dev/null; then \
+		uv venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(VENV) && \
+		VIRTUAL_ENV="$$PWD/$(VENV)" uv pip sync --require-hashes --compile-bytecode requirements.lock; \
+	else \
+		$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --no-deps --require-hashes --requirement requirements.lock; \
+	fi
+	@touch $@
+
+# DVC's own command, after what a killed one may have left is put right.
+DVC := python -m flows.dvc
+
+repro: $(READY) ## run the embedded suite and make its report
+	$(DVC) repro
+	@echo "report: $$PWD/out/avsynth/report/index.html"
+
+# The suite that a command is about: the embedded one (.), paper or own.
+SUITE   ?= .
+PARAMS  := $(if $(filter .,$(SUITE)),params.yaml,$(SUITE)/params.yaml)
+DVCFILE := $(if $(filter .,$(SUITE)),,$(SUITE)/dvc.yaml:)
+
+study: $(READY) ## rerun one study of a suite and draw its report again: make study STUDY=xia [SUITE=paper]
+	@targets=$$(python -m stages.studies $(PARAMS) $(STUDY)) && $(DVC) repro $$targets
+	$(DVC) repro --single-item $(DVCFILE)cost $(DVCFILE)figures $(DVCFILE)report
+
+paper-quick: $(READY) ## two epochs of two cells of the paper suite on UCF51, to try the machine
+	dvc exp run --name quick paper/dvc.yaml:evaluate@uni_modal paper/dvc.yaml:evaluate@mnf_csc \
+		--set-param paper/params.yaml:recipes.xia_ucf51.epochs=2
+
+check-videos: $(READY) ## list a suite's broken, empty, silent and missing videos: make check-videos [SUITE=paper]
+	$(DVC) repro $(DVCFILE)split
+	python -m stages.check_videos $(PARAMS)
+
+DATASET ?= avsynth
+PORT    ?= 5001
+model: $(READY) ## serve the best student on 127.0.0.1: make model [DATASET=avsynth] [PORT=5001]
+	MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} \
+		python -m flows.model $(DATASET) --port $(PORT)
+
+# The shell reads it from the environment: a name may hold whatever it likes.
+override VIDEOS := $(value VIDEOS)
+export VIDEOS
+own: $(READY) ## run the own/ suite on your videos: make own VIDEOS=/some/folder (<class>/<clip>.<video type>)
+	@test -d "$$VIDEOS" || { echo "error: VIDEOS: '$$VIDEOS' is not a folder; expected make own VIDEOS=/some/folder" >&2; exit 1; }
+	@ln -sfn -- "$$(realpath -- "$$VIDEOS")" own/videos
+	$(DVC) repro own/dvc.yaml
+	@echo "report: $$PWD/out/own/report/index.html"
+
+flow: $(READY) ## the embedded suite as a Prefect flow, independent stages side by side
+	python -m flows.paper
+
+serve: $(READY) ## Prefect's server, a worker and all deployments of prefect.yaml; Ctrl-C ends them
+	python -m flows.serve
+
+ui: $(READY) ## MLflow and Prefect in the browser
+	python -m flows.ui
+
+sync: $(READY) ## send to MLflow what was tracked and is not there yet
+	python -m stages.tracking sync params.yaml
+
+bench: $(READY) ## all benchmarks, into docs/benchmarks.md; with ALL=1 those of the whole suite too (half an hour)
+	python -m benchmarks $(if $(ALL),--suite)
+
+test: $(READY) ## all tests
+	python -m pytest -n auto --dist loadfile
+
+test-faults: $(READY) ## kill, fill, damage, overload: tests of half an hour
+	python -m pytest tests/faults -m faults -n 0
+	python -m tests.faults.table
+
+graph: ## copy dvc.yaml to the other suites, after it was edited
+	cp dvc.yaml own/dvc.yaml
+	cp dvc.yaml paper/dvc.yaml
+
+lint: $(READY) ## style and types
+	ruff check
+	ruff format --check
+	mypy
+
+lock: ## resolve the dependencies of pyproject.toml again (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" --group dev --group bench pyproject.toml --output-file requirements.lock
+
+clean: ## delete all that was made (not the environment)
+	rm -rf out mlflow.db mlflow.db.lock mlartifacts dvc.lock own/dvc.lock paper/dvc.lock .dvc/cache .dvc/tmp
