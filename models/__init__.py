@@ -1,0 +1,1 @@
+"""Networks, distillation methods and metrics: tensors only, no path, no params file, no tracker."""

@@ -1,0 +1,98 @@
+"""Contrast against memory banks, which `crd` and `cmc` share; they differ in the slots that negatives come from.
+
+Each training clip owns a slot in two banks, m^s and m^t. A clip y is to be found among K other slots, by noise
+contrastive estimation with uniform noise over the N clips:
+
+    v^s = n(W_s s),   v^t = n(W_t t)
+    o^s_k = exp(v^s.m^t_k / tau) / Z_s,   o^t_k = exp(v^t.m^s_k / tau) / Z_t
+    L = -mean_i [ log o_ii / (o_ii + K/N) + sum_k log (K/N) / (o_ik + K/N) ],   both sides added
+    m_y <- n(momentum m_y + (1 - momentum) v)
+
+Z is N times the mean of the first batch's exponentials, positives and negatives, and constant from then on. With
+x = log(o N / K), the two fractions are sigmoid(x) and sigmoid(-x): computed so they need no epsilon (the authors'
+program adds 1e-7) and never overflow. K is the number that was drawn, which may be less than was asked for.
+
+A slot holds a random vector until its clip has been seen with sound. Such slots are negatives throughout the first
+epoch, as in the authors' program, and never after it: a clip without sound leaves the contrast.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.distillers.base import Sizes
+
+
+def draw(candidates: Tensor, most: int) -> Tensor:
+    """Uniformly and without replacement, at most `most` of each row's candidates: bool (B, N) to bool (B, N).
+
+    One random order of the slots serves all rows, so a draw does not depend on the order of the clips."""
+    order = torch.rand(candidates.shape[1], device=candidates.device).argsort()
+    shuffled = candidates[:, order]
+    return (shuffled & (shuffled.cumsum(1) <= most))[:, order.argsort()]
+
+
+def log_normaliser(logits: Tensor, used: Tensor) -> Tensor:
+    """log(N mean exp(logits)) over the pairs in use, without gradient; logits (B, N), used bool (B, N)."""
+    total = logits.detach().masked_fill(~used, -torch.inf).flatten().logsumexp(0)
+    return total - used.sum().log() + math.log(logits.shape[1])
+
+
+def noise_contrast(logits: Tensor, own: Tensor, drawn: Tensor, log_z: Tensor) -> Tensor:
+    """One side of L: logits v.m / tau (B, N), masks of each clip's own slot and of its negatives, bool (B, N)."""
+    share = drawn.sum(1, keepdim=True).clamp(min=1) / logits.shape[1]
+    odds = logits - log_z - share.log()
+    losses = functional.softplus(torch.where(own, -odds, odds))
+    return torch.where(own | drawn, losses, 0).sum(1).mean()
+
+
+class Banks(nn.Module):
+    """The embeddings and banks of the student and one teacher; side 0 is the student's, side 1 the teacher's."""
+
+    vectors: Tensor
+    log_z: Tensor
+    labels: Tensor
+
+    def __init__(
+        self, sizes: Sizes, teacher_dim: int, temperature: float, negatives: int, momentum: float, dim: int
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, not {temperature}")
+        if min(negatives, dim) < 1:
+            raise ValueError("negatives and dim must be at least 1")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be at least 0 and below 1, not {momentum}")
+        self.temperature, self.negatives, self.momentum = temperature, negatives, momentum
+        self.embed_student, self.embed_teacher = nn.Linear(sizes.student, dim), nn.Linear(teacher_dim, dim)
+        bound = math.sqrt(3 / dim)  # slots of about unit length
+        self.register_buffer("vectors", torch.empty(2, sizes.clips, dim).uniform_(-bound, bound))
+        self.register_buffer("log_z", torch.full((2,), -torch.inf))  # Z = 0 until the first batch
+        self.register_buffer("labels", torch.full((sizes.clips,), -1))  # -1 until the clip has been seen with sound
+        self.first_epoch = True
+
+    @property
+    def usable(self) -> Tensor:
+        """Slots that may be drawn as negatives, bool (N,)."""
+        return torch.ones_like(self.labels, dtype=torch.bool) if self.first_epoch else self.labels >= 0
+
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor, index: Tensor, candidates: Tensor) -> Tensor:
+        """L of features (B, Ds) and (B, Dt), B >= 1; then writes the clips into their slots.
+
+        `candidates`, bool (N,) or (B, N), are the slots that negatives are drawn from, a clip's own never."""
+        v = functional.normalize(torch.stack([self.embed_student(student), self.embed_teacher(teacher)]), dim=2)
+        own = index[:, None] == torch.arange(len(self.labels), device=index.device)
+        drawn = draw(candidates & ~own, self.negatives)
+        logits = v @ self.vectors.flip(0).mT / self.temperature  # (2, B, N): each side against the other's bank
+        found = torch.stack([log_normaliser(side, own | drawn) for side in logits])
+        self.log_z = torch.where(self.log_z.isinf(), found, self.log_z)
+        loss = torch.stack([noise_contrast(side, own, drawn, z) for side, z in zip(logits, self.log_z, strict=True)])
+        # Into new tensors: backward still needs the old ones.
+        mixed = self.momentum * self.vectors[:, index] + (1 - self.momentum) * v.detach()
+        self.vectors = self.vectors.index_copy(1, index, functional.normalize(mixed, dim=2))
+        self.labels = self.labels.index_copy(0, index, labels)
+        return loss.sum()

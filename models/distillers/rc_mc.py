@@ -1,0 +1,94 @@
+"""RC-MC: Hu et al., "Learning Cross-Modal Retrieval with Noisy Labels", CVPR 2021 (robust clustering, multi-modal
+contrast).
+
+Student and teacher, the modalities m, are embedded in one space, z^m = n(f_m(x^m)), that has a centre c_k for each
+class, shared by all modalities, of unit length, orthogonal at the start:
+
+    p(k|z) = softmax_k(c_k . z / tau)
+    L_r = 1/N sum_m sum_i log(1 - p(y_i | z^m_i))
+    L_c = -1/N sum_m sum_i log( sum_l exp(z^l_i . z^m_i / tau) / sum_l sum_t exp(z^l_t . z^m_i / tau) )
+    L   = CE(z^s, y) + weight (beta L_r + (1 - beta) L_c)
+
+L_r is negative. Its derivative by the label's logit is -p(y_i | z_i), so that clips far from their centre, as those
+with a wrong label are, are pulled least.
+
+Defaults: beta 0.7, tau 1, a space of 512 dimensions, as in the authors' program. Where the paper leaves a choice: the
+program leaves the similarity of z^m_i to itself out of both sums of L_c, which for two modalities is NT-Xent; the
+paper keeps it (`self_similarity: true`). f_m is a linear layer, for the features come from whole networks. Centres are
+normalised where they are used. Two teachers are two pairs with the student, whose f and centres they share. CE and
+`weight` are ours: the paper trains embeddings for retrieval alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.distillers.base import Distiller, Sizes, heard, nothing
+from models.outputs import StudentOutput, TeacherBatch
+
+
+def robust_clustering(z: Tensor, centres: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """mean_i log(1 - p(y_i | z_i)) of unit vectors z (N, D) and centres (C, D), C >= 2; finite where p is 1."""
+    x = z @ centres.T / temperature
+    right = functional.one_hot(labels, len(centres)).bool()
+    return (x.masked_fill(right, -torch.inf).logsumexp(1) - x.logsumexp(1)).mean()
+
+
+def multimodal_contrast(student: Tensor, teacher: Tensor, temperature: float, self_similarity: bool) -> Tensor:
+    """L_c of two modalities, unit vectors (N, D) each."""
+    z, clip = torch.cat([student, teacher]), torch.arange(len(student), device=student.device).repeat(2)
+    x = z @ z.T / temperature
+    if not self_similarity:
+        x = x.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), -torch.inf)
+    own = x.masked_fill(clip[:, None] != clip, -torch.inf)
+    return (x.logsumexp(1) - own.logsumexp(1)).sum() / len(student)
+
+
+class RcMc(Distiller):
+    """Robust clustering with multi-modal contrast. Clips without sound keep the cross-entropy alone."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        *,
+        beta: float = 0.7,
+        temperature: float = 1.0,
+        dim: int = 512,
+        self_similarity: bool = False,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta must be in 0..1, not {beta}")
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, not {temperature}")
+        if dim < sizes.classes:
+            raise ValueError(f"dim must be at least {sizes.classes}, for as many orthogonal centres, not {dim}")
+        if weight < 0:
+            raise ValueError(f"weight must not be negative, {weight} is")
+        self.beta, self.temperature, self.self_similarity, self.weight = beta, temperature, self_similarity, weight
+        self.student = nn.Linear(sizes.student, dim)
+        self.teachers = nn.ModuleDict({letter: nn.Linear(width, dim) for letter, width in sizes.teachers.items()})
+        self.centres = nn.Parameter(nn.init.orthogonal_(torch.empty(sizes.classes, dim)))
+
+    def terms(
+        self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
+    ) -> dict[str, Tensor]:
+        """`ce`, `clustering` and `contrast`, the latter with _A and _I after the name where there are two teachers."""
+        terms = {"ce": functional.cross_entropy(student.logits, labels)}
+        centres = functional.normalize(self.centres, dim=1)
+        for letter, teacher in teachers.items():
+            rows = heard(teacher)
+            clustering = contrast = nothing(student)
+            if len(rows):
+                s = functional.normalize(self.student(student.feature[rows]), dim=1)
+                t = functional.normalize(self.teachers[letter](teacher.feature[rows]), dim=1)
+                pulls = [robust_clustering(z, centres, labels[rows], self.temperature) for z in (s, t)]
+                clustering = torch.stack(pulls).sum()
+                contrast = multimodal_contrast(s, t, self.temperature, self.self_similarity)
+            end = "" if len(teachers) == 1 else f"_{letter}"
+            terms[f"clustering{end}"] = self.weight * self.beta * clustering
+            terms[f"contrast{end}"] = self.weight * (1 - self.beta) * contrast
+        return terms

@@ -1,0 +1,144 @@
+"""xID: Morgado, Misra, Vasconcelos, "Robust Audio-Visual Instance Discrimination", CVPR 2021.
+
+Cross-modal instance discrimination, each clip against the others of its batch:
+
+    v = n(W_s s),   a = n(W_t t),   P(j|i) = softmax_j( v_i.a_j / tau )
+    L_i = -sum_j T(j|i) log P(j|i),   L = sum_i w_i L_i / sum_i w_i,   the two directions v to a and a to v averaged
+
+Pairs whose sound may not belong count less, and negatives that may be positives become soft targets:
+
+    w_i    = w_min + (1 - w_min) Phi( (v_i.a_i - (mu + delta sigma)) / (sigma sqrt(kappa)) )
+    T(j|i) = (1 - lambda) [i = j] + lambda S(j|i)
+    S(j|i) ~ exp( v_i.a_i / tau_t + a_i.v_j / tau_s + v_j.a_j / tau_t )        (cycle consistency, j = i included)
+
+Phi is the Gaussian distribution function. Neither w nor T carries a gradient, and in the first `warmup` epochs w = 1
+and T(j|i) = [i = j]. Total loss: CE(z^s, y) + weight * L.
+
+Defaults are the paper's: tau 0.07; w_min (`min_weight`) 0.25, kappa 0.5, delta 0; lambda (`softness`) 0.5, tau_s 0.02,
+tau_t 0.07; 128 dimensions; one epoch of warm-up. Its weight beside labels, which the paper does without, is 1.
+
+Where the paper leaves a choice: negatives are those of the batch, not of a bank: nothing to store, never out of date.
+mu and sigma are those of the training set, over the latest v_i.a_i of each clip that was seen so far.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.distillers.base import Distiller, Sizes, heard, nothing
+from models.outputs import StudentOutput, TeacherBatch
+
+
+def positive_weights(agreement: Tensor, known: Tensor, least: float, spread: float, shift: float) -> Tensor:
+    """w_i of similarities v_i.a_i (B,), given those of the training set (N,), infinite where there is none yet."""
+    known = known.masked_fill(known.isinf(), torch.nan)
+    mean = known.nanmean()
+    deviation = (known - mean).square().nanmean().sqrt().clamp(min=1e-6)
+    z = (agreement - mean - shift * deviation) / (deviation * spread**0.5)
+    return least + (1 - least) * torch.special.ndtr(z)
+
+
+def soft_targets(similarity: Tensor, softness: float, tau_s: float, tau_t: float) -> Tensor:
+    """T(j|i) (B, B) of the direction whose similarities v_i.a_j are given, (B, B); the constant v_i.a_i cancels."""
+    cycle = similarity.T / tau_s + similarity.diag() / tau_t
+    hard = torch.eye(len(similarity), dtype=similarity.dtype, device=similarity.device)
+    return (1 - softness) * hard + softness * cycle.softmax(1)
+
+
+def weighted_cross_entropy(similarity: Tensor, targets: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """L of one direction: similarities and targets (B, B), weights (B,)."""
+    losses = -(targets * functional.log_softmax(similarity / temperature, dim=1)).sum(1)
+    return (weights * losses).sum() / weights.sum()
+
+
+class Pair(nn.Module):
+    """The embeddings of the student and one teacher, and how well each training clip's two agree."""
+
+    agreement: Tensor
+
+    def __init__(self, sizes: Sizes, teacher_dim: int, dim: int) -> None:
+        super().__init__()
+        self.embed_student, self.embed_teacher = nn.Linear(sizes.student, dim), nn.Linear(teacher_dim, dim)
+        self.register_buffer("agreement", torch.full((sizes.clips,), torch.inf))  # infinite until the clip is seen
+
+    def forward(self, student: Tensor, teacher: Tensor, index: Tensor) -> Tensor:
+        """Similarities v_i.a_j (B, B) of features (B, Ds) and (B, Dt); notes those of the clips themselves."""
+        v = functional.normalize(self.embed_student(student), dim=1)
+        a = functional.normalize(self.embed_teacher(teacher), dim=1)
+        similarity = v @ a.T
+        self.agreement = self.agreement.index_copy(0, index, similarity.detach().diag())
+        return similarity
+
+
+class Xid(Distiller):
+    """Robust instance discrimination, with embeddings of its own for each teacher.
+
+    Clips without sound keep the cross-entropy alone."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        *,
+        weight: float = 1.0,
+        temperature: float = 0.07,
+        min_weight: float = 0.25,
+        kappa: float = 0.5,
+        delta: float = 0.0,
+        softness: float = 0.5,
+        tau_s: float = 0.02,
+        tau_t: float = 0.07,
+        warmup: int = 1,
+        dim: int = 128,
+    ) -> None:
+        super().__init__()
+        if min(temperature, tau_s, tau_t, kappa) <= 0:
+            raise ValueError("temperature, tau_s, tau_t and kappa must be above 0")
+        if min(weight, warmup) < 0:
+            raise ValueError("weight and warmup must not be negative")
+        if not 0 < min_weight <= 1:
+            raise ValueError(f"min_weight must be above 0 and at most 1, not {min_weight}")
+        if not 0 <= softness <= 1:
+            raise ValueError(f"softness must be within 0 and 1, not {softness}")
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, not {dim}")
+        self.weight, self.temperature, self.warmup = weight, temperature, warmup
+        self.min_weight, self.kappa, self.delta = min_weight, kappa, delta
+        self.softness, self.tau_s, self.tau_t = softness, tau_s, tau_t
+        self.pairs = nn.ModuleDict({letter: Pair(sizes, width, dim) for letter, width in sizes.teachers.items()})
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Weights and soft targets start after `warmup` epochs."""
+        self.warm = epoch >= self.warmup
+
+    def contrast(self, pair: Pair, student: Tensor, teacher: Tensor, index: Tensor) -> Tensor:
+        """L of features (B, Ds) and (B, Dt) of clips with these numbers."""
+        similarity = pair(student, teacher, index)
+        fixed = similarity.detach()
+        weights, softness = torch.ones_like(fixed[0]), 0.0
+        if self.warm:
+            weights = positive_weights(fixed.diag(), pair.agreement, self.min_weight, self.kappa, self.delta)
+            softness = self.softness
+        sides = []
+        for x in (similarity, similarity.T):
+            targets = soft_targets(x.detach(), softness, self.tau_s, self.tau_t)
+            sides.append(weighted_cross_entropy(x, targets, weights, self.temperature))
+        return torch.stack(sides).mean()
+
+    def terms(
+        self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
+    ) -> dict[str, Tensor]:
+        """`ce` and `xid`, or `xid_A` and `xid_I`."""
+        terms = {"ce": functional.cross_entropy(student.logits, labels)}
+        for letter, teacher in teachers.items():
+            rows = heard(teacher)
+            xid = nothing(student)
+            if len(rows):
+                pair = cast(Pair, self.pairs[letter])
+                xid = self.weight * self.contrast(pair, student.feature[rows], teacher.feature[rows], index[rows])
+            terms["xid" if len(teachers) == 1 else f"xid_{letter}"] = xid
+        return terms

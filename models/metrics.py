@@ -1,0 +1,82 @@
+"""Metrics of classification and retrieval: plain functions of tensors.
+
+Three definitions of mAP@K are in use, and differ widely on one and the same ranking. With rel_k = 1 where the k-th
+neighbour has the query's class, P_k the share of such among the first k, and h = sum_{k<=K} rel_k, a query has
+
+    AP@K = sum_{k<=K} rel_k P_k / d,    d = h (`released`, `hits`) or min(relevant items in the gallery, K) (`standard`)
+
+`released`, as the papers' programs compute it, leaves queries without a hit (h = 0) out of the mean; in the other two
+they count as 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def top1(probabilities: Tensor, labels: Tensor) -> float:
+    """Share of rows (N, C) whose largest entry is at the label (N,); NaN where N is 0. Of equals the first counts."""
+    return (probabilities.argmax(1) == labels).double().mean().item()
+
+
+def per_class_accuracy(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Share of each class's rows (N, C) whose largest entry is at the label (N,): (C,), NaN for absent classes."""
+    classes = probabilities.shape[1]
+    right = (probabilities.argmax(1) == labels).double()
+    total = torch.bincount(labels, minlength=classes)
+    return torch.bincount(labels, weights=right, minlength=classes) / total
+
+
+def neighbours(queries: Tensor, gallery: Tensor, k: int, chunk: int = 128) -> Iterator[Tensor]:
+    """Gallery numbers of each query's k nearest by cosine, nearest first: (chunk, k) for one chunk of queries a time.
+
+    `queries` (N, D), `gallery` (M, D); k is capped at M. Ties stand in the gallery's order, whatever the chunk: cosines
+    are computed in float64 and rounded to float32, so that equal vectors are equally near wherever they stand."""
+    size = len(gallery)
+    gallery = functional.normalize(gallery.double(), dim=1).T
+    order = torch.arange(size - 1, -1, -1, device=gallery.device)
+    for part in queries.split(chunk):
+        cosine = (functional.normalize(part.double(), dim=1) @ gallery).float() + 0.0  # + 0.0 makes -0 a 0
+        # topk does not keep the order of ties, so rank by a whole number that has none: the float's bits, which are
+        # in the order of its value (once those of negative ones are flipped), then the place in the gallery.
+        bits = cosine.view(torch.int32).long()
+        rank = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) * size + order
+        yield rank.topk(min(k, size), dim=1).indices
+
+
+def retrieval(
+    queries: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    ks_recall: Sequence[int] = (1, 5, 10),
+    ks_map: Sequence[int] = (100, 500),
+    chunk: int = 128,
+) -> dict[str, float]:
+    """Retrieval by cosine of `queries` (N, D) in `gallery` (M, D), labels (N,) and (M,), N and M at least 1.
+
+    Returns `R@K`, the share of queries with an item of their class among the first K, and `mAP@K/released`,
+    `mAP@K/hits` and `mAP@K/standard` (see above), all 0..1. Where K exceeds M, K is M (the key keeps the K asked
+    for). `released` is NaN where no query has a hit. Memory: chunk x M numbers. Raises ValueError if N or M is 0."""
+    if len(queries) == 0 or len(gallery) == 0:
+        raise ValueError(f"retrieval needs queries and a gallery, found {len(queries)} and {len(gallery)} items")
+    deepest = max([*ks_recall, *ks_map])
+    parts = query_labels.split(chunk)
+    near = neighbours(queries, gallery, deepest, chunk)
+    hit = torch.cat([gallery_labels[found] == part[:, None] for found, part in zip(near, parts, strict=True)])
+    relevant = torch.bincount(gallery_labels, minlength=int(query_labels.max()) + 1)[query_labels]
+    result = {f"R@{k}": hit[:, :k].any(1).double().mean().item() for k in ks_recall}
+    places = torch.arange(1, hit.shape[1] + 1, dtype=torch.float64, device=hit.device)
+    gained = hit * hit.cumsum(1) / places
+    for k in ks_map:
+        total, hits = gained[:, :k].sum(1), hit[:, :k].sum(1)
+        by_hits = total / hits.clamp(min=1)
+        best = relevant.clamp(min=1, max=k)
+        result[f"mAP@{k}/released"] = by_hits[hits > 0].mean().item()
+        result[f"mAP@{k}/hits"] = by_hits.mean().item()
+        result[f"mAP@{k}/standard"] = (total / best).mean().item()
+    return result

@@ -1,0 +1,120 @@
+"""R(2+1)D: residual network whose 3D convolutions are factored into a spatial and a temporal one.
+
+Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition", CVPR 2018. Parameters have the
+names that torchvision's `r2plus1d_18` gives them, so that its state dict loads into the like of it here.
+
+Convolutions stay plain `Conv3d`. Run as 2D convolutions on channels-last views, a thin student was no faster on a CPU
+(width 12/64, batch 16 of 8 frames of 32x32, forward and backward, one thread: 0.97 times the speed), because batch
+norm, which is slow on few channels in that layout, takes a third of the time.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from models.outputs import StudentOutput
+
+
+def mid_planes(planes_in: int, planes_out: int, step: int = 1) -> int:
+    """Channels between the two factors that keep the parameter count of the full 3x3x3 convolution (Tran 2018, 3.5),
+    or the nearest multiple of `step`."""
+    exact = (27 * planes_in * planes_out) // (9 * planes_in + 3 * planes_out)
+    return max(1, round(exact / step)) * step
+
+
+class Conv2Plus1d(nn.Sequential):
+    """A 3x3x3 convolution as 1x3x3, batch norm, ReLU, 3x1x1."""
+
+    def __init__(self, planes_in: int, planes_out: int, planes_mid: int, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv3d(planes_in, planes_mid, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False),
+            nn.BatchNorm3d(planes_mid),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(planes_mid, planes_out, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False),
+        )
+
+
+class Block(nn.Module):
+    """Basic residual block of two factored convolutions; `shared`: both have the middle width of the first."""
+
+    def __init__(self, planes_in: int, planes_out: int, stride: int, shared: bool, step: int) -> None:
+        super().__init__()
+        mid1 = mid_planes(planes_in, planes_out, step)
+        mid2 = mid1 if shared else mid_planes(planes_out, planes_out, step)
+        self.conv1 = nn.Sequential(
+            Conv2Plus1d(planes_in, planes_out, mid1, stride), nn.BatchNorm3d(planes_out), nn.ReLU(inplace=True)
+        )
+        self.conv2 = nn.Sequential(Conv2Plus1d(planes_out, planes_out, mid2), nn.BatchNorm3d(planes_out))
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or planes_in != planes_out:
+            self.downsample = nn.Sequential(
+                nn.Conv3d(planes_in, planes_out, 1, stride, bias=False), nn.BatchNorm3d(planes_out)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) to the same with `planes_out` channels, T, H and W divided by the stride."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.relu(self.conv2(self.conv1(x)) + shortcut)
+
+
+class R2Plus1d(nn.Module):
+    """R(2+1)D with `layers` blocks in its four stages and `width` times the published number of channels.
+
+    `middle` says how wide the factored convolutions are between their factors: "paper" follows the paper's formula
+    in each of them, "torchvision" as that library does (45 in the stem, and one middle width for both convolutions
+    of a block). Stage l has round(64 * width) * 2**l channels.
+
+    (1, 1, 1, 1) with "paper" is what both papers' programs train ("R(2+1)D-18" there: 10 convolution layers, 14.4 M
+    parameters, 42.7 GFLOP for 16 x 112 x 112); (2, 2, 2, 2) with "torchvision" is its r2plus1d_18 (31.3 M, 81.0).
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        layers: tuple[int, int, int, int] = (1, 1, 1, 1),
+        width: float = 1.0,
+        middle: Literal["paper", "torchvision"] = "paper",
+    ) -> None:
+        super().__init__()
+        planes, shared = max(1, round(64 * width)), middle == "torchvision"
+        # Batch norm on a CPU takes eight channels at a time, and five times as long where some are left over.
+        step = 1 if width == 1 else 8
+        # 83: the formula's value for 3 to 64 planes and 3x7x7
+        stem_mid = max(1, round(width * (45 if shared else 83) / step)) * step
+        self.stage_dims = tuple(planes * 2**level for level in range(4))
+        self.feature_dim = self.stage_dims[-1]
+        self.stem = nn.Sequential(
+            nn.Conv3d(3, stem_mid, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False),
+            nn.BatchNorm3d(stem_mid),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(stem_mid, planes, (3, 1, 1), 1, (1, 0, 0), bias=False),
+            nn.BatchNorm3d(planes),
+            nn.ReLU(inplace=True),
+        )
+        for level, (planes_in, planes_out) in enumerate(zip((planes, *self.stage_dims), self.stage_dims, strict=False)):
+            first = Block(planes_in, planes_out, 2 if level else 1, shared, step)
+            rest = [Block(planes_out, planes_out, 1, shared, step) for _ in range(layers[level] - 1)]
+            self.add_module(f"layer{level + 1}", nn.Sequential(first, *rest))
+        self.fc = nn.Linear(self.feature_dim, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
+
+    def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """T', H' and W' of the last feature map, whose T'·H'·W' positions lie in this order in `StudentOutput.map`."""
+        return -(-frames // 8), -(-height // 16), -(-width // 16)
+
+    def forward(self, clips: Tensor) -> StudentOutput:
+        """`clips` (B, 3, T, H, W) float, normalised; any T, H and W from 1 up."""
+        x = self.stem(clips)
+        stages = []
+        for level in range(1, 5):
+            x = self.get_submodule(f"layer{level}")(x)
+            stages.append(x.mean((2, 3, 4)))
+        positions = x.flatten(2).transpose(1, 2)
+        return StudentOutput(self.fc(stages[-1]), stages[-1], positions, tuple(stages))

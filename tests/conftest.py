@@ -1,0 +1,30 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Tests run side by side on every core; several threads each would only be in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Stages that tests call write journals only; tests of tracking, and end to end, switch it on.
+os.environ.setdefault("AV_TRACKING", "off")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real clips and features, where AV_SHARED (or ../shared) leads to them; the test skips elsewhere."""
+    folder = Path(os.environ.get("AV_SHARED", ROOT.parent / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip("no real data at hand (AV_SHARED)")
+    return folder
