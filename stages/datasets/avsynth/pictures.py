@@ -1,0 +1,127 @@
+"""Drawing with NumPy: shapes as signed distances, scenes as textures that a camera drifts over.
+
+Lengths are pixels, angles radians, colours float (3,) in 0..1, pictures float32 (T, H, W, 3) in 0..1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+MARGIN = 8  # the scene is drawn that much larger than the picture, for the camera to drift over
+
+
+def _box(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
+    return np.maximum(np.abs(x) - width, np.abs(y) - height)
+
+
+def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(x) * 0.866 + y * 0.5, -y) - 0.5
+
+
+# Signed distance from the outline of a shape of radius about 1 (negative inside). None looks the same after less
+# than half a turn, so that a spinning one can be told from one that stands still.
+SHAPES: dict[str, Distance] = {
+    "bar": lambda x, y: _box(x, y, 1.0, 0.35),
+    "triangle": _triangle,
+    "tee": lambda x, y: np.minimum(_box(x, y + 0.6, 0.9, 0.3), _box(x, y - 0.2, 0.3, 0.8)),
+    "half disc": lambda x, y: np.maximum(np.hypot(x, y) - 1.0, y),
+    "crescent": lambda x, y: np.maximum(np.hypot(x, y) - 1.0, 0.8 - np.hypot(x - 0.5, y)),
+    "ellipse": lambda x, y: (np.hypot(x, y / 0.45) - 1.0) * 0.6,
+    "disc": lambda x, y: np.hypot(x, y) - 0.85,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.25,
+    "square": lambda x, y: _box(x, y, 0.8, 0.8),
+    "cross": lambda x, y: np.minimum(_box(x, y, 1.0, 0.28), _box(x, y, 0.28, 1.0)),
+}
+ACTORS = ("bar", "triangle", "tee", "half disc", "crescent", "ellipse")
+
+
+def cover(
+    shape: str, height: int, width: int, x: np.ndarray, y: np.ndarray, angle: np.ndarray, radius: np.ndarray
+) -> np.ndarray:
+    """How much of each pixel a moving shape covers, float32 (T, H, W) in 0..1; x, y, angle, radius are (T,)."""
+
+    def by_time(values: np.ndarray) -> np.ndarray:
+        return np.asarray(values, dtype=np.float32)[:, np.newaxis, np.newaxis]
+
+    dx = np.arange(width, dtype=np.float32) - by_time(x)
+    dy = np.arange(height, dtype=np.float32)[:, np.newaxis] - by_time(y)
+    cosine, sine, size = by_time(np.cos(angle)), by_time(np.sin(angle)), by_time(radius)
+    distance = SHAPES[shape]((dx * cosine + dy * sine) / size, (dy * cosine - dx * sine) / size) * size
+    return np.clip(0.5 - distance, 0, 1)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What stands behind an actor, and what the actor looks like: shared by the clips of a group."""
+
+    canvas: np.ndarray  # (H + 2 MARGIN, W + 2 MARGIN, 3)
+    actor: str
+    colour: np.ndarray
+
+
+def scene(rng: np.random.Generator, height: int, width: int, clutter: float) -> Scene:
+    """Draw a scene: a two-coloured texture of waves with resting shapes on it. `clutter` in 0..1 scales both.
+
+    The actor is brighter than what is behind it.
+    """
+    tall, wide = height + 2 * MARGIN, width + 2 * MARGIN
+    y, x = np.mgrid[:tall, :wide].astype(np.float32)
+    waves = np.zeros((tall, wide), dtype=np.float32)
+    for _ in range(6):
+        angle, length, phase = rng.uniform(0, np.pi), rng.uniform(6, 40), rng.uniform(0, 2 * np.pi)
+        waves += np.sin(2 * np.pi / length * (np.cos(angle) * x + np.sin(angle) * y) + phase)
+    ground, other, colour = rng.uniform(0.1, 0.5, 3), rng.uniform(0, 0.7, 3), rng.uniform(0.45, 1, 3)
+    shade = np.clip(0.5 + waves / 7, 0, 1)[..., np.newaxis] * 0.6 * clutter
+    canvas = (ground * (1 - shade) + other * shade).astype(np.float32)
+    for _ in range(round(rng.uniform(2, 6) * clutter)):
+        across, down = rng.uniform(0, wide, 1), rng.uniform(0, tall, 1)
+        turn, radius = rng.uniform(0, 2 * np.pi, 1), rng.uniform(2, 6, 1)
+        layer = cover(str(rng.choice(list(SHAPES))), tall, wide, across, down, turn, radius)[0, ..., np.newaxis]
+        canvas += layer * 0.6 * (rng.uniform(0, 0.9, 3) - canvas)
+    return Scene(canvas.astype(np.float32), str(rng.choice(ACTORS)), colour)
+
+
+def film(
+    rng: np.random.Generator, setting: Scene, place: np.ndarray, angle: np.ndarray, radius: np.ndarray, clutter: float
+) -> np.ndarray:
+    """The scene with its actor at `place` (T, 2), uint8 (T, H, W, 3): the camera drifts, the sensor is noisy."""
+    canvas = setting.canvas
+    height, width = canvas.shape[0] - 2 * MARGIN, canvas.shape[1] - 2 * MARGIN
+    time = np.linspace(0, 1, len(place))
+    reach = clutter * (MARGIN - 2)
+    drift = MARGIN + reach * np.sin(rng.uniform(0, 2 * np.pi, 2) + rng.uniform(0.5, 2.5, 2) * time[:, np.newaxis])
+    pictures = np.stack([_window(canvas, x, y, height, width) for x, y in drift])
+    layer = cover(setting.actor, height, width, place[:, 0], place[:, 1], angle, radius)[..., np.newaxis]
+    pictures += layer * (setting.colour.astype(np.float32) - pictures)
+    pictures *= np.float32(rng.uniform(0.8, 1.15))
+    pictures += rng.standard_normal((*pictures.shape[:3], 1), dtype=np.float32) * np.float32(0.05 * clutter)
+    return (np.clip(pictures, 0, 1) * 255).round().astype(np.uint8)
+
+
+def still(rng: np.random.Generator, shape: str, striped: bool, size: int) -> np.ndarray:
+    """One picture of a shape on a scene, uint8 (size, size, 3); `striped` fills it with stripes of two colours."""
+    setting = scene(rng, size, size, 0.5)
+    x, y = size / 2 + rng.uniform(-0.15, 0.15, (2, 1)) * size
+    turn, radius = rng.uniform(0, 2 * np.pi, 1), size * rng.uniform(0.15, 0.3, 1)
+    layer = cover(shape, size, size, x, y, turn, radius)[0, ..., np.newaxis]
+    colour = np.broadcast_to(setting.colour, (size, size, 3))
+    if striped:
+        across = np.cos(turn) * np.arange(size) + np.sin(turn) * np.arange(size)[:, np.newaxis]
+        colour = np.where((across % 5 < 2.5)[..., np.newaxis], colour, 1 - colour)
+    picture = setting.canvas[MARGIN:-MARGIN, MARGIN:-MARGIN]
+    picture = picture + layer * (colour - picture) + rng.normal(0, 0.02, (size, size, 1))
+    return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+
+
+def _window(canvas: np.ndarray, x: float, y: float, height: int, width: int) -> np.ndarray:
+    """The canvas from (x, y), between pixels: bilinear."""
+    column, row = int(x), int(y)
+    right, down = np.float32(x - column), np.float32(y - row)
+    part = canvas[row : row + height + 1, column : column + width + 1]
+    part = part[:-1] * (1 - down) + part[1:] * down
+    return part[:, :-1] * (1 - right) + part[:, 1:] * right

@@ -1,0 +1,228 @@
+"""Stage evaluate: every student of a cell on the test part, once.
+
+Makes, under evaluate/<cell>/:
+  metrics.csv      run, seed, metric, value: top-1 accuracy over windows; R@K and mAP@K with test videos as queries
+                   and training videos as gallery
+  per_class.csv    run, seed, class, clips, accuracy
+  confusion.csv    run, seed, true, predicted, clips
+  scores.csv       run, seed, id, part, relevant, and what the method says of each clip's teacher (mask, tau)
+  detection.csv    run, seed, score, part, auroc, clips: how well a score finds sound that belongs to the action
+  <run>/seed-<n>.npz   probabilities and features per video
+  <run>/attention.npz  for methods that attend to frames, of the first seed: ids (N,) of the test clips with sound, and
+                       weights (N, T', H', W') over the student's last map in each one's first window
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from models import metrics
+from models.distillers import Distiller, methods
+from models.outputs import TeacherBatch
+from models.students import Student
+from models.students.r2plus1d import R2Plus1d
+from stages import stores
+from stages.jobs import resolve_device, run_jobs
+from stages.loader import ClipSet, centre_crop, take_window, test_windows, to_input
+from stages.params import Params, Recipe
+from stages.stage import Stage, command
+from stages.tracking import Run as TrackedRun
+from stages.train import autocast, build_distiller, load_student, predict, teacher_tables
+
+RECALL_AT = (1, 5, 10)
+PRECISION_AT = (100, 500)
+GALLERY_PARTS = ("train", "select")  # both are of the papers' training split
+
+
+class Task(NamedTuple):
+    """All that one evaluation needs; small enough to be sent to a worker process."""
+
+    params: Params
+    cell: str
+    run: str
+    seed: int
+    device: str
+    folder: Path
+    tracked: TrackedRun
+
+
+def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
+    """Evaluate one student; returns its rows of each table."""
+    params, cell = task.params, task.params.cells[task.cell]
+    recipe, run = params.recipes[cell.recipe], cell.runs[task.run]
+    device = torch.device(task.device)
+    index, store = params.path("split", cell.dataset) / "index.csv", params.path(*cell.input.split("/"))
+    test, gallery = ClipSet(index, store, ("test",)), ClipSet(index, store, GALLERY_PARTS)
+    student, state = load_student(params, task.cell, task.run, task.seed, test.classes, device)
+
+    probabilities, features = predict(student, test, recipe, device)
+    _, gallery_features = predict(student, gallery, recipe, device)
+    values = {"accuracy": metrics.top1(probabilities, test.labels), "queries": len(test), "gallery": len(gallery)}
+    values |= metrics.retrieval(features, test.labels, gallery_features, gallery.labels, RECALL_AT, PRECISION_AT)
+    stores.write_arrays(
+        task.folder / task.run / f"seed-{task.seed}.npz",
+        ids=np.array(test.ids),
+        labels=test.labels.numpy(),
+        probabilities=probabilities.numpy(),
+        features=features.numpy(),
+        gallery_ids=np.array(gallery.ids),
+        gallery_labels=gallery.labels.numpy(),
+        gallery_features=gallery_features.numpy(),
+    )
+    rows = test.rows.assign(predicted=probabilities.argmax(1).numpy())
+    names = dict(zip(rows["label"], rows["class"], strict=True)) | dict(
+        zip(gallery.rows["label"], gallery.rows["class"], strict=True)
+    )
+    right = rows["label"] == rows["predicted"]
+    tables = {
+        "metrics": pd.DataFrame({"metric": list(values), "value": [float(value) for value in values.values()]}),
+        "per_class": rows.assign(right=right)
+        .groupby("class", as_index=False)
+        .agg(clips=("right", "size"), accuracy=("right", "mean")),
+        "confusion": rows.assign(true=rows["class"], predicted=rows["predicted"].map(names))
+        .groupby(["true", "predicted"], as_index=False)
+        .agg(clips=("id", "size")),
+    }
+    if run.teachers and methods()[cell.method].scores is not Distiller.scores:
+        clips = ClipSet(index, store, ("train", "test"))
+        teachers = teacher_tables(params, cell, run, clips, task.seed, device)
+        distiller = build_distiller(
+            cell, run, student, teachers, ClipSet(index, store, ("train",), recipe.train_groups)
+        )
+        distiller.load_state_dict(state["distiller"])
+        scores = score_clips(student, distiller.to(device), clips, teachers, recipe, device)
+        if scores is not None:
+            tables["scores"] = scores
+            tables["detection"] = detection(scores)
+        if task.seed == cell.seeds[0] and hasattr(distiller, "attend") and isinstance(student, R2Plus1d):
+            arrays = attention(student, distiller, clips, teachers, recipe, device)
+            stores.write_arrays(task.folder / task.run / "attention.npz", **arrays)
+    with task.tracked.child(f"{task.run} seed {task.seed}", {"run": task.run, "seed": task.seed}) as tracked:
+        tracked.log_params({"method": cell.method, "teachers": run.teachers, "seed": task.seed})
+        tracked.log_metrics(values)
+        for row in tables.get("detection", pd.DataFrame()).to_dict("records"):
+            tracked.log_metrics({f"auroc/{row['score']}/{row['part']}": row["auroc"]})
+    return {name: with_run(table, task.run, task.seed) for name, table in tables.items()}
+
+
+@torch.inference_mode()
+def score_clips(
+    student: Student,
+    distiller: Distiller,
+    clips: ClipSet,
+    teachers: dict[str, TeacherBatch],
+    recipe: Recipe,
+    device: torch.device,
+) -> pd.DataFrame | None:
+    """What the distiller says of each clip's teacher, averaged over windows; None for methods that say nothing.
+
+    Clips without sound have no score and are left out."""
+    student.eval()
+    distiller.eval()
+    totals: dict[str, Tensor] = {}
+    counts = torch.zeros(len(clips))
+    for windows, rows in test_windows(clips, recipe, 64):
+        with autocast(device, recipe.precision):
+            output = student(to_input(windows.to(device), recipe.normalisation))
+            batch = {letter: table.take(rows.to(device)) for letter, table in teachers.items()}
+            scores = distiller.scores(output, batch)
+        for name, value in scores.items():
+            totals.setdefault(name, torch.zeros(len(clips))).index_add_(0, rows, value.float().cpu())
+        counts.index_add_(0, rows, torch.ones(len(rows)))
+    if not totals:
+        return None
+    columns = {name: (total / counts).numpy() for name, total in totals.items()}
+    relevant = clips.rows.get("relevant", "")
+    table = clips.rows[["id", "part"]].assign(relevant=relevant, **columns)
+    heard = torch.stack([table.mask for table in teachers.values()]).all(0).cpu().numpy()
+    return table[heard]
+
+
+@torch.inference_mode()
+def attention(
+    student: R2Plus1d,
+    distiller: Distiller,
+    clips: ClipSet,
+    teachers: dict[str, TeacherBatch],
+    recipe: Recipe,
+    device: torch.device,
+) -> dict[str, np.ndarray]:
+    """Where the distiller attends in the first window of each test clip: arrays of attention.npz.
+
+    Clips to whose sound no attention is paid are left out: all of them where the strategy has none."""
+    student.eval()
+    distiller.eval()
+    maps = []
+    tests = torch.tensor(np.flatnonzero(clips.rows["part"] == "test"))
+    for rows in tests.split(64):
+        windows = [take_window(clips.store[clips.ids[row]], 0, recipe.frames) for row in rows]
+        batch = torch.from_numpy(np.stack([centre_crop(window, recipe.size) for window in windows]))
+        with autocast(device, recipe.precision):
+            output = student(to_input(batch.to(device), recipe.normalisation))
+            known = {letter: table.take(rows.to(device)) for letter, table in teachers.items()}
+            maps.append(distiller.attend(output, known).float().cpu())  # type: ignore[operator]
+    weights = torch.cat(maps)
+    heard = ~weights.isnan().any(1)
+    grid = student.grid(recipe.frames, recipe.size, recipe.size)
+    return {"ids": np.array(clips.ids)[tests[heard]], "weights": weights[heard].reshape(-1, *grid).numpy()}
+
+
+def detection(scores: pd.DataFrame) -> pd.DataFrame:
+    """Area under the ROC curve of each score, for telling clips whose sound belongs to the action from the others.
+
+    Empty where the dataset does not know the truth."""
+    from sklearn.metrics import roc_auc_score
+
+    found: list[dict[str, Any]] = []
+    for name in [column for column in scores.columns if column not in ("id", "part", "relevant")]:
+        for part, rows in scores[scores["relevant"].isin(["yes", "no"])].groupby("part"):
+            truth = rows["relevant"] == "yes"
+            if truth.nunique() == 2:
+                found.append(
+                    {"score": name, "part": part, "auroc": roc_auc_score(truth, rows[name]), "clips": len(rows)}
+                )
+    return pd.DataFrame(found, columns=["score", "part", "auroc", "clips"])
+
+
+def with_run(table: pd.DataFrame, run: str, seed: int) -> pd.DataFrame:
+    """The table with columns run and seed in front."""
+    table = table.reset_index(drop=True)
+    table.insert(0, "run", run)
+    table.insert(1, "seed", seed)
+    return table
+
+
+def main(stage: Stage) -> None:
+    """Evaluate all runs of the cell with all its seeds."""
+    params, name = stage.params, stage.item or ""
+    cell = params.cells[name]
+    stage.input("train", name)
+    device = resolve_device(params.device)
+    index = stage.input("split", cell.dataset) / "index.csv"
+    stage.run.log_dataset(name=cell.dataset, path=index, digest=stores.digest(index), context="evaluation")
+    with stage.output() as folder:
+        tasks = [
+            (Task(params, name, run, seed, device, folder, stage.run),) for run in cell.runs for seed in cell.seeds
+        ]
+        results = run_jobs(evaluate_one, tasks, device, f"evaluate {name}")
+        for table in dict.fromkeys(table for result in results for table in result):
+            rows = pd.concat([result[table] for result in results if table in result], ignore_index=True)
+            stores.write_csv(folder / f"{table}.csv", rows)
+            stage.run.log_artifact(folder / f"{table}.csv")
+        rows = pd.read_csv(folder / "metrics.csv")
+    means = rows.groupby(["run", "metric"], sort=False)["value"].mean()
+    summary: dict[str, Any] = {run: {} for run in cell.runs}
+    for (run, metric), value in means.items():
+        summary[run][metric] = float(value)
+        stage.run.log_metrics({f"{run}/{metric}": float(value)})
+    stage.metrics(summary)
+
+
+if __name__ == "__main__":
+    command(main)

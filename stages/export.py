@@ -1,0 +1,271 @@
+"""Stage export: the best student of a dataset as a model that is of use by itself.
+
+Best is the run and seed with the highest accuracy on the select part, then with the lower loss there. All runs of the
+dataset compete whose student sees and whose recipe does not select on the test part. Makes, under export/<dataset>/, a
+model that MLflow serves as it is (`mlflow models serve -m <folder> --env-manager local`):
+
+  student.pt2     torch.export program: windows (B, T, S, S, 3) uint8 to logits (B, C) and features (B, D), any B
+  student.onnx    the same for ONNX Runtime, where onnxscript and onnxruntime are installed
+  gallery.npz     ids, labels and features of the training videos, from stage evaluate
+  export.json     the choice, classes in order of their labels, how to get from a video to windows, and by how much the
+                  programs differ from the student (at most TOLERANCE)
+  MLmodel, requirements.txt, python_env.yaml, *input_example.json, code/      what MLflow needs
+
+The programs compute on the CPU in float32, whatever the precision of the training. No teacher and no sound is needed.
+The model is registered as `student-<dataset>`; alias `best` is the last one exported.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import platform
+import shutil
+import tempfile
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from torch import Tensor, nn
+
+from models.students import Student
+from stages import recognise, stores
+from stages.errors import UserError
+from stages.jpeg import JpegClip
+from stages.loader import ClipSet, test_windows, to_input
+from stages.media import write_video
+from stages.params import Params
+from stages.stage import Stage, command
+from stages.train import load_student
+
+TOLERANCE = 1e-4
+# All that stages.recognise imports of this project, and the packages that these files import.
+STAGES = ("errors", "jpeg", "loader", "media", "params", "recognise", "stores")
+CODE = ("models/__init__.py", "models/outputs.py", *(f"stages/{name}.py" for name in STAGES))
+PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pydantic", "pyyaml", "pillow", "av", "decord")
+VIDEO = {"name": "video", "type": "string", "required": True}
+NEIGHBOUR = {
+    "video": {"type": "string", "required": True},
+    "class": {"type": "string", "required": True},
+    "similarity": {"type": "double", "required": True},
+}
+ANSWER = [
+    {"name": "class", "type": "string", "required": False},
+    {"name": "probability", "type": "double", "required": False},
+    {"name": "probabilities", "type": "map", "values": {"type": "double"}, "required": False},
+    {"name": "nearest", "type": "array", "items": {"type": "object", "properties": NEIGHBOUR}, "required": False},
+    {"name": "error", "type": "string", "required": False},
+]
+
+
+class Choice(NamedTuple):
+    """A trained student, and what its selected epoch reached on the select part."""
+
+    cell: str
+    run: str
+    seed: int
+    epoch: int
+    select_accuracy: float
+    select_loss: float
+
+
+class Standalone(nn.Module):
+    """A student with its normalisation: windows (B, T, S, S, 3) uint8 to logits (B, C) and features (B, D)."""
+
+    def __init__(self, student: Student, normalisation: str) -> None:
+        super().__init__()
+        self.student, self.normalisation = student, normalisation
+
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Any number of windows."""
+        output = self.student(to_input(windows, self.normalisation))
+        return output.logits, output.feature
+
+
+def choose(params: Params, dataset: str) -> Choice:
+    """The best student of a dataset on the select part; of equals the first in params.
+
+    Raises UserError if no run of the dataset competes."""
+    found: list[Choice] = []
+    for name, cell in params.cells.items():
+        selection = params.recipes[cell.recipe].selection
+        if cell.dataset != dataset or not cell.input.startswith("frames/") or selection == "test":
+            continue
+        path = params.path("train", name) / "history.csv"
+        if not path.exists():
+            raise UserError(f"{path}: missing; run stage train")
+        columns = [column for column in Choice._fields if column != "cell"]
+        history = pd.read_csv(
+            path,
+            usecols=columns,
+            dtype={"run": str},
+            keep_default_na=False,
+            na_values={"select_loss": ["", "nan", "NaN"]},
+        ).fillna({"select_loss": np.inf})
+        ranks = [False] if selection == "last" else [False, True, True]
+        by = ["epoch"] if selection == "last" else ["select_accuracy", "select_loss", "epoch"]
+        selected = history.sort_values(by, ascending=ranks).drop_duplicates(["run", "seed"]).sort_index()
+        found += [Choice(name, *row) for row in selected[columns].itertuples(index=False)]
+    if not found:
+        raise UserError(
+            f"{params.suite.file}: cells: no student of dataset '{dataset}' can be exported; expected a cell "
+            "that takes frames/… with a recipe whose selection is select or last"
+        )
+    return min(found, key=lambda choice: (-choice.select_accuracy, choice.select_loss))
+
+
+def save_program(student: Standalone, windows: Tensor, path: Path) -> None:
+    """Write the student as a torch.export program. `windows`: an example of at least two."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No complete tensor found")  # about weights that are not on the CPU
+        batch = {"windows": {0: torch.export.Dim("batch", min=1)}}
+        torch.export.save(torch.export.export(student, (windows,), dynamic_shapes=batch), path)
+
+
+def save_onnx(student: Standalone, windows: Tensor, path: Path) -> None:
+    """Write the student as an ONNX model with input `windows`, outputs `logits` and `feature`."""
+    batch = {"windows": {0: torch.export.Dim("batch", min=1)}}
+    program = torch.onnx.export(
+        student,
+        (windows,),
+        input_names=["windows"],
+        output_names=["logits", "feature"],
+        dynamic_shapes=batch,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None  # as long as `dynamo`
+    program.save(path)
+
+
+def difference(path: Path, student: Standalone, windows: Tensor) -> float:
+    """Largest absolute difference between what a written program and the student make of one window and of all.
+
+    Raises UserError if it is above TOLERANCE."""
+    if path.suffix == ".onnx":
+        import onnxruntime  # type: ignore  # may be missing
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    else:
+        program = recognise.load_program(path)
+    gaps = []
+    with torch.inference_mode():
+        for some in (windows[:1], windows):
+            made = session.run(None, {"windows": some.numpy()}) if path.suffix == ".onnx" else program(some)
+            for ours, theirs in zip(student(some), made, strict=True):
+                gaps.append((ours - torch.as_tensor(theirs)).abs().max())
+    largest = float(torch.stack(gaps).max())
+    if not largest <= TOLERANCE:
+        raise UserError(f"{path.name} differs from the student by {largest:g}; at most {TOLERANCE:g} was expected")
+    return largest
+
+
+def describe_model(folder: Path, example: bytes) -> None:
+    """Write what MLflow needs around the programs. `example`: a video file."""
+    code = folder / "code"
+    root = Path(__file__).resolve().parents[1]
+    for name in CODE:
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / name, code / name)
+    installed = []
+    for package in PACKAGES:
+        try:
+            # Without the build ("+cu128"), which no package index has.
+            installed.append(f"{package}=={version(package).partition('+')[0]}\n")
+        except PackageNotFoundError:  # decord is not everywhere
+            continue
+    stores.write_text(folder / "requirements.txt", "".join(installed))
+    environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
+    stores.write_text(folder / "python_env.yaml", yaml.safe_dump(environment, sort_keys=False))
+    table = {"columns": ["video"], "data": [[base64.b64encode(example).decode()]]}
+    stores.write_json(folder / "input_example.json", table)
+    stores.write_json(folder / "serving_input_example.json", {"dataframe_split": table})
+    nearest = {"name": "nearest", "type": "long", "default": recognise.NEAREST, "shape": None}
+    flavour = {
+        "loader_module": "stages.recognise",
+        "code": "code",
+        "env": {"virtualenv": "python_env.yaml"},
+        "python_version": platform.python_version(),
+    }
+    model = {
+        "flavors": {"python_function": flavour},
+        "mlflow_version": version("mlflow"),
+        "signature": {"inputs": json.dumps([VIDEO]), "outputs": json.dumps(ANSWER), "params": json.dumps([nearest])},
+        "saved_input_example_info": {
+            "artifact_path": "input_example.json",
+            "serving_input_path": "serving_input_example.json",
+            "type": "dataframe",
+            "pandas_orient": "split",
+        },
+    }
+    stores.write_text(folder / "MLmodel", yaml.safe_dump(model, sort_keys=False))
+
+
+def example_video(clip: np.ndarray | JpegClip, fps: float) -> bytes:
+    """Up to 2 s of a clip (T, H, W, 3) uint8 as a small video file without sound."""
+    rate = max(1, round(fps))
+    frames = clip[: 2 * rate]
+    height, width = (side // 2 * 2 for side in frames.shape[1:3])  # H.264 wants even sides
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "example.mp4"
+        write_video(path, frames[:, :height, :width], rate, None)
+        return path.read_bytes()
+
+
+def main(stage: Stage) -> None:
+    """Choose, export, check and register."""
+    params, name = stage.params, str(stage.item)
+    torch.set_num_threads(1)
+    choice = choose(params, name)
+    cell = params.cells[choice.cell]
+    frames = params.frames[cell.input.removeprefix("frames/")]
+    recipe = params.recipes[cell.recipe]
+    index = stage.input("split", name) / "index.csv"
+    clips = ClipSet(index, stage.input(*cell.input.split("/")), ("train",))
+    evaluated = stage.input("evaluate", choice.cell) / choice.run / f"seed-{choice.seed}.npz"
+    gallery = stores.read_arrays(evaluated)
+    student, _ = load_student(params, choice.cell, choice.run, choice.seed, clips.classes, torch.device("cpu"))
+    alone = Standalone(student, recipe.normalisation).eval()
+    windows = next(test_windows(clips, recipe, 8))[0]
+    windows = torch.cat([windows, windows.flip(1)])  # at least two
+    labels = stores.read_index(index)[["label", "class"]].drop_duplicates().sort_values("label")
+    with stage.output() as folder:
+        save_program(alone, windows, folder / "student.pt2")
+        differences = {"student.pt2": difference(folder / "student.pt2", alone, windows)}
+        if find_spec("onnxscript") and find_spec("onnxruntime"):
+            save_onnx(alone, windows, folder / "student.onnx")
+            differences["student.onnx"] = difference(folder / "student.onnx", alone, windows)
+        arrays = {key: gallery[f"gallery_{key}"] for key in ("ids", "labels", "features")}
+        stores.write_arrays(folder / "gallery.npz", **arrays)
+        about: dict[str, Any] = {
+            "dataset": name,
+            "method": cell.method,
+            **choice._asdict(),
+            "differences": differences,
+            "classes": labels["class"].tolist(),
+            "preprocessing": frames.model_dump(exclude={"dataset"})
+            | recipe.model_dump(include={"frames", "stride", "size", "normalisation"}),
+        }
+        stores.write_json(folder / "export.json", about)
+        describe_model(folder, example_video(clips.store[clips.ids[0]], frames.fps))
+        stage.run.log_params({key: about[key] for key in ("cell", "run", "seed", "method", "epoch")})
+        stage.run.log_metrics({"select_accuracy": choice.select_accuracy, "select_loss": choice.select_loss})
+        stage.run.log_metrics({f"difference/{key}": value for key, value in differences.items()})
+        stage.run.log_dataset(name=name, path=index, digest=stores.digest(index), context="export")
+        stage.run.log_model(
+            f"student-{name}",
+            folder,
+            alias="best",
+            description=f"Sees a video; says its class among those of {name}, and which training videos are like it.",
+            tags=choice._asdict(),
+        )
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,93 @@
+"""Stage figures: what the numbers look like. Each figure is a PNG drawn from a CSV file that lies beside it.
+
+A figure whose data the suite does not have is left out; figures.json says why. Adding a figure: a function in
+`stages.drawing` that returns a `Drawn` or raises `NoDataError`, a line in `FIGURES`, and, unless every suite has it, a
+key of its name in `stages.params.Figures`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.drawing import STYLE, Drawn, NoDataError, classes, clips, runs
+from stages.params import Figures, Params
+from stages.stage import Stage, command
+from stages.stores import write_csv, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_BYTES = 150_000
+FIGURES: dict[str, tuple[str, Callable[[Params], Drawn]]] = {
+    "accuracy": ("Accuracy of all runs", runs.accuracy_of_runs),
+    "training_curves": ("Training curves of the strategies (Xia Fig. 3)", runs.training_curves),
+    "attention": ("Where the sound leads the attention (Xia Fig. 4)", clips.attention_maps),
+    "gain_per_class": ("Gain over the baseline by class (Chen Fig. 3)", classes.gain_per_class),
+    "large": ("The large set: recognition and retrieval (Chen Fig. 4)", runs.large_set),
+    "retrieval": ("What is retrieved (Chen Fig. 5)", clips.retrieval_gallery),
+    "embedding": ("Features of training and test clips (Chen Fig. 5)", classes.feature_maps),
+    "heard": ("What the audio teacher hears (Chen Fig. 6)", clips.heard_classes),
+    "noise": ("Accuracy against the noise in the sound", runs.noise_curve),
+    "scores": ("Mask and τ of clips whose sound belongs, and of others", runs.score_histograms),
+    "confusion": ("Confusion of classes", classes.confusion_matrices),
+}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG; one that would be too large gets few colours (256 take a third of the size), then fewer pixels."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    image = Image.open(buffer).convert("RGB")
+    image.save(path, optimize=True)
+    for colours, scale in ((256, 1.0), (128, 1.0), (64, 1.0), (64, 0.7), (64, 0.5)):
+        if path.stat().st_size <= MAX_BYTES:
+            break
+        scaled = image.resize((round(scale * image.width), round(scale * image.height)), Image.Resampling.LANCZOS)
+        # An octree keeps the ends of colour bars, which the default method merges.
+        fewer = scaled.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        fewer.save(path, optimize=True)
+
+
+def draw(params: Params) -> Iterator[tuple[str, str, Drawn | str]]:
+    """Every figure of the suite: its name, its title, and the figure or the reason why it is absent."""
+    wanted = {
+        name: figure
+        for name, figure in FIGURES.items()
+        if name not in Figures.model_fields or getattr(params.report.figures, name)
+    }
+    for dataset in params.datasets:
+        sheet = lambda params, dataset=dataset: clips.contact_sheet(params, dataset)  # noqa: E731
+        wanted[f"clips_{dataset}"] = (f"Clips of {dataset}", sheet)
+    for name, (title, make) in wanted.items():
+        try:
+            yield name, title, make(params)
+        except NoDataError as reason:
+            yield name, title, str(reason)
+
+
+def main(stage: Stage) -> None:
+    """Draw every figure that the suite has data for, and list them all in figures.json."""
+    from matplotlib import rc_context
+
+    listing: list[dict[str, str]] = []
+    with stage.output() as folder, rc_context(STYLE):
+        for name, title, drawn in draw(stage.params):
+            if isinstance(drawn, str):
+                listing.append({"name": name, "title": title, "absent": drawn})
+                continue
+            write_csv(folder / f"{name}.csv", drawn.data)
+            save(drawn.figure, folder / f"{name}.png")
+            stage.run.log_artifact(folder / f"{name}.png")
+            listing.append(
+                {"name": name, "title": title, "caption": drawn.caption, "file": f"{name}.png", "data": f"{name}.csv"}
+            )
+        write_json(folder / "figures.json", listing)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,42 @@
+"""Stage frames: the pictures of every usable clip, decoded once, in a store that is read by memory map."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from stages import datasets, media
+from stages.jpeg import encode
+from stages.packing import pack
+from stages.params import Frames
+from stages.stage import Stage, command
+
+
+def main(stage: Stage) -> None:
+    """Write a store of uint8 (T, H, W, 3) by clip id, raw or as JPEGs, and problems.csv."""
+    from stages.stores import digest, read_index
+
+    frames = stage.params.frames[str(stage.item)]
+    origin = stage.params.datasets[frames.dataset].origin
+    source = stage.input("split", frames.dataset) / "index.csv"
+    index = read_index(source)
+    videos = datasets.of(origin).videos(origin, stage.input("download", frames.dataset))
+    clips = datasets.locate(index[index["status"] == "ok"], videos)
+    stage.run.log_params(frames.model_dump())
+    stage.run.log_dataset(name=frames.dataset, path=source, digest=digest(source), context="frames")
+    with stage.output(key=f"{digest(source)} {frames!r}") as folder:
+        reader = partial(read, frames)
+        counts = pack(folder, "uint8", clips, reader, lambda _, kept: kept, "read frames", frames.encoding)
+        stage.run.log_artifact(folder / "problems.csv")
+    stage.run.log_metrics(counts)
+
+
+def read(frames: Frames, clip: datasets.Clip) -> np.ndarray:
+    """The pictures of one clip, uint8 (T, H, W, 3), or the bytes that keep them as JPEGs."""
+    pictures = media.read_frames(clip.path, frames.fps, frames.short_side, clip.start, clip.end, frames.reader)
+    return encode(pictures, frames.quality) if frames.encoding == "jpeg" else pictures
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,111 @@
+"""Stage mix_noise: spectrograms of recordings that are each mixed with one of another class (Xia Table 3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from stages import datasets
+from stages.errors import UserError
+from stages.packing import pack
+from stages.spectrogram import listen, spectrogram
+from stages.stage import Stage, command
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Pair(NamedTuple):
+    """A clip, and the one whose sound is its noise."""
+
+    clip: datasets.Clip
+    noise: datasets.Clip
+    snr_db: float
+
+    @property
+    def id(self) -> str:
+        """Id of the clip."""
+        return self.clip.id
+
+
+def main(stage: Stage) -> None:
+    """Write a store as spectrogram does, pairs.csv (id, noise_id, snr_db as measured), and problems.csv."""
+    import pandas as pd
+
+    from stages.stores import digest, read_index, write_csv
+
+    params = stage.params.noise_mixes[str(stage.item)]
+    origin = stage.params.datasets[params.dataset].origin
+    source = stage.input("split", params.dataset) / "index.csv"
+    index = read_index(source)
+    heard = index[index["audio"] == "yes"].reset_index(drop=True)
+    videos = datasets.of(origin).videos(origin, stage.input("download", params.dataset))
+    clips = datasets.locate(heard, videos)
+    noises = [clips[row] for row in draw(heard, params.seed)]
+    pairs = [Pair(clip, noise, params.snr_db) for clip, noise in zip(clips, noises, strict=True)]
+    stage.run.log_params(params.model_dump())
+    stage.run.log_dataset(name=params.dataset, path=source, digest=digest(source), context="mix_noise")
+    measured = []
+
+    def finish(pair: Pair, mixed: tuple[np.ndarray, float]) -> np.ndarray:
+        sound, ratio = mixed
+        measured.append((pair.clip.id, pair.noise.id, ratio))
+        return spectrogram(sound)
+
+    with stage.output() as folder:
+        counts = pack(folder, "float32", pairs, mix, finish, "mix in noise")
+        write_csv(folder / "pairs.csv", pd.DataFrame(measured, columns=["id", "noise_id", "snr_db"]))
+        stage.run.log_artifact(folder / "pairs.csv")
+        stage.run.log_artifact(folder / "problems.csv")
+    stage.run.log_metrics(counts)
+
+
+def draw(heard: pd.DataFrame, seed: int) -> np.ndarray:
+    """For each row of the index the number of the row whose sound is its noise, int64 (rows,).
+
+    A random permutation within each part (sound of the test part never enters training), repaired by random swaps
+    until each has a partner of another class. Where one class has more than half of a part no permutation can do
+    that, and some recordings serve twice. Raises UserError if a part has a single class.
+    """
+    rng = np.random.default_rng(seed)
+    partner = np.full(len(heard), -1)
+    for part, rows in sorted(heard.groupby("part").groups.items()):
+        labels = heard["label"].to_numpy()[rows]
+        order = rng.permutation(len(rows))
+        for i in range(len(rows)):
+            if labels[order[i]] != labels[i]:
+                continue
+            others = np.flatnonzero(labels != labels[i])
+            if not len(others):
+                raise UserError(f"part '{part}' has sound of one class only: no recording of another class to mix in")
+            swaps = others[labels[order[others]] != labels[i]]
+            if len(swaps):
+                j = rng.choice(swaps)
+                order[i], order[j] = order[j], order[i]
+            else:
+                order[i] = rng.choice(others)
+        partner[rows] = np.asarray(rows)[order]
+    return partner
+
+
+def mix(pair: Pair) -> tuple[np.ndarray, float]:
+    """The sound of a pair, and the measured ratio of powers in dB."""
+    return add_noise(listen(pair.clip), listen(pair.noise), pair.snr_db)
+
+
+def add_noise(sound: np.ndarray, noise: np.ndarray, snr_db: float) -> tuple[np.ndarray, float]:
+    """Sound float32 (samples,) with noise, looped or cut to its length, `snr_db` below it in mean power.
+
+    Returns the mixture, float32 (samples,), not clipped, and the ratio as measured; noise that is silent over that
+    length adds nothing, and the ratio is infinite."""
+    noise = np.resize(noise, len(sound)).astype(np.float64)
+    power, noise_power = np.mean(np.square(sound, dtype=np.float64)), np.mean(noise**2)
+    if noise_power == 0:
+        return sound, float("inf")
+    mixed = (sound + noise * np.sqrt(power / noise_power / 10 ** (snr_db / 10))).astype(np.float32)
+    return mixed, float(10 * np.log10(power / np.mean((mixed.astype(np.float64) - sound) ** 2)))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,367 @@
+"""Stage report: every table of the papers beside ours, and all else that the suite measured.
+
+Makes, under report/:
+  index.html      one self-contained page
+  tables/*.csv    the numbers, with the full ids of the MLflow runs that made them
+  tables/*.md     the same tables as they stand on the page
+  accuracy.csv    run, seed, accuracy: for `dvc plots`
+
+What the page says in words is generated from the numbers. A gain or a loss is claimed only where a paired test,
+corrected for the number of comparisons, found it (stages/significance.py).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import platform
+import struct
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages import results
+from stages.beyond import (
+    cost_sheet,
+    cost_table,
+    detection_sentence,
+    detection_sheet,
+    detection_table,
+    noise_sheet,
+    noise_table,
+    tests_sentence,
+    tests_sheets,
+    tests_table,
+)
+from stages.errors import UserError
+from stages.page import PLUS_MINUS, Chapter, Section, listed, plain, plural, render, verdicts
+from stages.papers import PAPERS, SHORT, datasets_note, paper_section, paper_table
+from stages.sheets import (
+    METRICS,
+    dataset_sheet,
+    dataset_table,
+    reasons_sheet,
+    recipes_sheet,
+    runs_notes,
+    runs_sheet,
+    runs_table,
+    studies_sheet,
+    studies_table,
+    teachers_sheet,
+    teachers_table,
+)
+from stages.stage import Stage, command
+from stages.stores import read_index, write_csv, write_text
+from stages.suite import Suite
+
+PAPER_FIGURES = {
+    "xia2023": ("training_curves", "attention"),
+    "chen2021": ("gain_per_class", "large", "retrieval", "embedding", "heard"),
+}
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "numpy",
+    "pandas",
+    "scipy",
+    "av",
+    "decord",
+    "dvc",
+    "mlflow",
+    "prefect",
+)
+
+
+def found_sentences(
+    suite: Suite, detection: pd.DataFrame, teachers: pd.DataFrame, tests: pd.DataFrame
+) -> list[tuple[str, str]]:
+    """What was found: pairs of what it is about and sentences made from the numbers."""
+    params = suite.params
+    missing = [cell for cell in params.cells if not any(run in suite.evaluated for run in params.cells[cell].runs)]
+    sentences = [
+        ("Baseline", baseline_sentence(suite, teachers)),
+        *study_sentences(suite),
+        ("Proposed method", tests_sentence(suite, tests)),
+        ("Sound that belongs", detection_sentence(detection, params.report.proposed)),
+        ("Missing", f"Not evaluated yet, and absent from this page: {listed(missing)}." if missing else ""),
+    ]
+    return [(title, sentence) for title, sentence in sentences if sentence]
+
+
+def baseline_sentence(suite: Suite, teachers: pd.DataFrame) -> str:
+    """How good the baseline is, beside the teachers' features alone; empty where it is not evaluated."""
+    params, base = suite.params, suite.params.report.baseline
+    level = suite.level(base, "accuracy")
+    if not level.seeds:
+        return ""
+    interval = f"95 % interval {plain(level.low)} to {plain(level.high)}, " if level.defined else ""
+    sentence = (
+        f"The baseline {base} classifies {plain(level.mean)} % of the test clips correctly "
+        f"({interval}{plural(level.seeds, 'seed')})."
+    )
+    heads = [
+        f"{plain(row['test'])} % from {row['features']}"
+        for row in teachers.to_dict("records")
+        if params.features[row["features"]].dataset == suite.cell(base).dataset
+    ]
+    return f"{sentence} A linear layer on a teacher's features alone reaches {listed(heads)}." if heads else sentence
+
+
+def study_sentences(suite: Suite) -> list[tuple[str, str]]:
+    """Of each study, by title: which of its runs gain over their baseline, which lose, which do neither."""
+    sentences = []
+    for study, runs in suite.studies().items():
+        title = suite.params.studies[study].title if study else "Runs"
+        compared = {run: base for run in runs if (base := suite.baseline_of(run)) is not None}
+        for base in dict.fromkeys(compared.values()):
+            gains = {run: suite.gain(run, base) for run in compared if compared[run] == base}
+            found = {run: suite.found(run, base) for run in gains}
+            count = f"{plural(len(gains), 'run')} beside {base}, with the same student, videos and recipe."
+            sentences.append((title, f"{count} {verdicts(gains, found, base)}"))
+    return sentences
+
+
+def lead_sentence(suite: Suite) -> str:
+    """What this page is."""
+    params = suite.params
+    runs = suite.evaluated
+    counts = sorted({len(suite.seeds(run)) for run in runs})
+    seeds = plural(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    papers = sorted({table.source for table in params.report.tables.values()}, reverse=True)
+    names = [SHORT[source] for source in papers]
+    datasets = sorted({params.cells[params.runs()[run][0]].dataset for run in runs})
+    beside = f", beside what {listed(names)} report" if names else ""
+    return (
+        f"This page shows {plural(len(runs), 'way')} of training a student network on {listed(datasets)}, each from "
+        f"{seeds}{beside}. Whether knowledge distilled from sound or images helps is read from "
+        "gains over the same student without it."
+    )
+
+
+def reading_notes(suite: Suite) -> list[str]:
+    """What the intervals and the words mean, and what they do not."""
+    clips = suite.values(suite.params.report.baseline, "queries")
+    size = ""
+    if len(clips) and clips.iloc[0] > 0:
+        size = f" The test part has {clips.iloc[0]:.0f} clips, so one clip is {100 / clips.iloc[0]:.2f} points."
+    return [
+        f"Numbers are means over seeds {PLUS_MINUS} half of the 95 % interval of Student's t; differences are taken "
+        "seed by seed. The intervals cover what another seed would change, not what other test clips would."
+        f"{size} The intervals are not corrected for the number of comparisons. The words gain and loss, and bold "
+        "differences, are: they stand only where the paired t test stays below 0.05 after Holm's correction over the "
+        "comparisons of the same study or table. Where they are absent, a difference may exist that these seeds "
+        "cannot show."
+    ]
+
+
+def made_facts(stage: Stage, suite: Suite) -> list[tuple[str, str]]:
+    """How the page and its numbers were made."""
+    params = suite.params
+    tags = stage.run.tags
+    commit = tags.get("mlflow.source.git.commit", "unknown")
+    changed = " with uncommitted changes" if tags.get("git.dirty") == "true" else ""
+    seeds = sorted({seed for cell in params.cells.values() for seed in cell.seeds})
+    selection = sorted({params.recipes[cell.recipe].selection for cell in params.cells.values()})
+    parts = {"select": "the select part", "test": "the test part (as the papers do)", "last": "none: the last epoch"}
+    return [
+        ("params file", f"{params.suite.file} (suite {params.suite.name})"),
+        ("git commit", f"{commit}{changed}"),
+        ("seeds", ", ".join(map(str, seeds))),
+        ("epoch selected on", listed(parts[name] for name in selection)),
+        ("device", params.device),
+        ("machine", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"),
+        ("packages", ", ".join(f"{name} {found}" for name in PACKAGES if (found := installed(name)))),
+        ("MLflow", "ids of runs are in tables/*.csv and under the pointer" if suite.ledger else "nothing was tracked"),
+    ]
+
+
+def installed(package: str) -> str:
+    """Version of an installed package; empty where there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def inlined(folder: Path, entry: dict[str, str]) -> dict[str, Any]:
+    """A figure of figures.json with its PNG as base64, and its size."""
+    data = (folder / entry["file"]).read_bytes()
+    width, height = struct.unpack(">II", data[16:24])  # the PNG's first chunk, IHDR
+    return {**entry, "image": base64.b64encode(data).decode("ascii"), "width": width, "height": height}
+
+
+def date() -> str:
+    """SOURCE_DATE_EPOCH where it is set, so that a page can be made again to the same byte; else now."""
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if given and not given.isdigit():
+        raise UserError(f"SOURCE_DATE_EPOCH: expected seconds since 1970, found {given!r}")
+    moment = datetime.fromtimestamp(int(given), UTC) if given else datetime.now(UTC)
+    return moment.strftime("%Y-%m-%d %H:%M UTC")
+
+
+class Figures:
+    """The figures that stage figures drew, each to be shown once."""
+
+    def __init__(self, folder: Path) -> None:
+        file = folder / "figures.json"
+        listing = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        self.left = {entry["name"]: inlined(folder, entry) for entry in listing if "file" in entry}
+        self.absent = [f"{entry['title']}: {entry['absent']}." for entry in listing if "absent" in entry]
+
+    def take(self, *names: str) -> list[dict[str, Any]]:
+        """Those of some names that are there and have not been shown."""
+        return [self.left.pop(name) for name in names if name in self.left]
+
+
+def paper_chapter(suite: Suite, source: str, tables: dict[str, pd.DataFrame], figures: Figures) -> Chapter:
+    """The tables and figures of one paper; tables that the suite does not name are said to be missing."""
+    chosen = {name: table for name, table in suite.params.report.tables.items() if table.source == source}
+    lacking = sorted(set(results.paper_tables(source)) - {table.table for table in chosen.values()})
+    missing = f"Not in this suite: Table{'s' * (len(lacking) > 1)} {listed(map(str, lacking))}." if lacking else ""
+    sections = []
+    for name, table in chosen.items():
+        tables[name] = paper_table(suite, table)
+        sections.append(paper_section(suite, name, table, tables[name]))
+    if drawn := figures.take(*PAPER_FIGURES[source]):
+        sections.append(Section(f"figures-{source}", f"Figures of {SHORT[source]}", figures=drawn))
+    text = [f"{PAPERS[source]}. {missing}".strip(), datasets_note(suite, chosen.values())]
+    return Chapter(source, SHORT[source], [paragraph for paragraph in text if paragraph], sections)
+
+
+def beyond_chapter(suite: Suite, tables: dict[str, pd.DataFrame], figures: Figures) -> Chapter:
+    """What neither paper has."""
+    sections = []
+    tables["tests"] = tests_table(suite)
+    if sheets := tests_sheets(suite, tables["tests"]):
+        text = (
+            "Which differences in accuracy are more than another seed would make. The test pairs what two runs reach "
+            "from the same seed; with few seeds only large and steady differences can pass."
+        )
+        sections.append(Section("tests", "Tests of significance", [text], sheets[:1], sheets[1:]))
+    tables["noise"] = noise_table(suite)
+    if len(tables["noise"]):
+        sections.append(
+            Section(
+                "noise", "Noise in the sound", [], [noise_sheet(suite, tables["noise"])], figures=figures.take("noise")
+            )
+        )
+    tables["detection"] = detection_table(suite)
+    if len(tables["detection"]):
+        text = (
+            "The dataset knows of each clip whether its sound belongs to the action. No method is told; what a method "
+            "makes of a clip's sound is compared with the truth here."
+        )
+        sheets = [detection_sheet(suite, tables["detection"])]
+        sections.append(Section("sound", "Sound that does not belong", [text], sheets, figures=figures.take("scores")))
+    tables["cost"] = cost_table(suite.params)
+    if len(tables["cost"]):
+        sheets = [cost_sheet(tables["cost"], suite.ledger.get(("cost", None)))]
+        sections.append(Section("cost", "What the methods cost", [], sheets))
+    return Chapter("beyond", "Beyond both papers", [], sections)
+
+
+def runs_chapter(suite: Suite, tables: dict[str, pd.DataFrame], figures: Figures) -> Chapter:
+    """Every run, study by study."""
+    tables["studies"], tables["runs"] = studies_table(suite), runs_table(suite)
+    text, sections = runs_notes(tables["runs"]), []
+    if len(tables["studies"]):
+        sections.append(Section("studies", "Studies", [], [studies_sheet(tables["studies"])]))
+    for study, rows in tables["runs"].groupby("study", sort=False):
+        sheet = runs_sheet(suite, str(study), rows)
+        title = suite.params.studies[str(study)].title if study else sheet.caption
+        sections.append(Section(sheet.name, title, [], [sheet]))
+    if drawn := figures.take("accuracy", "confusion"):
+        sections.append(Section("figures-runs", "Figures of all runs", figures=drawn))
+    return Chapter("all-runs", "All runs", text, sections)
+
+
+def data_chapter(suite: Suite, tables: dict[str, pd.DataFrame], figures: Figures) -> Chapter:
+    """What the students learn from."""
+    params, sections = suite.params, []
+    tables["teachers"] = teachers_table(suite)
+    if len(tables["teachers"]):
+        sections.append(Section("teachers", "The teachers on their own", sheets=[teachers_sheet(tables["teachers"])]))
+    for name in params.datasets:
+        path = params.path("split", name) / "index.csv"
+        if path.exists():
+            index = read_index(path)
+            tables[f"dataset-{name}"] = dataset_table(index)
+            reasons = [sheet for sheet in [reasons_sheet(name, index)] if sheet.rows]
+            sheets = [dataset_sheet(name, tables[f"dataset-{name}"])]
+            clips = figures.take(f"clips_{name}")
+            sections.append(Section(f"dataset-{name}", f"Dataset {name}", [], sheets, reasons, clips))
+    if figures.left:
+        sections.append(Section("more", "More figures", figures=figures.take(*figures.left)))
+    return Chapter("data", "Teachers and data", [], sections)
+
+
+def build(stage: Stage, folder: Path) -> None:
+    """Write the tables and the page."""
+    params = stage.params
+    suite = Suite(params)
+    figures = Figures(params.path("figures"))
+    tables: dict[str, pd.DataFrame] = {}
+    chapters = [paper_chapter(suite, source, tables, figures) for source in PAPERS]
+    chapters += [make(suite, tables, figures) for make in (beyond_chapter, runs_chapter, data_chapter)]
+    absent = ["Figures that this suite has no data for. " + " ".join(figures.absent)] if figures.absent else []
+    made = Section(
+        "made", "Recipes, versions, seeds", absent, folded=[recipes_sheet(params)], facts=made_facts(stage, suite)
+    )
+    chapters.append(Chapter("how", "How it was made", [], [made]))
+    chapters = [chapter for chapter in chapters if chapter.sections]
+
+    for name, table in tables.items():
+        if len(table.columns):
+            write_csv(folder / "tables" / f"{name}.csv", table)
+    for section in (section for chapter in chapters for section in chapter.sections):
+        for sheet in (*section.sheets, *section.folded):
+            write_text(folder / "tables" / f"{sheet.name}.md", sheet.markdown())
+    write_csv(folder / "accuracy.csv", accuracy_table(suite))
+    page = render(
+        title=params.suite.title,
+        file=params.suite.file,
+        lead=lead_sentence(suite),
+        found=found_sentences(suite, tables["detection"], tables["teachers"], tables["tests"]),
+        reading=reading_notes(suite),
+        chapters=chapters,
+        date=date(),
+    )
+    write_text(folder / "index.html", page)
+    write_metrics(stage, tables["runs"])
+
+
+def accuracy_table(suite: Suite) -> pd.DataFrame:
+    """Accuracy of every seed, as shares."""
+    rows = suite.measured[suite.measured["metric"] == "accuracy"]
+    return rows[["run", "seed", "value"]].rename(columns={"value": "accuracy"})
+
+
+def write_metrics(stage: Stage, table: pd.DataFrame) -> None:
+    """Means of every run, as shares, to DVC and MLflow."""
+    summary = {
+        row["run"]: {metric: row[metric] / 100 for metric in METRICS if not np.isnan(row[metric])}
+        for row in table.to_dict("records")
+    }
+    stage.metrics(dict(summary))
+    stage.run.log_metrics({f"{run}/accuracy": values["accuracy"] for run, values in summary.items()})
+
+
+def main(stage: Stage) -> None:
+    """Make the report of a suite."""
+    results.check_tables(stage.params)
+    with stage.output() as folder:
+        build(stage, folder)
+        stage.run.log_artifact(folder / "index.html")
+        for table in sorted((folder / "tables").glob("*.csv")):
+            stage.run.log_artifact(table, "tables")
+    print(f"report: {stage.params.path(stage.name) / 'index.html'}")
+
+
+if __name__ == "__main__":
+    command(main)

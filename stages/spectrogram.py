@@ -1,0 +1,45 @@
+"""Stage spectrogram: the log-mel spectrogram of every clip that has sound, as PANNs define it (models/logmel.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stages import datasets, media
+from stages.packing import pack
+from stages.stage import Stage, command
+
+
+def main(stage: Stage) -> None:
+    """Write a store of float32 (frames, 64), in dB, 100 frames a second, by clip id, and problems.csv."""
+    from stages.stores import digest, read_index
+
+    name = str(stage.item)
+    origin = stage.params.datasets[name].origin
+    source = stage.input("split", name) / "index.csv"
+    index = read_index(source)
+    videos = datasets.of(origin).videos(origin, stage.input("download", name))
+    clips = datasets.locate(index[index["audio"] == "yes"], videos)
+    stage.run.log_dataset(name=name, path=source, digest=digest(source), context="spectrogram")
+    with stage.output(key=digest(source)) as folder:
+        counts = pack(folder, "float32", clips, listen, lambda _, sound: spectrogram(sound), "spectrograms")
+        stage.run.log_artifact(folder / "problems.csv")
+    stage.run.log_metrics(counts)
+
+
+def listen(clip: datasets.Clip) -> np.ndarray:
+    """The sound of one clip, float32 (samples,) at 32 kHz."""
+    return media.read_audio(clip.path, start=clip.start, end=clip.end)
+
+
+def spectrogram(sound: np.ndarray) -> np.ndarray:
+    """Log-mel of float32 (samples,) at 32 kHz: float32 (samples // 320 + 1, 64)."""
+    import torch
+
+    from models.logmel import log_mel
+
+    torch.set_num_threads(1)
+    return log_mel(torch.from_numpy(sound)).numpy()
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,94 @@
+"""Stage teacher_head: a linear layer from a teacher's features to the target classes.
+
+PANNs knows 527 AudioSet classes and ImageNet networks 1000, so a method that needs the teacher's opinion of the
+target classes takes it from this layer. Its accuracy says how good the teacher is on its own.
+
+Makes, under teacher_head/<entry>/: head.npz (weight (C, Dt), bias (C,)), logits.npz (ids, logits (N, C)) and
+metrics.json. The weight decay is the one of DECAYS that does best on the select part; the test part is only reported.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages import stores
+from stages.errors import UserError
+from stages.jobs import resolve_device
+from stages.stage import Stage, command
+
+DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+def fit_linear(features: Tensor, labels: Tensor, classes: int, decay: float) -> tuple[Tensor, Tensor]:
+    """Weight (C, D) and bias (C,) that minimise cross-entropy + decay/2·||weight||², on standardised features.
+
+    The problem is convex; L-BFGS from zero finds its one minimum, so there is no seed."""
+    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    standard = (features - mean) / std
+    weight = torch.zeros(classes, features.shape[1], device=features.device, requires_grad=True)
+    bias = torch.zeros(classes, device=features.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(standard @ weight.T + bias, labels) + decay / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    folded = weight.detach() / std
+    return folded, bias.detach() - folded @ mean
+
+
+def main(stage: Stage) -> None:
+    """Train the head of one features entry."""
+    entry = stage.params.features[stage.item or ""]
+    device = resolve_device(stage.params.device)
+    torch.set_num_threads(1)  # the same bits whatever the number of cores
+    index = stores.read_index(stage.input("split", entry.dataset) / "index.csv")
+    path = stage.input("teacher_features", stage.item) / "features.npz"
+    arrays = stores.read_arrays(path, ("ids", "features", "mask"))
+    features = torch.from_numpy(arrays["features"]).to(device)
+    labels = torch.tensor(index["label"].to_numpy()).to(device)
+    classes = int(labels.max()) + 1
+    usable = arrays["mask"] & (index["status"] == "ok").to_numpy()
+    part = {
+        name: torch.from_numpy(usable & (index["part"] == name).to_numpy()).to(device)
+        for name in ("train", "select", "test")
+    }
+    if not part["train"].any():
+        raise UserError(f"{stage.item}: no clip of the train part has features, so there is nothing to learn from")
+
+    def accuracy(head: tuple[Tensor, Tensor], name: str) -> float:
+        rows = part[name]
+        right = (features[rows] @ head[0].T + head[1]).argmax(1) == labels[rows]
+        return float(right.float().mean()) if len(right) else float("nan")
+
+    heads = [fit_linear(features[part["train"]], labels[part["train"]], classes, decay) for decay in DECAYS]
+    scores = [accuracy(head, "select") for head in heads]
+    best = int(np.nanargmax(scores)) if not np.isnan(scores).all() else len(DECAYS) // 2
+    weight, bias = heads[best]
+    logits = features @ weight.T + bias
+    share = np.bincount(index["label"][part["test"].cpu().numpy()], minlength=classes)
+    summary: dict[str, Any] = {
+        "accuracy": {name: accuracy(heads[best], name) for name in ("train", "select", "test")},
+        "majority": float(share.max() / max(1, share.sum())),
+        "clips": {name: int(rows.sum()) for name, rows in part.items()},
+        "weight_decay": DECAYS[best],
+    }
+    with stage.output() as folder:
+        stores.write_arrays(folder / "head.npz", weight=weight.cpu().numpy(), bias=bias.cpu().numpy())
+        stores.write_arrays(folder / "logits.npz", ids=arrays["ids"], logits=logits.cpu().numpy())
+        stores.write_json(folder / "metrics.json", summary)
+    stage.run.log_params({"features": entry.model_dump(), "weight_decay": DECAYS[best]})
+    stage.run.log_metrics({f"accuracy/{name}": value for name, value in summary["accuracy"].items()})
+    stage.metrics(summary)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,185 @@
+"""Stage teachers: the frozen networks that students learn from.
+
+Makes, under teachers/<teacher>/: weights.pt (a state dict) and teacher.json (its kind and the names of its classes;
+where it came from and its checksum, or how well it does on held-out examples).
+`weights: avsynth` trains a small teacher here, on made sounds or images of other categories than the actions; a name
+such as `panns:Cnn14_mAP=0.431` or `torchvision:resnet50` downloads a published checkpoint (stages/checkpoints.py); any
+other value is the path of a checkpoint: PANNs' layout for cnn14, torchvision's for the ResNets.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import is_zipfile
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models import teachers
+from models.teachers import Teacher as Network
+from models.teachers import build_teacher
+from models.teachers.cnn14 import Cnn14, load_panns
+from stages import checkpoints, stores
+from stages.datasets import avsynth
+from stages.errors import UserError
+from stages.jobs import resolve_device
+from stages.loader import NORMALISATION
+from stages.params import Teacher
+from stages.progress import progress
+from stages.stage import Stage, command
+from stages.train import save_tensors
+
+# How the small teachers are pre-trained: a fair ear and eye within half a minute on one core, not the best ones.
+HELD_OUT, SECONDS, BATCH, LEARNING_RATE = 200, 1.0, 16, 1e-3
+# All that an array of numbers is pickled with; its functions under their names of NumPy 1 and of NumPy 2.
+NUMPY_ARRAYS: list[Any] = [
+    *((np.ones(1).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((np.float64(1).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "uint32", "float32", "float64")),
+]
+IMAGE_SIZE = {"resnet10": 32, "resnet34": 224, "resnet50": 224}
+
+
+def network(teacher: Teacher, classes: int) -> Network:
+    """The teacher's network, with random weights."""
+    return build_teacher(teacher.kind, classes=classes, width=teacher.width, embedding=teacher.embedding)
+
+
+def head(model: Network) -> nn.Linear:
+    """The layer that gives the logits of the teacher's own classes."""
+    return model.fc_audioset if isinstance(model, Cnn14) else model.fc
+
+
+def image_input(frames: Tensor) -> Tensor:
+    """Frames (N, S, S, 3) uint8 as the image teachers take them: (N, 3, S, S) normalised by ImageNet's statistics."""
+    mean, std = (torch.tensor(values, device=frames.device) * 255 for values in NORMALISATION["imagenet"])
+    return ((frames.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def pretraining_set(teacher: Teacher) -> tuple[Tensor, Tensor, list[str]]:
+    """Inputs, labels and class names of the made sounds or images."""
+    count = teacher.examples + HELD_OUT
+    if teacher.kind == "cnn14":
+        from models.logmel import log_mel
+
+        sounds, labels, names = avsynth.pretraining_sounds(count, SECONDS, teacher.seed)
+        inputs = torch.cat([log_mel(torch.from_numpy(part)) for part in np.array_split(sounds, 16)])
+    else:
+        images, labels, names = avsynth.pretraining_images(count, IMAGE_SIZE[teacher.kind], teacher.seed)
+        inputs = image_input(torch.from_numpy(images))
+    return inputs, torch.from_numpy(np.asarray(labels, dtype=np.int64)), list(names)
+
+
+def pretrain(teacher: Teacher, device: str) -> Iterator[tuple[Network, list[str], dict[str, float]]]:
+    """Train the small teacher; yields it after each epoch, with its class names, loss and held-out accuracy."""
+    inputs, labels, names = pretraining_set(teacher)
+    torch.manual_seed(teacher.seed)
+    model = network(teacher, len(names)).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    batches = teacher.examples // BATCH
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=3 * LEARNING_RATE, total_steps=teacher.epochs * batches
+    )
+    for epoch in range(teacher.epochs):
+        model.train()
+        total = 0.0
+        order = np.random.default_rng((teacher.seed, epoch)).permutation(teacher.examples)[: batches * BATCH]
+        for rows in order.reshape(batches, BATCH):
+            loss = F.cross_entropy(model(inputs[rows].to(device)).logits, labels[rows].to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach())
+        model.eval()
+        with torch.inference_mode():
+            held = [model(part.to(device)).logits.argmax(1).cpu() for part in inputs[teacher.examples :].split(BATCH)]
+        accuracy = float((torch.cat(held) == labels[teacher.examples :]).float().mean())
+        yield model, names, {"loss": total / batches, "held_out_accuracy": accuracy}
+
+
+def network_of(teacher: Teacher, state: Mapping[str, Tensor]) -> Network:
+    """A network, with random weights, of as many classes and as long an embedding as a state dict has."""
+    if teacher.kind == "cnn14":
+        embedding = teacher.embedding or len(state["fc1.bias"])
+        return build_teacher(teacher.kind, len(state["fc_audioset.bias"]), teacher.width, embedding)
+    return build_teacher(teacher.kind, len(state["fc.bias"]), teacher.width, teacher.embedding)
+
+
+def load_checkpoint(teacher: Teacher, path: Path) -> Network:
+    """A network with the weights of a published checkpoint. Raises UserError naming the file if it does not fit.
+
+    Nothing but tensors, and the arrays of numbers that PANNs' checkpoints keep for their sampler, is ever unpickled."""
+    try:
+        if is_zipfile(path) and not stores.intact(path):  # torch does not look; before 2020 its files had no checksums
+            raise ValueError("damaged: a part is missing, or its checksum differs")
+        with torch.serialization.safe_globals(NUMPY_ARRAYS):
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("model", state)
+        model = network_of(teacher, state)
+        if isinstance(model, Cnn14):
+            load_panns(model, state)
+        else:
+            model.load_state_dict(state)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such checkpoint") from None
+    except UnpicklingError:
+        raise UserError(
+            f"{path}: not a {teacher.kind} checkpoint (expected a file of tensors and numbers only)"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - whatever a foreign file makes torch raise
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise UserError(f"{path}: not a {teacher.kind} checkpoint ({reason[0]})") from None
+    return model
+
+
+def class_names(count: int) -> list[str]:
+    """Names of a published head's classes: AudioSet has 527, ImageNet 1000; none are known of another number."""
+    if count == 527:
+        lines = Path(teachers.__file__).with_name("audioset_classes.txt").read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if not line.startswith("#")]
+    if count == 1000:
+        from torchvision.models import ResNet50_Weights
+
+        return list(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+    return []
+
+
+def main(stage: Stage) -> None:
+    """Pre-train or load one teacher."""
+    teacher = stage.params.teachers[stage.item or ""]
+    device = resolve_device(stage.params.device)
+    torch.set_num_threads(1)  # the same bits whatever the number of cores
+    stage.run.log_params({"teacher": teacher.model_dump(), "device": device})
+    origin: dict[str, str] = {}
+    measured: dict[str, float] = {}
+    with stage.output(key=teacher.model_dump_json()) as folder:
+        if teacher.weights == "avsynth":
+            epochs = progress(pretrain(teacher, device), "pre-train", teacher.epochs)
+            for epoch, found in enumerate(epochs, start=1):
+                model, names, measured = found
+                stage.run.log_metrics(measured, step=epoch)
+        else:
+            path = Path(teacher.weights)
+            if teacher.weights in checkpoints.CHECKPOINTS:
+                path, origin = checkpoints.download(teacher, folder / "download")
+            model = load_checkpoint(teacher, path)
+            names = class_names(head(model).out_features)
+        save_tensors(folder / "weights.pt", {name: value.cpu() for name, value in model.state_dict().items()})
+        description = {"kind": teacher.kind, "feature_dim": model.feature_dim, "classes": names, **origin, **measured}
+        stores.write_json(folder / "teacher.json", description)
+        shutil.rmtree(folder / "download", ignore_errors=True)
+    stage.run.log_params(origin)
+    stage.metrics({"feature_dim": model.feature_dim, **measured})
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stages import tracking
+from stages.evaluate import attention
+from stages.loader import ClipSet, to_input
+from stages.params import Params
+from stages.train import Task, Trainer, teacher_tables
+
+
+def attended(params: Params, tmp_path: Path, run: str) -> tuple[Trainer, ClipSet, dict[str, np.ndarray]]:
+    """An untrained student, the clips, and what the attention of its distiller picks."""
+    with tracking.start("train", "mnf_csc", params) as tracked:
+        trainer = Trainer(Task(params, "mnf_csc", run, 0, "cpu", tmp_path, tracked))
+    cell = params.cells["mnf_csc"]
+    index, store = params.path("split", cell.dataset) / "index.csv", params.path(*cell.input.split("/"))
+    clips = ClipSet(index, store, ("train", "test"))
+    device = torch.device("cpu")
+    teachers = teacher_tables(params, cell, trainer.run, clips, 0, device)
+    arrays = attention(trainer.student, trainer.distiller, clips, teachers, trainer.recipe, device)
+    return trainer, clips, arrays
+
+
+def test_attention_is_of_the_first_window_of_each_test_clip_with_sound(tiny: Params, tmp_path: Path):
+    recipe = tiny.recipes["small"].model_copy(update={"size": 32, "frames": 4})
+    params = tiny.model_copy(update={"recipes": {"small": recipe}})
+    trainer, clips, found = attended(params, tmp_path, "mnf_csc")
+    rows = clips.rows[(clips.rows["part"] == "test") & (clips.rows["audio"] == "yes")]
+    assert found["ids"].tolist() == rows["id"].tolist()
+    assert found["weights"].shape == (len(rows), 1, 2, 2)
+    np.testing.assert_allclose(found["weights"].sum((1, 2, 3)), 1, atol=1e-5)
+
+    # One clip by hand: q = t~, k = the map's positions, the mean over heads of softmax(q k / sqrt(D)).
+    name = rows["id"].iloc[4]
+    frames = torch.from_numpy(clips.store[name].copy())
+    window = frames[torch.arange(4) % len(frames)][:, :, 2:22]  # 20 x 24 pixels, centred
+    small = torch.nn.functional.interpolate(
+        window.permute(0, 3, 1, 2), (32, 32), mode="bilinear", antialias=True, align_corners=False
+    )
+    with torch.no_grad():
+        output = trainer.student(to_input(small.permute(0, 2, 3, 1)[None], recipe.normalisation))
+        stored = np.load(params.path("teacher_features", "avsynth_audio") / "features.npz")
+        sound = torch.from_numpy(stored["features"][stored["ids"].tolist().index(name)])[None]
+        module = trainer.distiller
+        query = module.purify(output.feature, module.project(sound))
+        d = query.shape[1]
+        weight, bias = module.attention.in_proj_weight, module.attention.in_proj_bias
+        heads = module.attention.num_heads
+        q = (query @ weight[:d].T + bias[:d]).reshape(heads, d // heads)
+        k = (output.map[0] @ weight[d : 2 * d].T + bias[d : 2 * d]).reshape(-1, heads, d // heads)
+        expected = torch.einsum("hd,phd->hp", q, k).div((d // heads) ** 0.5).softmax(1).mean(0)
+    np.testing.assert_allclose(found["weights"][4].ravel(), expected.numpy(), atol=1e-5)
+
+
+def test_a_strategy_without_attention_has_none(tiny: Params, tmp_path: Path):
+    _, _, found = attended(tiny, tmp_path, "mnf_csc-audio")
+    assert len(found["ids"]) == len(found["weights"]) == 0 and found["weights"].ndim == 4

@@ -1,0 +1,196 @@
+"""The right student is exported, whole, and says what it said before."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from little import Recorder
+
+from models.students import build_student
+from stages import export, stores
+from stages.errors import UserError
+from stages.params import Params
+from stages.stage import Stage
+
+FEATURES = 32  # of the tiny student
+
+
+def history(params: Params, cell: str, rows: dict[tuple[str, int], list[tuple[float, float]]]) -> None:
+    """history.csv of a cell: (accuracy, loss) on the select part by epoch; runs and seeds not given are worse."""
+    entry = params.cells[cell]
+    table = [
+        {"run": run, "seed": seed, "epoch": epoch, "select_accuracy": accuracy, "select_loss": loss, "other": ""}
+        for run in entry.runs
+        for seed in entry.seeds
+        for epoch, (accuracy, loss) in enumerate(rows.get((run, seed), [(0.1, 2.0), (0.2, 1.0)]), start=1)
+    ]
+    stores.write_csv(params.path("train", cell) / "history.csv", pd.DataFrame(table))
+
+
+@pytest.fixture
+def trained(tiny: Params) -> Params:
+    """The tiny suite with a history of every cell, and weights and evaluation of kd with seed 1."""
+    for cell in tiny.cells:
+        history(tiny, cell, {})
+    history(tiny, "kd", {("kd", 1): [(0.6, 1.0), (0.9, 0.5), (0.9, 0.4), (0.7, 0.3)]})
+    torch.manual_seed(0)
+    student = build_student("r2plus1d_10", 3, tiny.recipes["small"].width)
+    for module in student.modules():  # as if it had been trained: in the beginning all classes are nearly alike
+        if isinstance(module, torch.nn.BatchNorm3d):
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+    torch.nn.init.normal_(student.fc.weight)
+    path = tiny.path("train", "kd") / "kd" / "seed-1.pt"
+    path.parent.mkdir(parents=True)
+    torch.save({"run": "kd", "seed": 1, "epoch": 3, "student": student.state_dict(), "distiller": {}}, path)
+    random = np.random.default_rng(0)
+    gallery = {
+        "gallery_ids": np.array([f"c{number % 3}" for number in range(9)]),
+        "gallery_labels": np.arange(9) % 3,
+        "gallery_features": random.random((9, FEATURES), dtype=np.float32),
+    }
+    stores.write_arrays(tiny.path("evaluate", "kd") / "kd" / "seed-1.npz", **gallery, ids=np.array(["c0_g0_0"]))
+    return tiny
+
+
+def exported(params: Params) -> tuple[Path, Recorder]:
+    recorder = Recorder()
+    export.main(Stage("export", "avsynth", params, recorder))  # type: ignore[arg-type]
+    return params.path("export", "avsynth"), recorder
+
+
+def test_the_best_on_the_select_part_is_chosen(trained: Params) -> None:
+    assert export.choose(trained, "avsynth") == ("kd", "kd", 1, 3, 0.9, 0.4)
+    # A tie in accuracy: the lower loss, wherever it stands; in loss, too: the first in params.
+    for cell in ("uni_modal", "mnf_csc"):
+        history(trained, cell, {(cell, 1): [(0.9, 0.3), (0.9, 0.3)]})
+    first = next(cell for cell in trained.cells if cell in ("uni_modal", "mnf_csc"))
+    assert export.choose(trained, "avsynth") == (first, first, 1, 1, 0.9, 0.3)
+    # A training that diverged.
+    history(trained, "uni_modal", {("uni_modal", 0): [(0.95, float("nan"))], ("uni_modal", 1): [(0.95, 3.0)]})
+    assert export.choose(trained, "avsynth").seed == 1
+
+
+def with_recipe(params: Params, cell: str, **changes: Any) -> Params:
+    """The cell alone has a recipe of its own."""
+    recipes = params.recipes | {"own": params.recipes["small"].model_copy(update=changes)}
+    cells = params.cells | {cell: params.cells[cell].model_copy(update={"recipe": "own"})}
+    return params.model_copy(update={"recipes": recipes, "cells": cells})
+
+
+def test_the_test_part_never_chooses(trained: Params) -> None:
+    assert export.choose(with_recipe(trained, "kd", selection="last"), "avsynth").cell == "kd"
+    history(trained, "kd", {("kd", 1): [(0.9, 0.1), (0.15, 1.0)]})
+    assert export.choose(with_recipe(trained, "kd", selection="last"), "avsynth").select_accuracy == 0.2
+    assert export.choose(trained, "avsynth").select_accuracy == 0.9
+    assert export.choose(with_recipe(trained, "kd", selection="test"), "avsynth").select_accuracy == 0.2
+
+
+def test_students_that_hear_do_not_compete(trained: Params) -> None:
+    hears = trained.cells["kd"].model_copy(update={"input": "spectrogram/avsynth"})
+    assert export.choose(trained.model_copy(update={"cells": trained.cells | {"kd": hears}}), "avsynth").cell != "kd"
+    with pytest.raises(UserError, match=r"params.yaml: cells: no student of dataset 'avsynth'.*takes frames/"):
+        export.choose(trained.model_copy(update={"cells": {"kd": hears}}), "avsynth")
+    (trained.path("train", "kd") / "history.csv").unlink()
+    with pytest.raises(UserError, match=r"train/kd/history.csv: missing"):
+        export.choose(trained, "avsynth")
+
+
+def test_the_program_says_what_the_student_says(trained: Params) -> None:
+    folder, _ = exported(trained)
+    program = torch.export.load(folder / "student.pt2").module()
+    state = torch.load(trained.path("train", "kd") / "kd" / "seed-1.pt", weights_only=True)["student"]
+    student = build_student("r2plus1d_10", 3, trained.recipes["small"].width).double().eval()
+    student.load_state_dict(state)
+    for number in (1, 5):
+        windows = np.random.default_rng(number).integers(0, 256, (number, 4, 16, 16, 3), dtype=np.uint8)
+        normal = (windows / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        with torch.no_grad():
+            expected = student(torch.from_numpy(normal.transpose(0, 4, 1, 2, 3)))
+            logits, features = program(torch.from_numpy(windows))
+        assert float(expected.logits.std()) > 0.05
+        np.testing.assert_allclose(logits, expected.logits, atol=1e-4)
+        np.testing.assert_allclose(features, expected.feature, atol=1e-4)
+
+
+def test_what_is_written(trained: Params) -> None:
+    folder, _ = exported(trained)
+    digest = stores.digest(folder)
+    folder, recorder = exported(trained)
+    assert stores.digest(folder) == digest
+    about = json.loads((folder / "export.json").read_text())
+    assert (about["cell"], about["run"], about["seed"], about["epoch"]) == ("kd", "kd", 1, 3)
+    assert about["classes"] == ["class 0", "class 1", "class 2"]
+    read = {"fps": 4, "short_side": 40, "reader": "auto", "encoding": "raw", "quality": 90}
+    recipe = {"frames": 4, "stride": 8, "size": 16, "normalisation": "imagenet"}
+    assert about["preprocessing"] == read | recipe
+    assert 0 <= about["differences"]["student.pt2"] <= 1e-4
+    given = np.load(trained.path("evaluate", "kd") / "kd" / "seed-1.npz")
+    with np.load(folder / "gallery.npz") as gallery:
+        assert set(gallery) == {"ids", "labels", "features"}
+        for name in gallery:
+            np.testing.assert_array_equal(gallery[name], given[f"gallery_{name}"])
+    (logged,) = [(args, kwargs) for name, args, kwargs in recorder.calls if name == "log_model"]
+    assert logged[0] == ("student-avsynth", folder.parent.parent / ".partial" / "export-avsynth")
+    assert logged[1]["alias"] == "best"
+    assert logged[1]["tags"]["run"] == "kd" and logged[1]["tags"]["seed"] == 1
+
+
+def imported(name: str, root: Path) -> set[str]:
+    """Files of this project that a file needs, found in its import statements."""
+    found = {name}
+    for node in ast.walk(ast.parse((root / name).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("stages", "models"):
+            for module in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                path = module.replace(".", "/") + ".py"
+                if (root / path).exists() and path not in found:
+                    found |= imported(path, root)
+    return found
+
+
+def test_the_model_brings_all_its_code(root: Path) -> None:
+    needed = imported("stages/recognise.py", root)
+    assert "stages/params.py" in needed  # by way of the loader
+    assert needed | {"models/__init__.py"} == set(export.CODE)
+
+
+def test_a_program_that_differs_is_refused(tmp_path: Path) -> None:
+    student = build_student("r2plus1d_10", 3, 0.0625)
+    alone = export.Standalone(student, "imagenet").eval()
+    windows = torch.randint(0, 256, (2, 4, 16, 16, 3), dtype=torch.uint8)
+    export.save_program(alone, windows, tmp_path / "student.pt2")
+    assert export.difference(tmp_path / "student.pt2", alone, windows) <= 1e-6
+    with torch.no_grad():
+        student.fc.bias[1] += 2e-4
+    with pytest.raises(UserError, match=r"student.pt2 differs from the student by 0.0002; at most 0.0001"):
+        export.difference(tmp_path / "student.pt2", alone, windows)
+    with torch.no_grad():
+        student.fc.bias[1] = float("nan")
+    with pytest.raises(UserError, match="by nan"):
+        export.difference(tmp_path / "student.pt2", alone, windows)
+
+
+def test_onnx(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    alone = export.Standalone(build_student("r2plus1d_10", 3, 0.0625), "imagenet").eval()
+    windows = torch.randint(0, 256, (2, 4, 16, 16, 3), dtype=torch.uint8)
+    export.save_onnx(alone, windows, tmp_path / "student.onnx")
+    assert export.difference(tmp_path / "student.onnx", alone, windows) <= 1e-4
+    assert export.difference(tmp_path / "student.onnx", alone, windows.repeat(3, 1, 1, 1, 1)) <= 1e-4
+
+
+def test_the_example_is_a_video(tmp_path: Path) -> None:
+    from stages.media import read_frames
+
+    frames = np.full((9, 21, 35, 3), 200, dtype=np.uint8)
+    (tmp_path / "example.mp4").write_bytes(export.example_video(frames, 2.0))
+    read = read_frames(tmp_path / "example.mp4", 2.0, 20)
+    assert read.shape == (4, 20, 34, 3)  # even sides, 2 s
+    assert abs(float(read.mean()) - 200) < 3

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from little import folder_of_videos, levels, stage
+
+from stages import datasets, download, frames, packing, split
+from stages.errors import UserError
+from stages.stores import Store
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> dict[str, object]:
+    """A dataset whose videos are looked at already."""
+    folder_of_videos(tmp_path / "videos", groups=3)
+    origin: dict[str, object] = {"kind": "folder", "source": str(tmp_path / "videos")}
+    download.main(stage("download", "d", tmp_path, origin))
+    split.main(stage("split", "d", tmp_path, origin, split={"test": 0.3, "select": 0}))
+    return origin
+
+
+def test_the_whole_stage(tmp_path: Path, origin: dict[str, object]) -> None:
+    # A clip that split could look at, and that breaks later.
+    (tmp_path / "videos/class 0/it's_g1_é.mp4").write_bytes(b"damaged since")
+    running = stage("frames", "d", tmp_path, origin)
+    frames.main(running)
+    store = Store(tmp_path / "out/frames/d")
+    assert len(store) == 7
+    assert "class 2/it's_g0_é.mp4" not in store  # broken, so not even tried
+    for name in store:
+        assert store[name].shape == (6, 16, 32, 3)
+        assert store[name].dtype == np.uint8
+        assert levels(store[name]) == [0, 3, 6, 9, 12, 15]
+    problems = pd.read_csv(tmp_path / "out/frames/d/problems.csv")
+    assert problems["id"].tolist() == ["class 0/it's_g1_é.mp4"]
+    assert "Invalid data" in problems["reason"][0]
+    assert ("log_metrics", ({"clips": 7, "problems": 1},), {}) in running.run.calls  # type: ignore[attr-defined]
+
+
+def test_an_interrupted_stage_goes_on(
+    tmp_path: Path, origin: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "SHARD_BYTES", 1)  # a shard a clip
+    tried: list[str] = []
+
+    def each(read: object, clips: list[datasets.Clip], description: str) -> object:
+        for clip in clips:
+            tried.append(clip.id)
+            if len(tried) == 4:
+                raise KeyboardInterrupt
+            yield clip, read(clip)  # type: ignore[operator]
+
+    monkeypatch.setattr(packing, "each", each)
+    with pytest.raises(KeyboardInterrupt):
+        frames.main(stage("frames", "d", tmp_path, origin))
+    assert not (tmp_path / "out/frames/d").exists()
+    frames.main(stage("frames", "d", tmp_path, origin))
+    store = Store(tmp_path / "out/frames/d")
+    store.verify()
+    assert len(store) == 8
+    assert len(tried) == 4 + (8 - 3)
+    # Other params start from nothing.
+    tried.clear()
+    with pytest.raises(KeyboardInterrupt):
+        frames.main(stage("frames", "d", tmp_path, origin, frames={"fps": 2}))
+
+
+def test_nothing_readable_is_an_error(tmp_path: Path, origin: dict[str, object]) -> None:
+    for path in (tmp_path / "videos").rglob("*.mp4"):
+        path.write_bytes(b"damaged since")
+    with pytest.raises(UserError, match=r"none of 8 clips could be read; .*Invalid data"):
+        frames.main(stage("frames", "d", tmp_path, origin))
+
+
+def test_jpegs_are_read_as_the_same_pictures_are(tmp_path: Path, origin: dict[str, object]) -> None:
+    stores = []
+    for encoding in ("raw", "jpeg"):
+        frames.main(stage("frames", "d", tmp_path, origin, frames={"encoding": encoding, "quality": 95}))
+        (tmp_path / "out/frames/d").rename(tmp_path / encoding)
+        stores.append(Store(tmp_path / encoding))
+    assert set(stores[0]) == set(stores[1]) and len(stores[0]) > 0
+    for key in stores[0]:
+        raw, jpeg = stores[0][key], stores[1][key]
+        assert jpeg.shape == raw.shape and len(jpeg) == len(raw)
+        assert np.abs(jpeg[2:5].astype(int) - raw[2:5]).max() <= 3

@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from stages import figures, page, report, tracking
+from stages.errors import UserError
+from stages.page import Cell, Column, Sheet, claim, verdicts
+from stages.params import Params
+from stages.results import Interval
+from stages.stores import read_index, write_index
+from tests.stages import both_papers
+from tests.stages.synthetic import LEVELS, read_json, stage, suite_params, write_suite
+
+VOID = {"meta", "img", "br", "line", "circle", "path", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Text of a page, and what it would load; checks that elements are closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.loads += [values[name] for name in ("src", "srcset", "data", "action") if name in values]
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [values["href"]] if "href" in values else []
+        assert tag not in ("script", "link", "iframe")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory: pytest.TempPathFactory) -> Params:
+    params = suite_params(tmp_path_factory.mktemp("suite"))
+    write_suite(params)
+    figures.main(stage("figures", params))
+    return params
+
+
+@pytest.fixture
+def made(params: Params, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The report's folder, made at a fixed time with runs that were tracked."""
+    ids = {("evaluate", "kd", seed): f"{seed}" * 32 for seed in range(5)}
+    monkeypatch.setattr(tracking, "ledger", lambda params: {**ids, ("train", "kd"): "abcdef0123456789"})
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    report.main(stage("report", params))
+    return params.path("report")
+
+
+def test_page_is_whole_and_loads_nothing(made: Path):
+    read = Page((made / "index.html").read_text())
+    assert len(read.loads) == 6 and all(source.startswith("data:image/png;base64,") for source in read.loads)
+    assert len(read.ids) == len(set(read.ids))
+    assert {link.removeprefix("#") for link in read.links} <= set(read.ids)
+    assert "1970-01-01 00:00 UTC" in read.text
+    for words in ("A made-up suite", "not run", "Sound that does not belong", "Gallery of 108 videos: mAP@500"):
+        assert words in read.text
+    assert "nan" not in read.text.lower().split()
+
+
+def test_same_inputs_same_page(made: Path, params: Params):
+    before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    report.main(stage("report", params))
+    assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
+
+
+def test_table_beside_the_paper(made: Path):
+    table = pd.read_csv(made / "tables" / "xia_1.csv").set_index(["method", "metric"])
+    assert len(table) == 9 * 4
+    kd = table.loc[("KD", "accuracy")]
+    assert (kd["reported"], kd["run"], kd["ours_seeds"]) == (65.8, "kd", 5)
+    assert kd["ours_low"] < kd["ours"] < kd["ours_high"]
+    assert kd["difference"] == pytest.approx(kd["ours"] - 65.8)
+    assert kd["mlflow_evaluate"].split()[0] == "0:" + "0" * 32 and kd["mlflow_train"] == "all:abcdef0123456789"
+    markdown = (made / "tables" / "xia_1-levels.md").read_text()
+    assert f"| KD | kd | 65.8 | {kd['ours']:.1f} \N{PLUS-MINUS SIGN} {kd['ours_high'] - kd['ours']:.1f} |" in markdown
+    assert "| xID | not run | 67.0 |" in markdown
+
+
+def test_words_follow_the_numbers(made: Path, params: Params):
+    text = " ".join(Page((made / "index.html").read_text()).text.split())
+    gains = pd.read_csv(made / "tables" / "runs.csv", keep_default_na=False).set_index("run")
+    claims = text[text.index("4 runs beside uni_modal") : text.index("How well a score")].split(". ")
+    differences = {run: seeds(params, run) - seeds(params, "uni_modal") for run in list(LEVELS)[1:]}
+    p = {run: float(stats.ttest_1samp(values, 0).pvalue) for run, values in differences.items()}
+    ordered = sorted(p, key=p.__getitem__)
+    holm = {run: max((4 - i) * p[r] for i, r in enumerate(ordered[: ordered.index(run) + 1])) for run in p}
+    for run, values in differences.items():
+        side = "No difference from" if holm[run] >= 0.05 else "A gain over" if values.mean() > 0 else "A loss against"
+        assert next(part for part in claims if f"{run} " in part).startswith(side)
+        assert gains.loc[run, "found"] == side.removeprefix("A ").split()[0].replace("No", "")
+    assert "MNF+CSC is" in text and "points above Uni-modal" in text and "The paper reports +6.4" in text
+    assert "The datasets differ, so gains over the same baseline are compared" in text
+
+
+def seeds(params: Params, run: str) -> np.ndarray:
+    """Accuracy of a run by seed, as evaluate wrote it."""
+    table = pd.read_csv(params.path("evaluate", params.runs()[run][0]) / "metrics.csv")
+    return table[(table["run"] == run) & (table["metric"] == "accuracy")]["value"].to_numpy()
+
+
+def test_numbers_for_dvc(made: Path, params: Params):
+    metrics = read_json(params.path("metrics", "report") / "report.json")
+    assert list(metrics) == list(LEVELS)
+    plots = pd.read_csv(made / "accuracy.csv")
+    assert list(plots.columns) == ["run", "seed", "accuracy"] and len(plots) == 25
+    assert metrics["kd"]["accuracy"] == pytest.approx(plots[plots["run"] == "kd"]["accuracy"].mean())
+
+
+def test_names_from_outside_are_shown_not_run(tmp_path: Path):
+    params = suite_params(tmp_path)
+    write_suite(params)
+    index = params.path("split", "made") / "index.csv"
+    rows = read_index(index)
+    reasons = rows["reason"].str.replace("moov atom not found", "<script>alert(1)</script>|`x`", regex=False)
+    write_index(index, rows.assign(reason=reasons))
+    report.main(stage("report", params))
+    html = (tmp_path / "report" / "index.html").read_text()
+    assert "<script>" not in html and "&lt;script&gt;" in html
+    assert r"\<script\>alert(1)\</script\>\|\`x\`" in (tmp_path / "report" / "tables" / "reasons-made.md").read_text()
+
+
+def test_one_seed_claims_nothing(tmp_path: Path):
+    params = suite_params(tmp_path)
+    write_suite(params)
+    for cell in params.cells:
+        for name in ("metrics", "detection"):
+            path = params.path("evaluate", cell) / f"{name}.csv"
+            if path.exists():
+                table = pd.read_csv(path)
+                table[table["seed"] == 0].to_csv(path, index=False)
+    report.main(stage("report", params))
+    text = " ".join(Page((tmp_path / "report" / "index.html").read_text()).text.split())
+    assert "(one seed): no difference can be claimed" in text and "\N{DAGGER} No interval" in text
+    assert "a gain." not in text and "a loss." not in text
+    assert "nothing was tracked" in text
+
+
+def test_several_teachers_and_missing_numbers(tmp_path: Path):
+    table = {
+        "title": "Chen",
+        "source": "chen2021",
+        "table": 1,
+        "reported_dataset": "activitynet",
+        "metrics": ["accuracy"],
+        "rows": {"baseline": "uni_modal", "CCL/AI": "mnf_csc", "RKD/A": "kd"},
+    }
+    params = suite_params(tmp_path, tables={"chen_1": table})
+    write_suite(params)
+    report.main(stage("report", params))
+    levels = (tmp_path / "report" / "tables" / "chen_1-levels.md").read_text()
+    ccl, rkd = (next(line for line in levels.splitlines() if line.startswith(f"| {name} |")) for name in ("CCL", "RKD"))
+    assert ccl.startswith("| CCL | mnf\\_csc | 36.5 | not run |  | 46.3 | not run |  | 47.3 | 6")
+    assert rkd.startswith(f"| RKD | kd | {page.EMPTY} | 5") and rkd.endswith(
+        f"| 34.3 | not run |  | {page.EMPTY} | not run |  |"
+    )
+    assert "CCL (AI) is" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_what_is_not_evaluated_is_named(tmp_path: Path):
+    params = suite_params(tmp_path)
+    with pytest.raises(UserError, match="no cell has been evaluated"):
+        report.main(stage("report", params))
+    assert not (tmp_path / "report").exists()
+    write_suite(params)
+    (params.path("evaluate", "kd") / "metrics.csv").unlink()
+    report.main(stage("report", params))
+    assert "Not evaluated yet, and absent from this page: kd." in (tmp_path / "report" / "index.html").read_text()
+    assert "| KD | not run | 65.8 |" in (tmp_path / "report" / "tables" / "xia_1-levels.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("interval", "found", "expected"),
+    [
+        (
+            Interval(-1.2, -3, 0.6, 3),
+            "",
+            "1.2 points below b (95 % interval -3.0 to 0.6, 3 seeds): no difference can be",
+        ),
+        (Interval(2.0, 0.5, 3.5, 5), "gain", "2.0 points above b (95 % interval 0.5 to 3.5, 5 seeds): a gain."),
+        (
+            Interval(2.0, 0.5, 3.5, 5),
+            "",
+            "no difference can be claimed after correction for the number of comparisons.",
+        ),
+        (Interval(-2.0, -3.5, -0.5, 5), "loss", "2.0 points below b (95 % interval -3.5 to -0.5, 5 seeds): a loss."),
+        (Interval(0.01, -1, 1, 5), "", "level with b"),
+        (Interval(4.0, np.nan, np.nan, 1), "", "(one seed): no difference can be claimed."),
+        (Interval(4.0, np.nan, np.nan, 2), "", "(the same difference in all 2 seeds, so its spread is unknown): no"),
+    ],
+)
+def test_claims(interval: Interval, found: str, expected: str):
+    assert expected in claim("a", "b", interval, found).replace(page.MINUS, "-")
+
+
+def test_verdicts_name_winners_losers_and_the_rest():
+    gains = {"x": Interval(3, 1, 5, 3), "y": Interval(-3, -5, -1, 3), "z": Interval(1, -1, 3, 3)}
+    words = verdicts(gains | {"w": Interval(-2, np.nan, np.nan, 1)}, {"x": "gain", "y": "loss", "z": ""}, "b")
+    assert words.replace(page.MINUS, "-") == (
+        "A gain over b: x +3.0. A loss against b: y -3.0. No difference from b can be claimed for the others "
+        "(1 of them not tested: one seed): higher z +1.0; lower w -2.0."
+    )
+
+
+def test_verdicts_sum_up_what_is_higher_and_name_what_is_lower():
+    gains = {f"r{n}": Interval(n, n - 9, n + 9, 3) for n in range(-8, 9)}
+    words = verdicts(gains, {}, "b").replace(page.MINUS, "-")
+    assert words.startswith(
+        "No difference from b can be claimed for any: higher 8 runs, at most r8 +8.0; level r0 0.0;"
+    )
+    assert words.endswith("lower r-1 -1.0, r-2 -2.0, r-3 -3.0, r-4 -4.0, r-5 -5.0, r-6 -6.0, r-7 -7.0 and r-8 -8.0.")
+
+
+def test_head_of_a_table_groups_columns():
+    columns = [
+        Column("run"),
+        Column("paper", "R@1", first=True),
+        Column("here", "R@1"),
+        Column("paper", "mAP", first=True),
+    ]
+    sheet = Sheet("s", "caption", columns, [[Cell("a|b", look="strong"), Cell("1"), Cell("2"), Cell("3")]])
+    assert sheet.groups() == [("", 1), ("R@1", 2), ("mAP", 1)]
+    assert (
+        "| **a\\|b** | 1 | 2 | 3 |" in sheet.markdown()
+        and "| run | R@1 paper | R@1 here | mAP paper |" in sheet.markdown()
+    )
+
+
+def test_date_must_be_seconds(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    with pytest.raises(UserError, match="SOURCE_DATE_EPOCH"):
+        report.date()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Params, Path]:
+    """The report of a suite of the size of both papers."""
+    params = both_papers.suite_params(tmp_path_factory.mktemp("both"))
+    both_papers.write_suite(params)
+    report.main(stage("report", params))
+    return params, params.path("report")
+
+
+def test_contents_lead_to_each_paper_and_to_what_is_beyond(both: tuple[Params, Path]):
+    read = Page((both[1] / "index.html").read_text())
+    chapters = ["#top", "#xia2023", "#chen2021", "#beyond", "#all-runs", "#how"]
+    assert [link for link in read.links if link in chapters] == chapters
+    for section in ("table-xia_4", "table-chen_3", "tests", "noise", "sound", "cost", "studies", "runs-chen"):
+        assert f"#{section}" in read.links and section in read.ids
+    assert len(read.ids) == len(set(read.ids)) and {link[1:] for link in read.links} <= set(read.ids)
+
+
+def test_every_sheet_is_markdown_too(both: tuple[Params, Path]):
+    folder = both[1] / "tables"
+    sheets = {path.stem for path in folder.glob("*.md")}
+    for name in both[0].report.tables:
+        assert (folder / f"{name}.csv").exists() and any(sheet.startswith(f"{name}-gains") for sheet in sheets)
+    assert {"chen_2-gains-R@5", "chen_2-levels-R@10", "tests-baseline", "tests-proposed", "tests-table"} <= sheets
+    assert {"noise", "detection", "cost", "studies", "runs-xia", "runs-chen", "runs-large"} <= sheets
+    assert "nan" not in " ".join(path.read_text() for path in folder.glob("*.md")).split()
+
+
+def test_a_table_of_several_teachers_has_a_row_a_method(both: tuple[Params, Path]):
+    gains = (both[1] / "tables" / "chen_1-gains.md").read_text().splitlines()
+    assert gains[2].count("|") == 9 and "audio teacher paper" in gains[2] and "both teachers here" in gains[2]
+    assert len([line for line in gains if line.startswith("| ")]) == 2 + 9
+    assert any(line.startswith("| CCL | ccl-{A,I,AI} | +7.4 |") for line in gains)
+    assert any(line.startswith("| baseline | uni\\_modal | baseline |") for line in gains)
+    long = pd.read_csv(both[1] / "tables" / "chen_1.csv")
+    assert len(long) == 27 and long.set_index(["method", "setup"]).loc[("CMC", "AI"), "run"] == "cmc-AI"
+
+
+def test_rows_that_are_not_run_say_so(both: tuple[Params, Path]):
+    levels = (both[1] / "tables" / "xia_4-levels.md").read_text()
+    assert "| KD-noise | not run | 51.4 | not run |  |" in levels and "| KD | tagging-kd | 50.6 | " in levels
+
+
+def test_tables_that_the_suite_does_not_name_are_named(made: Path):
+    assert "Not in this suite: Tables 3 and 4." in Page((made / "index.html").read_text()).text
+
+
+def test_tests_in_the_report_are_those_of_scipy(both: tuple[Params, Path]):
+    params, folder = both
+    table = pd.read_csv(folder / "tables" / "tests.csv", keep_default_na=False).set_index(["run", "base", "metric"])
+    row = table.loc[("mnf_csc", "kd", "accuracy")]
+    expected = stats.ttest_rel(seeds(params, "mnf_csc"), seeds(params, "kd"))
+    assert float(row["p"]) == pytest.approx(expected.pvalue, rel=1e-6)
+    interval = 100 * np.array(expected.confidence_interval(0.95))
+    assert [float(row["difference_low"]), float(row["difference_high"])] == pytest.approx(interval.tolist())
+    assert (row["kind"], row["family"], row["found"]) == ("proposed", "xia", "gain")
+    assert table.loc[("large-ccl", "large-uni_modal", "accuracy"), "p"] == ""
+    markdown = (folder / "tables" / "tests-baseline.md").read_text()
+    assert "| xia | kd | uni\\_modal | **" in markdown and "large-ccl" in markdown.split("Not tested")[1]
+
+
+def test_runs_that_lose_are_named_as_such(both: tuple[Params, Path]):
+    text = " ".join(Page((both[1] / "index.html").read_text()).text.split())
+    losses = text[text.index("A loss against uni_modal: ") :].split(". ")[0]
+    assert "kd " in losses and "mnf_csc" not in losses
+    lower = text[text.index("Chen's methods. 33 runs") :].split("lower ")[1].split(". ")[0]
+    tests = pd.read_csv(both[1] / "tables" / "runs.csv").set_index("run")
+    below = tests[(tests["study"] == "chen") & (tests["gain"] < -0.05)].index
+    assert len(below) > 0 and all(f"{run} " in lower for run in below)
+
+
+def test_noise_and_cost(both: tuple[Params, Path]):
+    params, folder = both
+    noise = (folder / "tables" / "noise.md").read_text()
+    rows = [line for line in noise.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| SNR",
+        "| ---",
+        "| clean",
+        "| 10 dB",
+        "| 0 dB",
+        f"| {page.MINUS}10 dB",
+    ]
+    ours = 100 * (seeds(params, "noise_10db-mnf") - seeds(params, "noise_10db-no_mnf")).mean()
+    assert f"{ours:+.1f}".replace("-", page.MINUS) in rows[3]
+    cost = (folder / "tables" / "cost.md").read_text()
+    assert "| crd-A | crd | A | uni\\_modal | 8,576 | 3.8 | 26.0 | **1.04** | 1.03 to 1.05 | 17.2 | 1.00 |" in cost
+    assert "one thread" in cost and "autograd" in cost

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from little import folder_of_videos, stage
+
+from stages import datasets, split, stores
+from stages.errors import UserError
+from stages.params import Split
+
+
+def table(groups: dict[str, list[str]], clips: int = 2) -> pd.DataFrame:
+    rows = [
+        {"id": f"{name}/{group}/{n}", "class": name, "group": group, "status": "ok"}
+        for name, own in groups.items()
+        for group in own
+        for n in range(clips)
+    ]
+    return pd.DataFrame(rows)
+
+
+def parts_of_groups(index: pd.DataFrame) -> pd.DataFrame:
+    assert (index.groupby("group")["part"].nunique() == 1).all(), "a group stands in two parts"
+    return index.groupby(["class", "part"])["group"].nunique().unstack(fill_value=0)
+
+
+@pytest.mark.parametrize(
+    ("groups", "test", "select", "expected"),
+    [  # train, select, test groups of each class; halves round up
+        (10, 0.3, 0.2, (6, 1, 3)),
+        (20, 0.4, 0.3, (8, 4, 8)),
+        (5, 0.5, 0.25, (1, 1, 3)),
+        (3, 0.01, 0.01, (1, 1, 1)),
+        (3, 0.9, 0.9, (1, 1, 1)),
+        (4, 0.25, 0.0, (3, 0, 1)),
+        (4, 0.0, 0.25, (3, 1, 0)),
+        (1, 0.0, 0.0, (1, 0, 0)),
+    ],
+)
+def test_shares_of_whole_groups(groups: int, test: float, select: float, expected: tuple[int, int, int]) -> None:
+    names = {name: [f"{name}{n}" for n in range(groups)] for name in ("b", "a")}
+    index = split.assign(table(names), Split(test=test, select=select))
+    counts = parts_of_groups(index).reindex(columns=["train", "select", "test"], fill_value=0)
+    assert counts.loc["a"].tolist() == counts.loc["b"].tolist() == list(expected)
+    assert index.groupby("class")["label"].unique().to_dict() == {"a": [0], "b": [1]}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sets(st.integers(0, 30), min_size=3), min_size=1, max_size=4),
+    st.floats(0.05, 0.9),
+    st.floats(0.05, 0.9),
+    st.integers(0, 9),
+)
+def test_a_group_that_classes_share_stays_whole(own: list[set[int]], test: float, select: float, seed: int) -> None:
+    clips = table({f"class {n}": [f"g{group}" for group in sorted(groups)] for n, groups in enumerate(own)})
+    try:
+        index = split.assign(clips, Split(test=test, select=select, seed=seed))
+    except UserError as error:
+        assert "class 'class" in str(error)
+        return
+    assert (parts_of_groups(index)[["train", "select", "test"]] > 0).all(axis=None)
+
+
+def test_groups_that_all_classes_have_go_to_the_same_part() -> None:
+    index = split.assign(table({name: [f"g{n}" for n in range(10)] for name in "abcd"}), Split())
+    assert parts_of_groups(index).to_numpy().tolist() == [[1, 3, 6]] * 4
+
+
+def test_the_seed_decides() -> None:
+    clips = table({name: [f"{name}{n}" for n in range(12)] for name in "ab"})
+    first, again, other = (split.assign(clips, Split(seed=seed))["part"].tolist() for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_too_few_groups_names_the_class() -> None:
+    clips = table({"Archery": ["a", "b", "c"], "Surfing": ["d", "e"]})
+    with pytest.raises(UserError, match="class 'Surfing' has 2 groups with usable clips, 3 are needed"):
+        split.assign(clips, Split())
+    split.assign(clips, Split(select=0))
+
+
+def test_broken_clips_do_not_count_as_groups() -> None:
+    clips = table({"a": ["a1", "a2", "a3", "a4"], "b": ["b1", "b2", "b3"]})
+    clips.loc[clips["group"] == "a4", "status"] = "broken"
+    index = split.assign(clips, Split(test=0.34, select=0.4))
+    assert set(index[(index["class"] == "a") & (index["status"] == "ok")]["part"]) == {"train", "select", "test"}
+    clips.loc[clips["class"] == "b", "status"] = "broken"
+    with pytest.raises(UserError, match="class 'b': none of its 6 clips can be decoded"):
+        split.assign(clips, Split())
+
+
+def test_given_parts_are_kept_and_select_is_cut_from_train() -> None:
+    clips = table({name: [f"{name}{n}" for n in range(6)] for name in "ab"})
+    given_ = np.where(clips["group"].str[1].astype(int) < 2, "test", "train")
+    index = split.assign(clips.assign(part=given_), Split(select=0.25))
+    assert (index["part"][given_ == "test"] == "test").all()
+    assert parts_of_groups(index)[["train", "select", "test"]].to_numpy().tolist() == [[3, 1, 2]] * 2
+    all_given = np.where(clips["group"].str[1].astype(int) == 5, "select", given_)
+    assert split.assign(clips.assign(part=all_given), Split())["part"].tolist() == all_given.tolist()
+    with pytest.raises(UserError, match=r"part 'tset' of clip 'a/a0/0': did you mean 'test'\?"):
+        split.assign(clips.assign(part="tset"), Split())
+
+
+def test_the_whole_stage(tmp_path: Path) -> None:
+    folder_of_videos(tmp_path / "videos")
+    origin = {"kind": "folder", "source": str(tmp_path / "videos")}
+    from stages import download
+
+    download.main(stage("download", "d", tmp_path, origin))
+    split_stage = stage("split", "d", tmp_path, origin)
+    split.main(split_stage)
+    index = stores.read_index(tmp_path / "out/split/d/index.csv").set_index("id")
+    assert len(index) == 12
+    assert index.loc["class 0/it's_g0_é.mp4", ["audio", "status", "reason"]].tolist() == ["no", "ok", "no audio stream"]
+    assert index.loc["class 1/it's_g0_é.mp4", "audio"] == "silent"
+    assert index.loc["class 1/it's_g0_é.mp4", "reason"].startswith("digital silence")
+    broken = index.loc["class 2/it's_g0_é.mp4"]
+    assert broken["status"] == "broken"
+    assert broken["reason"]
+    fine = index.drop(broken.name)
+    assert fine["seconds"].to_numpy() == pytest.approx(1.5, abs=0.01)
+    assert (fine["end"] == fine["seconds"]).all()
+    assert (index["audio"] == "yes").sum() == 9
+    metrics = (tmp_path / "out/metrics/split/d.json").read_text()
+    assert '"broken": 1' in metrics
+    assert '"silent": 1' in metrics
+    assert "expected_clips" not in metrics
+
+
+def test_segments_of_longer_files(tmp_path: Path) -> None:
+    folder_of_videos(tmp_path, classes=1, groups=2)
+    rows = [("a", 0.5, 1.0), ("b", 1.0, 9.0), ("c", 2.0, 3.0), ("d", float("nan"), 1.0)]
+    clips = pd.DataFrame(rows, columns=["id", "start", "end"]).assign(file="class 0/it's_g1_é.mp4")
+    found = split.look(clips, tmp_path).set_index("id")
+    assert found.loc["a", ["start", "end", "seconds"]].tolist() == [0.5, 1.0, 0.5]
+    assert found.loc["b", ["start", "end", "seconds"]].tolist() == pytest.approx([1.0, 1.5, 0.5], abs=0.01)
+    assert found.loc["d", ["start", "end", "seconds"]].tolist() == [0.0, 1.0, 1.0]
+    assert found["status"].to_dict() == {"a": "ok", "b": "ok", "c": "broken", "d": "ok"}
+    assert found.loc["c", "reason"] == "nothing between 2 s and 1.5 s: the file is 1.5 s long"
+
+
+def test_missing_files_are_rows(tmp_path: Path) -> None:
+    clips = pd.DataFrame({"id": ["a"], "file": ["nowhere.mp4"]})
+    row = split.look(clips, tmp_path).iloc[0]
+    assert (row["status"], row["reason"]) == ("broken", "No such file or directory")
+    assert datasets.locate(clips, tmp_path)[0].path == tmp_path / "nowhere.mp4"
+
+
+def test_gone_clips_are_rows_that_nobody_looks_at(tmp_path: Path) -> None:
+    folder_of_videos(tmp_path, classes=1, groups=2)
+    rows = [("a", "class 0/it's_g1_é.mp4", "Private video"), ("b", "class 0/it's_g1_é.mp4", ""), ("c", "c.mp4", "NA")]
+    clips = pd.DataFrame(rows, columns=["id", "file", "gone"]).assign(group=["g1", "g1", "g2"], part="test")
+    found = split.look(clips, tmp_path)
+    assert found["status"].tolist() == ["gone", "ok", "gone"]
+    assert found["reason"].tolist() == ["Private video", "", "NA"]
+    assert found["seconds"].tolist() == pytest.approx([0, 1.5, 0], abs=0.01)
+    assert found["audio"].tolist() == ["no", "yes", "no"]
+    assert "gone" not in found
+    counts = split.summarise(found)
+    assert counts["status"] == {"ok": 1, "broken": 0, "gone": 2, "excluded": 0}
+    assert counts["groups"] == {"train": 0, "select": 0, "test": 1}
+    assert counts["groups_gone"] == {"train": 0, "select": 0, "test": 1}
+
+
+def test_real_clips(shared_data: Path) -> None:
+    files = [
+        "Archery/v_Archery_g03_c03.avi",
+        "BasketballDunk/v_BasketballDunk_g15_c04.avi",
+        "Surfing/v_Surfing_g01_c01.avi",
+    ]
+    found = split.look(pd.DataFrame({"id": files, "file": files}), shared_data / "ucf101")
+    assert found["audio"].tolist() == ["silent", "no", "yes"]
+    assert found["status"].tolist() == ["ok"] * 3
