@@ -1,0 +1,7 @@
+-- Databases of Prefect and MLflow: sudo -u postgres psql -f deploy/postgres.sql, then \password prefect and \password mlflow.
+CREATE ROLE prefect LOGIN;
+CREATE DATABASE prefect OWNER prefect;
+CREATE ROLE mlflow LOGIN;
+CREATE DATABASE mlflow OWNER mlflow;
+\connect prefect
+CREATE EXTENSION IF NOT EXISTS pg_trgm;

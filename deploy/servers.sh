@@ -1,0 +1,10 @@
+#!/bin/sh
+# Prefect's and MLflow's servers for several people: deploy/servers.sh, in the environment of `make`. Ctrl-C ends both.
+set -eu
+. deploy/cluster.env
+trap 'kill 0' EXIT
+trap 'exit 130' INT TERM
+prefect server start --host "$BIND_ADDRESS" --port 4200 &
+mlflow server --app-name basic-auth --host "$BIND_ADDRESS" --port 5000 --allowed-hosts "$BIND_ADDRESS:5000" \
+    --backend-store-uri "$MLFLOW_DATABASE" --artifacts-destination /srv/avdistill/mlartifacts &
+wait

@@ -1,0 +1,377 @@
+"""Flows `ablate` and `point`: a few runs trained again and again, with one or two things varied.
+
+    python -m flows.ablations NAME [KEY=VALUE...]      an ablation of prefect.yaml, with other parameters
+    prefect deployment run 'ablate/noise-snr' -p snr_db='[20,10,0]'
+
+The ablations by name are the deployments of prefect.yaml. Each point is a DVC experiment (flows/points.py); one that is
+there already is not run again. What came out of it: `dvc exp show`, a run in MLflow with one nested run a point and
+run, artifacts in Prefect, and the page out/ablations/<name>/index.html (stages/ablation.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import io
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Annotated, Any, Literal, NamedTuple
+from uuid import UUID
+
+import pandas as pd
+import yaml
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.deployments import run_deployment
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Cancelling, Completed, Failed
+from pydantic import Field
+
+from flows.devices import gpus, held
+from flows.dvc import Dvc, StageError, StoppedError
+from flows.paper import LOOK_SECONDS, cancelled
+from flows.points import AXES, Point, cell_of, checkout, git, points, run_point, uncommitted
+from stages import tracking
+from stages.ablation import Ablation, markdown, value, verdict, write
+from stages.errors import UserError, nearest
+from stages.jobs import cores
+from stages.params import Params, Seed, Share, load
+from stages.stores import write_csv
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Suite = Annotated[str, Field(pattern=r"(^|/)dvc\.yaml$")]
+Names = Annotated[list[str], Field(min_length=1)]
+
+
+class Result(NamedTuple):
+    """What became of a point: done, failed or cancelled; and why, if it failed."""
+
+    state: str
+    reason: str = ""
+
+
+def _name() -> str:
+    """Name of a flow run: the ablation's, and the time."""
+    return f"{flow_run.parameters.get('name', 'ablation')} {datetime.now():%Y-%m-%d %H:%M}"
+
+
+@flow(name="ablate", flow_run_name=_name, persist_result=False)
+def ablate(
+    name: Name,
+    runs: Names,
+    suite: Suite = "dvc.yaml",
+    baseline: str | None = None,
+    metric: str = "accuracy",
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None,
+    snr_db: list[Annotated[float, Field(ge=-60, le=60)]] | None = None,
+    delta: list[Annotated[float, Field(ge=0.001, le=10)]] | None = None,
+    margin: list[Annotated[float, Field(ge=0, le=2)]] | None = None,
+    weight: list[Annotated[float, Field(ge=0, le=1000)]] | None = None,
+    losses: list[Literal["both", "triplet", "contrast", "none"]] | None = None,
+    gradients: list[Literal["paper", "released"]] | None = None,
+    teacher: list[str] | None = None,
+    train_groups: list[Annotated[int, Field(ge=1)]] | None = None,
+    relevant: list[Share] | None = None,
+    workers: Annotated[int, Field(ge=1, le=64)] = 2,
+    deployment: Annotated[str, Field(pattern=r"^point/.+")] | None = None,
+) -> State[Any]:
+    """Train a few runs at every combination of some settings, and show how what they reach depends on these.
+
+    What is given a list is varied; one or two of them make a curve or a map. Points that an earlier ablation has at
+    the same commit are not run again.
+
+    Args:
+        name: Name of the ablation: of its page out/ablations/<name>/index.html and of its points' DVC experiments.
+        runs: Runs of the suite to train at each point.
+        suite: The dvc.yaml of the suite: dvc.yaml, paper/dvc.yaml or own/dvc.yaml.
+        baseline: A run that is trained at each point too, and that gains are measured from. None: no gains.
+        metric: What is shown: accuracy, R@1, mAP@100 or another metric of stage evaluate.
+        seeds: Seeds to train with; several give intervals. None means each run's own.
+        snr_db: Signal-to-noise ratios in dB of the teacher's sound, for runs that hear a mix.
+        delta: Least temperatures of the contrast of MNF+CSC (δ of Xia Eq. 5).
+        margin: Margins of the triplet loss of MNF+CSC (Xia Eq. 3).
+        weight: Weights of the distillation losses (λ of Xia Eq. 8).
+        losses: Which losses MNF+CSC has beside those of the classes: both, triplet, contrast or none.
+        gradients: What the student of MNF+CSC learns from: as the paper says, or as its released program does.
+        teacher: Entries of the suite's features that take the audio teacher's place.
+        train_groups: How many source videos of each class to train on.
+        relevant: Shares of the clips whose sound belongs to the action; avsynth only.
+        workers: How many points may run side by side. The cores of the machine are shared out among them.
+        deployment: A deployment of flow `point`, such as point/cluster, whose workers run the points. None: here.
+    """
+    log = get_run_logger()
+    grid = {axis: list(dict.fromkeys(values)) for axis, values in locals().items() if axis in AXES and values}
+    trained = list(dict.fromkeys([*([baseline] if baseline else []), *runs]))
+    try:
+        params = load(Path(suite).with_name("params.yaml"))
+        if not grid:
+            raise UserError(f"nothing is varied; give a list to one of {', '.join(AXES)}")
+        todo = points(name, params, trained, grid, seeds)
+        folder = Path("out/ablations") / name
+        ablation = Ablation(name, tuple(trained), baseline, metric, grid, AXES)
+        outcomes = _run_all(params, suite, todo, trained, folder, workers, deployment)
+    except StoppedError:
+        return Cancelled(message="what was running has been ended")
+    except UserError as error:
+        return Failed(message=str(error))
+    failed = [f"{point} ({result.reason})" for point, result in outcomes.items() if result.state == "failed"]
+    measured = _measured(folder, todo, trained)
+    if not measured.empty:
+        if metric not in set(measured["metric"]) and f"{metric}/released" not in set(measured["metric"]):
+            return Failed(message=f"metric: '{metric}' was not measured; {nearest(metric, set(measured['metric']))}")
+        table = write(ablation, measured, folder)
+        _log(ablation, params, table, folder)
+        _show(ablation, table, folder)
+        log.info("page: %s", (folder / "index.html").resolve())
+    if failed:
+        return Failed(message=f"{len(failed)} of {len(todo)} points failed: {'; '.join(failed)}")
+    return Completed(message=f"{len(todo)} points; {(folder / 'index.html').resolve()}")
+
+
+@flow(name="point", flow_run_name="{name}", persist_result=False)
+def point(name: str, suite: Suite, changes: dict[str, Any], targets: Names) -> State[Any]:
+    """One point of an ablation on a machine of its own: in a checkout of the repository's commit that a deployment has
+    made. Uses what the DVC remote has of earlier runs, and sends there what it makes.
+
+    Args:
+        name: Name of the DVC experiment.
+        suite: The dvc.yaml of the suite.
+        changes: Params that the point changes, as <params file>:<key>.
+        targets: Stages to bring up to date, with all that they need.
+    """
+    log = get_run_logger()
+    try:
+        params = load(Path(suite).with_name("params.yaml"))
+        with Dvc() as dvc:
+            dvc.fetch_run_cache()
+            with held(gpus(params.device), lambda: dvc.stopping):
+                run_point(dvc, suite, Point(name, {}, changes, targets), log.info, _environment(1, []), pull=True)
+            dvc.push_experiment("origin", name)
+    except (StageError, UserError) as error:
+        return Failed(message=str(error))
+    except StoppedError:
+        return Cancelled(message="ended with the flow")
+    return Completed(message="its results are in the remotes")
+
+
+@task(task_run_name="{chosen.name}", cache_policy=NO_CACHE, persist_result=False)
+def run_here(
+    chosen: Point, suite: str, params: Params, dvc: Dvc, share: int, gpu: Sequence[str], made: threading.Event
+) -> State[Any]:
+    """A point on this machine, on `share` cores. `made` is set as soon as what all points share is there."""
+    log, last = get_run_logger(), chosen.targets[-1].partition("@")[2]
+
+    def look(line: str) -> None:
+        log.info(line)
+        if re.match(rf"(Running stage|Stage) '(.*:)?train@{re.escape(last)}'", line):
+            made.set()
+
+    try:
+        with held(gpu, lambda: dvc.stopping), checkout(params, dvc) as there:
+            run_point(there, suite, chosen, look, _environment(share, gpu))
+            dvc.fetch_experiments(there.root.as_uri(), [chosen.name], data=False)
+    except (StageError, UserError) as error:
+        return Failed(message=str(error))
+    except StoppedError:
+        return Cancelled(message="ended with the flow")
+    finally:
+        made.set()
+    return Completed()
+
+
+@task(task_run_name="{chosen.name}", cache_policy=NO_CACHE, persist_result=False)
+def run_there(chosen: Point, suite: str, deployment: str, dvc: Dvc) -> State[Any]:
+    """A point on another machine: a run of a deployment of flow `point`, whose results come by the remotes."""
+    commit, repository = git("rev-parse", "HEAD").strip(), git("remote", "get-url", "origin").strip()
+    started: Any = run_deployment(
+        deployment,
+        parameters={"name": chosen.name, "suite": suite, "changes": chosen.changes, "targets": chosen.targets},
+        timeout=0,
+        job_variables={"env": {"AV_COMMIT": commit, "AV_REPOSITORY": repository}},
+    )
+    with get_client(sync_client=True) as client:
+        while (state := (run := client.read_flow_run(started.id)).state) is None or not state.is_final():
+            if dvc.stopping:
+                client.set_flow_run_state(run.id, Cancelling())
+                return Cancelled(message="ended with the flow")
+            time.sleep(LOOK_SECONDS)
+    if not state.is_completed():
+        return Failed(message=state.message or state.name)
+    try:
+        dvc.fetch_experiments("origin", [chosen.name])
+    except UserError as error:
+        return Failed(message=str(error))
+    return Completed(message=f"{run.total_run_time.total_seconds():.1f}")
+
+
+def _environment(share: int, gpu: Sequence[str]) -> dict[str, str]:
+    """What the stages of a point are told: the flow run, how many cores, and which GPU."""
+    device = {"CUDA_VISIBLE_DEVICES": ",".join(gpu)} if gpu else {}
+    return {"PREFECT__FLOW_RUN_ID": str(flow_run.id), "AV_CORES": str(share)} | device
+
+
+def _run_all(
+    params: Params,
+    suite: str,
+    todo: list[Point],
+    runs: list[str],
+    folder: Path,
+    workers: int,
+    deployment: str | None,
+) -> dict[str, Result]:
+    """Run the points that are not there, at most `workers` at a time, and keep what each has measured.
+
+    The first goes ahead until it trains the last of `runs`: what all share it has made by then, and the others find it
+    in the cache. Raises StoppedError if the flow run is cancelled meanwhile."""
+    if deployment and uncommitted():
+        raise UserError("deployment: other machines see commits only; commit what has changed, and push it")
+    outcomes: dict[str, Result] = {}
+    running: dict[UUID, tuple[Point, float, list[str]]] = {}  # the point, when it began, its GPU, by task run
+    ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
+    made = threading.Event()
+    look_at = time.monotonic() + LOOK_SECONDS
+    with Dvc() as dvc:
+        there = dvc.experiments()
+        waiting = []
+        for chosen in todo:
+            if chosen.name in there:
+                outcomes[chosen.name] = Result("there already")
+                _keep(dvc, params, folder, chosen, runs, float("nan"))
+            else:
+                waiting.append(chosen)
+        if deployment:
+            made.set()
+        devices = [] if deployment else gpus(params.device)
+        free = [[device] for device in devices]  # a point has one GPU
+        if devices:
+            workers = min(workers, len(devices))
+        while waiting or running:
+            while waiting and len(running) < (workers if made.is_set() or not running else 1):
+                chosen, gpu = waiting.pop(0), free.pop(0) if free else []
+                share = max(1, cores() // min(workers, len(running) + len(waiting) + 1))
+                if deployment:
+                    future = run_there.submit(chosen, suite, deployment, dvc, return_state=False)
+                else:
+                    future = run_here.submit(chosen, suite, params, dvc, share, gpu, made, return_state=False)
+                running[future.task_run_id] = (chosen, time.monotonic(), gpu)
+                future.add_done_callback(ended.put)
+            with contextlib.suppress(Empty):
+                future = ended.get(timeout=1.0)
+                future.wait()
+                chosen, begun, gpu = running.pop(future.task_run_id)
+                free += [gpu] if gpu else []
+                state = future.state
+                if not state.is_completed():
+                    outcomes[chosen.name] = Result("failed", state.message or str(state.name))
+                    continue
+                seconds = float(state.message or 0) if deployment else time.monotonic() - begun
+                _keep(dvc, params, folder, chosen, runs, seconds)
+                outcomes[chosen.name] = Result("done")
+            if time.monotonic() > look_at:
+                look_at = time.monotonic() + LOOK_SECONDS
+                if cancelled():
+                    raise StoppedError
+    return outcomes
+
+
+def _keep(dvc: Dvc, params: Params, folder: Path, chosen: Point, runs: list[str], seconds: float) -> None:
+    """Write what a point has measured, by run and seed, to points/<point>.csv of the ablation, unless it is there."""
+    file = folder / "points" / f"{chosen.name}.csv"
+    if file.exists():
+        return
+    tables = []
+    for run in runs:
+        text = dvc.read(params.path("evaluate", cell_of(run)) / "metrics.csv", chosen.name)
+        tables.append(pd.read_csv(io.StringIO(text)).assign(run=run))
+    write_csv(file, pd.concat(tables).assign(point=chosen.name, seconds=seconds, **chosen.settings))
+
+
+def _measured(folder: Path, todo: list[Point], runs: list[str]) -> pd.DataFrame:
+    """What all points have measured, one row a point, run, seed and metric."""
+    files = [file for chosen in todo if (file := folder / "points" / f"{chosen.name}.csv").exists()]
+    tables = [
+        pd.read_csv(
+            file,
+            dtype={"losses": "str", "teacher": "str"},
+            keep_default_na=False,
+            na_values={"seconds": [""], "value": ["", "nan"]},
+        )
+        for file in files
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _log(ablation: Ablation, params: Params, table: pd.DataFrame, folder: Path) -> None:
+    """The ablation as an MLflow run of `stage` ablation, with a nested one for each run at each point."""
+    with tracking.start("ablation", ablation.name, params) as parent:
+        parent.set_tags({"mlflow.source.name": f"python -m flows.ablations {ablation.name}", "dvc.stage": ""})
+        parent.describe("\n\n".join(verdict(ablation, table)))
+        parent.log_params({"runs": ", ".join(ablation.runs), "metric": ablation.metric, **ablation.grid})
+        for name in ("results.csv", "picture.png", "index.html"):
+            if (folder / name).exists():
+                parent.log_artifact(folder / name)
+        for _, row in table.iterrows():
+            settings = {key: row[key] for key in ablation.grid}
+            words = " ".join(f"{key} {value(one)}" for key, one in settings.items())
+            with parent.child(
+                f"{row['run']} {words}", {"dvc.experiment": row["point"], "point_of": ablation.name}
+            ) as child:
+                child.log_params({"run": row["run"], **settings})
+                numbers = {key: row[key] for key in table.columns if key not in (*settings, "run", "point")}
+                child.log_metrics({key: number for key, number in numbers.items() if pd.notna(number)})
+
+
+def _show(ablation: Ablation, table: pd.DataFrame, folder: Path) -> None:
+    """The artifacts of the flow run: the table, and the picture inside its own address."""
+    key = f"ablation-{ablation.name.lower().replace('_', '-')}"
+    create_markdown_artifact(markdown(ablation, table), key=key, description=f"Ablation {ablation.name}")
+    if (picture := folder / "picture.png").exists():
+        data = base64.b64encode(picture.read_bytes()).decode("ascii")
+        create_image_artifact(
+            f"data:image/png;base64,{data}", key=f"{key}-picture", description=f"Ablation {ablation.name}"
+        )
+
+
+def ablations() -> dict[str, dict[str, Any]]:
+    """The ablations of prefect.yaml: the parameters of each, by name."""
+    deployments = yaml.safe_load(Path("prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    return {entry["name"]: entry["parameters"] for entry in deployments if entry["entrypoint"].endswith(":ablate")}
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m flows.ablations", description="Run an ablation of prefect.yaml.")
+    parser.add_argument("name", help="one of " + ", ".join(ablations()))
+    parser.add_argument("parameters", nargs="*", metavar="KEY=VALUE", help="such as snr_db=[20,10,0] or workers=4")
+    given = parser.parse_args()
+    # An exception instead of a sudden end, so that Prefect's own server is ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    known = ablations()
+    if given.name not in known:
+        sys.exit(f"error: prefect.yaml: there is no ablation '{given.name}'; {nearest(given.name, known)}")
+    asked = dict(known[given.name])
+    for pair in given.parameters:
+        key, equals, text = pair.partition("=")
+        if not equals or key not in ablate.parameters.properties:
+            sys.exit(f"error: {pair}: expected KEY=VALUE; {nearest(key, ablate.parameters.properties)}")
+        asked[key] = yaml.safe_load(text)
+    try:
+        state = ablate(**asked, return_state=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(state.message) if state.is_completed() else sys.exit(f"error: {state.message}")
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,152 @@
+"""Ablations with the real tools on a suite of seconds: side by side, and on a second machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from flows.processes import end
+from tests.flows.test_ui import free_port
+from tests.pipeline.conftest import Checkout, tiny_params
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def suite(tmp_path: Path, root: Path) -> Checkout:
+    """The project with a tiny suite, all of it committed."""
+    made = Checkout(tmp_path / "first", root)
+    shutil.copy(root / "prefect.yaml", made.folder)
+    shutil.copy(root / ".dvc/.gitignore", made.folder / ".dvc")
+    shutil.copytree(root / "deploy", made.folder / "deploy")
+    for name in ("own", "paper"):  # DVC does not follow links in commits
+        link = made.folder / name / "dvc.yaml"
+        link.unlink()
+        shutil.copy(root / "dvc.yaml", link)
+    raw = yaml.safe_load((made.folder / "params.yaml").read_text())
+    tiny_params(raw)
+    (made.folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    made.environment |= {
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "AV_TRACKING": "off",
+        "PREFECT_LOGGING_LEVEL": "ERROR",
+    }
+    made.environment |= {f"GIT_{who}_{what}": "t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    made.run("git", "add", "--all")
+    made.run("git", "commit", "--quiet", "--message", "tiny")
+    return made
+
+
+def ablate(suite: Checkout, *parameters: str, **environment: str) -> pd.DataFrame:
+    """Run an ablation on the command line; its results."""
+    command = [
+        sys.executable,
+        "-m",
+        "flows.ablations",
+        "training-clips",
+        "runs=[uni_modal]",
+        "baseline=null",
+        "seeds=[0,1]",
+    ]
+    suite.run(*command, *parameters, **environment)
+    return pd.read_csv(suite.folder / "out/ablations/training-clips/results.csv")
+
+
+def test_side_by_side_is_the_same_as_one_after_the_other(suite: Checkout) -> None:
+    together = ablate(suite, "train_groups=[1,2]", "workers=2")
+    assert list(together["train_groups"]) == [1, 2]
+    assert together["accuracy"].between(0, 100).all() and (together["accuracy_seeds"] == 2).all()
+    assert set(suite.dvc("exp", "list", "--name-only").split()) == set(together["point"])
+    shown = json.loads(suite.dvc("exp", "show", "--json"))[1]["experiments"]
+    assert {entry["name"] for entry in shown} == set(together["point"])
+    assert suite.run("git", "status", "--porcelain").stdout == ""
+    assert list((suite.folder / ".dvc/tmp/points").iterdir()) == []
+
+    begun = time.monotonic()
+    again = ablate(suite, "train_groups=[1,2]")
+    pd.testing.assert_frame_equal(again, together)  # seconds too: no point ran again
+    assert time.monotonic() - begun < max(60, together["seconds"].sum())
+
+    suite.dvc("exp", "remove", *together["point"])
+    for made in (".dvc/cache", "out/ablations"):
+        shutil.rmtree(suite.folder / made)
+    alone = ablate(suite, "train_groups=[1,2]", "workers=1")
+    pd.testing.assert_frame_equal(alone.drop(columns="seconds"), together.drop(columns="seconds"))
+
+
+@pytest.fixture
+def server(suite: Checkout, tmp_path: Path) -> Iterator[str]:
+    """A Prefect server of its own; its address."""
+    port = free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=suite.environment, stdout=log, stderr=log, text=True, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=2).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.3)
+        yield url
+    finally:
+        end([process], grace=10)
+
+
+def test_a_second_machine_runs_a_point_and_its_results_come_back(suite: Checkout, server: str, tmp_path: Path) -> None:
+    """The other machine has a worker, a folder of its own, and DVC's configuration; all else comes by the remotes."""
+    origin, other = tmp_path / "origin.git", tmp_path / "other"
+    suite.run("git", "clone", "--quiet", "--bare", ".", str(origin))
+    suite.run("git", "remote", "add", "origin", origin.as_uri())
+    (other / "dvc").mkdir(parents=True)
+    (other / "tmp").mkdir()
+    shared = f"[core]\n    remote = shared\n['remote \"shared\"']\n    url = {tmp_path / 'shared'}\n"
+    (other / "dvc/config").write_text(shared)
+    (suite.folder / ".dvc/config.local").write_text(shared)
+    here = {"PREFECT_API_URL": server}
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    suite.run(*prefect, "work-pool", "create", "points", "--type", "process", **here)
+    suite.run(*prefect, "deploy", "--prefect-file", "deploy/prefect.yaml", "--name", "cluster", **here)
+    there = suite.environment | here | {"DVC_GLOBAL_CONFIG_DIR": str(other / "dvc"), "TMPDIR": str(other / "tmp")}
+    there |= {"AV_TRACKING": "on", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    with (tmp_path / "worker.log").open("w") as log:
+        worker = subprocess.Popen(
+            [*prefect, "worker", "start", "--pool", "points", "--type", "process", "--limit", "1"],
+            cwd=other,
+            env=there,
+            stdout=log,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        found = ablate(suite, "train_groups=[1]", "deployment=point/cluster", **here)
+    finally:
+        end([worker], grace=10)
+    (name,) = found["point"]
+    assert (found["accuracy_seeds"] == 2).all() and (found["seconds"] > 0).all()
+    assert suite.dvc("exp", "list", "--name-only").split() == [name]
+    assert name in suite.dvc("exp", "list", "--name-only", "origin")
+    assert (tmp_path / "shared/runs").is_dir()  # the run cache: nobody makes this again
+    assert not (suite.folder / "out/avsynth/train").exists()
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        names = {row[0] for row in database.execute("SELECT name FROM runs")}
+    assert {"train ablation-uni_modal", "evaluate ablation-uni_modal"} <= names

@@ -1,0 +1,261 @@
+"""DVC as a subprocess, on a small repository with real stages."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from flows import dvc, processes
+from flows.dvc import Dvc, StageError, StoppedError
+from stages.errors import UserError
+from tests.flows import project
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return project.make(tmp_path_factory.mktemp("dvc") / "repo")
+
+
+@pytest.fixture
+def repo(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, value in project.environment(made).items():
+        monkeypatch.setenv(name, value)
+    for cell in ("kd", "mnf_csc"):
+        (made / "mood" / cell).write_text("well")
+    (made / "pids").unlink(missing_ok=True)
+    return made
+
+
+def mood(repo: Path, cell: str, value: str) -> None:
+    (repo / "mood" / cell).write_text(value)
+
+
+def alive(pids: str) -> list[str]:
+    """Those of the processes that still run; one that ended and that nobody has asked for is gone, too."""
+    running = []
+    for pid in pids.split():
+        state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout.strip()
+        if state and not state.startswith("Z"):
+            running.append(pid)
+    return running
+
+
+def wait_for(path: Path) -> str:
+    deadline = time.monotonic() + 30
+    while not (path.exists() and path.read_text().strip()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return path.read_text()
+
+
+def test_graph(repo: Path) -> None:
+    with Dvc(repo) as runner:
+        graph = runner.graph()
+        assert graph == {
+            "check": set(),
+            "train@kd": {"check"},
+            "train@mnf_csc": {"check"},
+            "report": {"train@kd", "train@mnf_csc"},
+        }
+        assert next(iter(graph)) == "check" and list(graph)[-1] == "report"
+        assert runner.graph("paper/dvc.yaml")["paper/dvc.yaml:train@kd"] == {"paper/dvc.yaml:check"}
+        with pytest.raises(UserError, match=r"nowhere/dvc.yaml.*does not exist"):
+            runner.graph("nowhere/dvc.yaml")
+
+
+def test_states_of_a_stage(repo: Path) -> None:
+    lines: list[str] = []
+    with Dvc(repo) as runner:
+        assert runner.changed("paper/dvc.yaml") == set(runner.graph("paper/dvc.yaml"))
+        stage = "paper/dvc.yaml:train@kd"
+        for upstream in ("check", "train@mnf_csc", "train@kd", "report"):
+            assert runner.repro(f"paper/dvc.yaml:{upstream}", lines.append) == "ran"
+        assert "train@kd feels well" in lines
+        assert not any("git add" in line for line in lines)
+        assert runner.changed("paper/dvc.yaml") == set()
+        assert runner.repro(stage, lines.append) == "skipped"
+        before = runner.locked("paper/dvc.yaml")
+
+        mood(repo, "kd", "better")
+        assert runner.changed("paper/dvc.yaml") == {stage}
+        assert runner.repro(stage, lines.append) == "ran"
+        assert runner.locked("paper/dvc.yaml")[stage] != before[stage]
+        mood(repo, "kd", "well")
+        assert runner.repro(stage, lines.append) == "cached"
+        assert runner.locked("paper/dvc.yaml")[stage] == before[stage]
+        assert (repo / "out/paper/train/kd").read_text() == "train@kd well"
+
+        mood(repo, "kd", "ill")
+        with pytest.raises(StageError, match=r"^params.yaml: too ill to train$"):
+            runner.repro(stage, lines.append)
+
+
+def test_missing_dependency_says_what_is_missing(repo: Path) -> None:
+    with Dvc(repo) as runner, pytest.raises(StageError, match="out/small/train"):
+        runner.repro("report", print)
+
+
+@pytest.mark.parametrize("kind", ["asleep", "deaf"])
+def test_stop_ends_the_stage_and_its_workers(repo: Path, kind: str) -> None:
+    caught: list[StoppedError] = []
+
+    def run(runner: Dvc) -> None:
+        try:
+            runner.repro("train@kd", print)
+        except StoppedError as error:
+            caught.append(error)
+
+    with Dvc(repo, grace=0.5) as runner:
+        runner.repro("check", print)
+        mood(repo, "kd", kind)
+        thread = threading.Thread(target=run, args=[runner])
+        thread.start()
+        pids = wait_for(repo / "pids")
+        assert len(alive(pids)) == 2
+        before = time.monotonic()
+    thread.join(5)
+    assert time.monotonic() - before < 5
+    assert len(caught) == 1
+    assert alive(pids) == []
+    with pytest.raises(StoppedError):
+        runner.repro("train@kd", print)
+    mood(repo, "kd", "well")
+    with Dvc(repo) as another:
+        assert another.repro("train@kd", print) in {"ran", "cached"}
+
+
+def run_until_stopped(runner: Dvc) -> None:
+    with contextlib.suppress(StoppedError):
+        runner.repro("train@kd", print)
+
+
+def test_one_line_says_who_is_before_a_stage(repo: Path) -> None:
+    mood(repo, "kd", "asleep")
+    with Dvc(repo, grace=0.5) as runner:
+        runner.repro("check", print)
+        thread = threading.Thread(target=run_until_stopped, args=[runner])
+        thread.start()
+        wait_for(repo / "pids")
+        with Dvc(repo) as other, pytest.raises(StageError) as refused:
+            other.repro("train@kd", print)
+    thread.join(5)
+    assert re.fullmatch(
+        r"/.*/out/small/train/kd: in use by /.*dvc --wait-for-lock repro --single-item train@kd \(process \d+\); "
+        "try again when it has ended",
+        str(refused.value),
+    )
+
+
+def test_interrupt_while_a_stage_runs_ends_it(repo: Path) -> None:
+    def interrupt(line: str) -> None:
+        if "worker sleeps" in line:
+            raise KeyboardInterrupt
+
+    mood(repo, "kd", "asleep")
+    with Dvc(repo, grace=0.5) as runner:
+        runner.repro("check", print)
+        with pytest.raises(KeyboardInterrupt):
+            runner.repro("train@kd", interrupt)
+        assert alive((repo / "pids").read_text()) == []
+
+
+def test_second_interrupt_kills(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+
+    def impatient(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(processes.time, "sleep", impatient)
+        processes.end([process], grace=60)
+    assert process.wait(5) == -9
+
+
+def test_command_line_is_dvc_with_the_python_of_this_environment(repo: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "flows.dvc", "repro", "check"],
+        cwd=repo,
+        env=project.environment(repo) | {"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert dvc.environment()["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+def test_mlflow_project_commands(repo: Path) -> None:
+    import yaml
+
+    folder = Path(__file__).resolve().parents[2] / "mlflow_project"
+    described = yaml.safe_load((folder / "MLproject").read_text())
+    assert (folder / described["python_env"]).exists()
+    points = described["entry_points"]
+    assert set(points) == {"repro", "train", "evaluate"}
+    (repo / "mlflow_project").mkdir(exist_ok=True)
+    if not (repo / ".venv").exists():
+        (repo / ".venv").symlink_to(sys.prefix)
+    for point, given in (("train", {"cell": "kd", "suite": "paper/dvc.yaml"}), ("repro", {"suite": "dvc.yaml"})):
+        run = subprocess.run(  # as MLflow does it
+            ["bash", "-c", points[point]["command"].format(**given)],
+            cwd=repo / "mlflow_project",
+            env=project.environment(repo) | {"PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr
+    assert (repo / "out/paper/train/kd").exists()
+    assert (repo / "out/small/report").exists()
+
+
+@pytest.mark.parametrize("cut", [0, 20, 90, 1000])
+def test_what_a_killed_dvc_left_half_written_does_not_stop_the_next_one(
+    repo: Path, capsys: pytest.CaptureFixture[str], cut: int
+) -> None:
+    log: list[str] = []
+    with Dvc(repo) as runner:
+        runner.repro("check", log.append)
+        before = runner.locked()["check"]
+    lock, table = repo / "dvc.lock", repo / ".dvc/tmp/rwlock"
+    whole = lock.read_text()
+    lock.write_text(whole[:cut])
+    table.write_text(json.dumps({"write": {"/x": {"pid": 1, "cmd": "dvc repro"}}})[: cut // 2])
+    with Dvc(repo) as runner:
+        assert ("put aside" in capsys.readouterr().err) == (cut < len(whole))
+        assert runner.repro("check", log.append) in ("cached", "skipped")
+        assert runner.locked()["check"] == before
+    whole = lock.read_text()
+    dvc.mend(repo)
+    assert lock.read_text() == whole and not table.exists()
+
+
+def test_the_records_of_a_dvc_that_runs_are_left_alone(repo: Path) -> None:
+    def run(runner: Dvc) -> None:
+        with contextlib.suppress(StoppedError):
+            runner.repro("train@kd", print)
+
+    with Dvc(repo, grace=0.5) as runner:
+        runner.repro("check", print)
+        mood(repo, "kd", "asleep")
+        thread = threading.Thread(target=run, args=[runner])
+        thread.start()
+        wait_for(repo / "pids")
+        (repo / "dvc.lock").write_text("half")
+        dvc.mend(repo)
+        assert (repo / "dvc.lock").read_text() == "half" and (repo / ".dvc/tmp/rwlock").exists()
+    thread.join()
+    dvc.mend(repo)
+    assert not (repo / "dvc.lock").exists()
