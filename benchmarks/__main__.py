@@ -1,0 +1,70 @@
+"""`python -m benchmarks`: run benchmarks, keep their results, and write the table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks import harness, table
+from stages.errors import UserError, nearest
+from stages.stores import write_text
+
+RESULTS = Path("benchmarks/results")
+PAGE = Path("docs/benchmarks.md")
+QUICK = Path("out/benchmarks")  # where a quick run leaves the like of both
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what the command line asks for. Raises UserError for a name that no benchmark has."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=f"Run all benchmarks that this machine is for; write {RESULTS}/<cpu or gpu>.json and {PAGE}.",
+    )
+    parser.add_argument("--quick", action="store_true", help=f"tiny sizes, results go to {QUICK}: does it work?")
+    parser.add_argument("--only", action="append", metavar="NAME", help="one benchmark (may be repeated)")
+    parser.add_argument(
+        "--suite", action="store_true", help="run the embedded suite first, twice, for the rows about it (half an hour)"
+    )
+    given = parser.parse_args(arguments)
+
+    import torch
+
+    kind: harness.Kind = "gpu" if torch.cuda.is_available() else "cpu"
+    known = harness.declared()
+    for name in given.only or ():
+        if name not in known:
+            raise UserError(f"--only {name}: there is no such benchmark; {nearest(name, known)}")
+        if kind not in known[name].goals:
+            raise UserError(
+                f"--only {name}: it is for {' and '.join(known[name].goals)} machines, this is a {kind} one"
+            )
+        if known[name].suite and not given.suite:
+            raise UserError(f"--only {name}: it needs --suite")
+    if given.suite:
+        from benchmarks.pipeline import run_suite
+
+        run_suite(_tell)
+    chosen = [
+        one
+        for one in known.values()
+        if kind in one.goals and one.name in (given.only or known) and (given.suite or not one.suite)
+    ]
+    rows = harness.run(chosen, kind, given.quick, _tell)
+    results, page = (QUICK, QUICK / PAGE.name) if given.quick else (RESULTS, PAGE)
+    harness.keep(results / f"{kind}.json", harness.machine(), rows)
+    write_text(page, table.page(known, {kind: harness.read(results / f"{kind}.json") for kind in harness.KINDS}))
+    _tell(f"written: {results / kind}.json, {page}")
+    if failed := [one.name for one in chosen if one.name not in rows]:
+        raise UserError(f"{len(failed)} of {len(chosen)} benchmarks failed: {', '.join(failed)}")
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

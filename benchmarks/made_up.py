@@ -1,0 +1,99 @@
+"""A made-up suite on disk: frames of noise, and what the stages before training would have left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.params import Params
+from stages.stores import StoreWriter, write_arrays, write_index
+from stages.train import Task, Trainer
+
+CLASSES = 10
+SELECT = 4  # clips that are not trained on
+
+
+def suite(
+    folder: Path,
+    clips: int,
+    shape: tuple[int, int, int] | None,
+    recipe: dict[str, Any],
+    options: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> Params:
+    """A suite in `folder` with one cell, `mnf_csc`, of one run, and `clips` training clips of `shape` (T, H, W).
+
+    Without a shape their frames are not there yet. Every eighth clip has no sound; the teacher's feature is as wide as
+    the student's. `options` are those of the method."""
+    params = Params.model_validate(
+        {
+            "suite": {"name": "made_up", "title": "made up", "root": ".", "file": "params.yaml", "out": str(folder)},
+            "datasets": {"noise": {"origin": {"kind": "folder", "source": "."}, "split": {}}},
+            "recipes": {"recipe": recipe},
+            "cells": {
+                "mnf_csc": {
+                    "method": "mnf_csc",
+                    "dataset": "noise",
+                    "input": "frames/noise",
+                    "recipe": "recipe",
+                    "A": "audio",
+                    "seeds": [seed],
+                    "runs": {"mnf_csc": {"teachers": "A", "options": options or {}}},
+                }
+            },
+            "report": {"baseline": "mnf_csc"},
+        }
+    )
+    random = np.random.default_rng(seed)
+    index = clip_index(clips + SELECT)
+    write_index(params.path("split", "noise") / "index.csv", index)
+    if shape is not None:
+        with StoreWriter(params.path("frames", "noise"), "uint8") as store:
+            for name in index["id"]:
+                store.put(name, random.integers(0, 256, (*shape, 3), dtype=np.uint8))
+    ids = index["id"].to_numpy(dtype=str)
+    width = round(512 * params.recipes["recipe"].width)
+    features = random.random((len(ids), width), dtype=np.float32)
+    logits = random.standard_normal((len(ids), CLASSES), dtype=np.float32)
+    mask = np.arange(len(ids)) % 8 != 7
+    write_arrays(params.path("teacher_features", "audio") / "features.npz", ids=ids, features=features, mask=mask)
+    write_arrays(params.path("teacher_head", "audio") / "logits.npz", ids=ids, logits=logits)
+    return params
+
+
+def clip_index(clips: int) -> pd.DataFrame:
+    """An index of clips, all of them for training but the last SELECT."""
+    numbers = np.arange(clips)
+    return pd.DataFrame(
+        {
+            "id": [f"clip{number:06d}" for number in numbers],
+            "file": [f"{number % CLASSES}/clip{number:06d}.mp4" for number in numbers],
+            "label": numbers % CLASSES,
+            "class": [f"class{number % CLASSES}" for number in numbers],
+            "group": [f"group{number // 7}" for number in numbers],
+            "part": np.where(numbers < clips - SELECT, "train", "select"),
+            "start": 0.0,
+            "end": 4.0,
+            "seconds": 4.0,
+            "audio": "yes",
+            "status": "ok",
+            "reason": "",
+        }
+    )
+
+
+def trainer(params: Params, device: str) -> Trainer:
+    """The trainer of the suite's run, about to begin its first epoch, set as the stage sets it."""
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    cell, run = "mnf_csc", "mnf_csc"
+    folder = Path(params.suite.out) / "benchmark"
+    ready = Trainer(Task(params, cell, run, params.cells[cell].seeds[0], device, folder, None))  # type: ignore[arg-type]
+    ready.student.train()
+    ready.distiller.train()
+    ready.distiller.start_epoch(0)
+    return ready

@@ -1,0 +1,141 @@
+"""The pipeline around the work: how a stage starts, and the embedded suite as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from benchmarks.harness import Measured, Setting, alternate, benchmark
+from stages.errors import UserError
+from stages.stores import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+SUITE = Path("out/benchmarks/suite.json")  # what `run_suite` leaves
+WORK = ("teachers", "teacher_head", "train", "evaluate")  # stages that train or evaluate; all else is overhead
+START = """
+import sys
+sys.argv = ["{stage}.py", "params.yaml"]
+import stages.{stage}
+from stages.stage import command
+command(lambda stage: None)
+"""
+
+
+@benchmark("start of a stage (imports, params, tracker), warm", unit="s", cpu=3)
+def start_of_a_stage(setting: Setting) -> Measured:
+    """Median over all stages of the time from starting Python until a stage with nothing to do has ended: its imports,
+    params.yaml read and checked, its tracked run begun and ended. What a stage imports when it needs it is its work."""
+    names = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+    names = names[:1] if setting.quick else names
+    shutil.copy(ROOT / "params.yaml", setting.folder)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def start(stage: str) -> Callable[[], object]:
+        command = [sys.executable, "-c", START.format(stage=stage)]
+        return lambda: subprocess.run(command, cwd=setting.folder, env=environment, check=True)
+
+    seconds = alternate({name: start(name) for name in names}, 1 if setting.quick else 5)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    return Measured(statistics.median(medians.values()), {"by_stage_s": medians})
+
+
+@benchmark("the embedded suite by `dvc repro`", unit="min", suite=True, cpu=10)
+def suite_time(setting: Setting) -> Measured:
+    """Wall time of the first `dvc repro` in a fresh copy of the repository, everything trained and evaluated."""
+    found = suite_times()
+    return Measured(found["repro_s"] / 60, {})
+
+
+@benchmark("pipeline overhead of the embedded suite", "its wall time", unit="%", suite=True, cpu=25)
+def suite_overhead(setting: Setting) -> Measured:
+    """The share of that wall time that is not spent in stages that train or evaluate (teachers, teacher_head, train,
+    evaluate), by the tracked runs: DVC, starts of processes, and all other stages."""
+    found = suite_times()
+    work = sum(found["stages_s"].get(stage, 0.0) for stage in WORK)
+    return Measured(100 * (1 - work / found["repro_s"]), {"by_stage_s": found["stages_s"]})
+
+
+@benchmark("`dvc repro` with nothing to do", unit="s", suite=True, cpu=3)
+def suite_no_op(setting: Setting) -> Measured:
+    """Median of several, after the embedded suite has run."""
+    times = suite_times()["no_op_s"]
+    return Measured(statistics.median(times), {"times_s": times})
+
+
+@benchmark("the embedded suite by the flow, 2 workers of one thread", "`dvc repro`", unit="%", suite=True, cpu=80)
+def suite_by_flow(setting: Setting) -> Measured:
+    """Wall time of `python -m flows.paper --workers 2` in another fresh copy, as a share of that of `dvc repro`."""
+    found = suite_times()
+    return Measured(100 * found["flow_s"] / found["repro_s"], {"flow_min": found["flow_s"] / 60})
+
+
+def suite_times() -> dict[str, Any]:
+    """What `run_suite` measured."""
+    found: dict[str, Any] = json.loads(SUITE.read_text(encoding="utf-8"))
+    return found
+
+
+def run_suite(tell: Callable[[str], None], file: Path = SUITE) -> None:
+    """Run the embedded suite twice, in fresh copies of the repository: by DVC (and then DVC again, with nothing to do)
+    and by the flow with two workers; write the times to `file`.
+
+    Raises UserError if one of them fails."""
+    here = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
+    for name in ("AV_TRACKING", "AV_CORES", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        environment.pop(name, None)
+
+    def seconds(folder: Path, *command: str) -> float:
+        tell(f"suite: {' '.join(command)} ...")
+        began = time.perf_counter()
+        with (folder / "benchmark.log").open("w", encoding="utf-8") as log:
+            code = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log).returncode
+        if code:
+            last = (folder / "benchmark.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
+            raise UserError(f"suite: {' '.join(command)} failed: {''.join(last)}")
+        return time.perf_counter() - began
+
+    with TemporaryDirectory(ignore_cleanup_errors=True) as root:  # a mirror may still have something to say
+        by_dvc, by_flow = copy_repository(Path(root) / "dvc"), copy_repository(Path(root) / "flow")
+        found: dict[str, Any] = {"repro_s": seconds(by_dvc, "dvc", "repro")}
+        found["no_op_s"] = [seconds(by_dvc, "dvc", "repro") for _ in range(5)]
+        seconds(by_dvc, sys.executable, "-m", "stages.tracking", "sync", "params.yaml")
+        found["stages_s"] = stage_seconds(by_dvc / "mlflow.db")
+        found["flow_s"] = seconds(by_flow, sys.executable, "-m", "flows.paper", "--workers", "2")
+    write_json(file, found)
+
+
+def copy_repository(folder: Path) -> Path:
+    """The files that git knows or would add, as a repository of its own: DVC wants one."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).exists() and Path(name).name != "dvc.lock":  # a lock would let DVC look for old outputs
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+def stage_seconds(database: Path) -> dict[str, float]:
+    """Seconds by stage, longest first, of all tracked runs but nested ones."""
+    query = """
+        select stage.value, sum(runs.end_time - runs.start_time) / 1000.0 from runs
+        join tags stage on stage.run_uuid = runs.run_uuid and stage.key = 'stage'
+        where runs.run_uuid not in (select run_uuid from tags where key = 'mlflow.parentRunId')
+        group by stage.value order by 2 desc
+    """
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        return dict(connection.execute(query).fetchall())

@@ -1,0 +1,145 @@
+"""Training: a step of MNF+CSC at the papers' size, and the time that the trainer waits for data."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks import made_up
+from benchmarks.harness import Measured, Setting, alternate, benchmark, speedup
+from models import students
+from models.distillers.mnf_csc import MnfCsc, calibrated_contrast, temperatures, triplet_loss
+from stages.jobs import cores
+from stages.loader import NORMALISATION, Batch
+from stages.train import Trainer, build_distiller
+
+LOOP = "float32 loop of the same network: contiguous, eager, two backward passes"
+# How far losses and gradients of the two may lie apart, as a share. Batch norms over few clips make gradients
+# ill-conditioned: in float32 each of the two is itself some per cent away from float64's. The loss is the sharper test.
+TOLERANCE = {"float32": (1e-4, 0.2), "bfloat16": (3e-2, 0.5)}
+
+
+class PlainLoop:
+    """A step as the papers' programs do it: two optimizers, and each loss sent backward through the whole student.
+
+    The gradient that the module's loss leaves in the student is thrown away before the student's own comes; the
+    module keeps both. So it learns what the trainer does with `gradients: released`."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        recipe, device = trainer.recipe, trainer.device
+        self.student = students.build_student(recipe.student, trainer.clips.classes, recipe.width)
+        self.student.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.student.load_state_dict(trainer.student.state_dict())
+        module = build_distiller(trainer.cell, trainer.run, self.student, trainer.teachers, trainer.clips).to(device)
+        assert isinstance(module, MnfCsc) and module.mask is not None
+        self.module, self.mask = module, module.mask
+        self.module.load_state_dict(trainer.distiller.state_dict())
+        self.teacher = trainer.teachers["A"]
+        self.mean, self.std = (torch.tensor(v, device=device) * 255 for v in NORMALISATION[recipe.normalisation])
+        self.optimizer = torch.optim.Adam(self.student.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+        rate = module.module_lr * recipe.lr
+        self.module_optimizer = torch.optim.Adam(self.module.parameters(), rate, weight_decay=recipe.weight_decay)
+
+    def step(self, clips: Tensor, labels: Tensor, rows: Tensor) -> float:
+        """One batch; returns the sum of all terms, which it waits for, as those programs do."""
+        output = self.student(((clips - self.mean) / self.std).permute(0, 4, 1, 2, 3).contiguous())
+        heard = self.teacher.mask[rows].nonzero().flatten()
+        s, m = output.feature[heard], output.map[heard]
+        t, y = self.module.project(self.teacher.feature[rows][heard]), labels[heard]
+        purified, target, logits = self.module.filter(s, m, t)
+        margin, tau = self.module.margin, temperatures(s, purified, self.module.delta)
+        module_loss = F.cross_entropy(logits, y) + triplet_loss(s, t, purified, margin)
+        module_loss = module_loss + self.module.mask_l1 * self.mask.w2.weight.abs().sum(1).mean()
+        student_loss = F.cross_entropy(output.logits, labels) + calibrated_contrast(s, target, tau, y)
+        self.module_optimizer.zero_grad()
+        module_loss.backward(retain_graph=True)
+        self.optimizer.zero_grad()
+        student_loss.backward()
+        self.optimizer.step()
+        self.module_optimizer.step()
+        return module_loss.item() + student_loss.item()
+
+
+def papers_size(setting: Setting, student: str, **changes: Any) -> tuple[Trainer, list[Batch]]:
+    """A trainer at 16x112x112, or what stands for it in a quick run, and batches that are on its device."""
+    gpu = setting.device != "cpu"
+    recipe: dict[str, Any] = {"student": student, "batch": 32 if gpu else 4}
+    recipe |= {"precision": "bfloat16", "compile": True} if gpu else {}
+    recipe |= {"frames": 4, "size": 32, "width": 0.125} if setting.quick else {}
+    shape = (8, 36, 48) if setting.quick else (20, 128, 171)
+    clips = 4 * recipe["batch"]
+    params = made_up.suite(setting.folder, clips, shape, recipe | changes, {"gradients": "released"})
+    trainer = made_up.trainer(params, setting.device)
+    return trainer, [Batch(*(part.to(trainer.device) for part in batch)) for batch in trainer.loader]
+
+
+def step_of(setting: Setting, student: str) -> Measured:
+    """A step of the trainer against one of the plain loop, after both have done the same from the same weights."""
+    trainer, batches = papers_size(setting, student)
+    loop = PlainLoop(trainer)
+
+    def ours(batch: Batch = batches[0]) -> float:
+        torch.use_deterministic_algorithms(True)
+        return float(trainer.step(*batch)["loss"])
+
+    def theirs(batch: Batch = batches[0]) -> float:
+        torch.use_deterministic_algorithms(False)
+        return loop.step(*batch)
+
+    losses = ours(), theirs()
+    of_loss, of_gradients = TOLERANCE[trainer.recipe.precision]
+    apart = {"loss": abs(losses[0] - losses[1]) / abs(losses[1])}
+    for name, pair in {"student": (trainer.student, loop.student), "module": (trainer.distiller, loop.module)}.items():
+        gradients = [torch.cat([p.grad.flatten() for p in one.parameters() if p.grad is not None]) for one in pair]
+        apart[name] = float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
+    assert apart["loss"] < of_loss and max(apart["student"], apart["module"]) < of_gradients, apart
+
+    steps = batches if setting.device != "cpu" else batches[:1]  # on a GPU, several: only the last is waited for
+
+    def several() -> None:
+        torch.use_deterministic_algorithms(True)
+        for batch in steps:
+            trainer.step(*batch)
+
+    measured = speedup(several, lambda: [theirs(batch) for batch in steps], 3 if setting.quick else 7)
+    clips = len(steps) * len(batches[0].labels)
+    rates = {f"{name}_clips_per_s": clips / measured.detail[f"{name}_s"] for name in ("ours", "baseline")}
+    return Measured(measured.value, measured.detail | rates | {"apart": apart, "batch": len(batches[0].labels)})
+
+
+@benchmark("training step, MNF+CSC, `r2plus1d_10`, 16x112x112", LOOP, cpu=1.4, gpu=5)
+def step_r2plus1d_10(setting: Setting) -> Measured:
+    """`Trainer.step` on a batch of 4 (GPU: 32, bfloat16, compiled) that is on the device already, against a loop that
+    takes the same batch, computes the same losses and gradients from the same weights, and waits for its losses in
+    every step. Both normalise the uint8 frames and step their optimizers; all cores."""
+    return step_of(setting, "r2plus1d_10")
+
+
+@benchmark("the same for `r2plus1d_18`", "the same", cpu=1.4, gpu=5)
+def step_r2plus1d_18(setting: Setting) -> Measured:
+    """As for `r2plus1d_10`."""
+    return step_of(setting, "r2plus1d_18")
+
+
+@benchmark("share of time the trainer waits for data", unit="%", cpu=5, gpu=5)
+def waiting_for_data(setting: Setting) -> Measured:
+    """By how much an epoch of `Trainer.train_epoch` at 16x112x112 gets shorter when its batches lie on the device
+    already, as a share of the epoch with the loader (random crops of 20 frames of 128x171, packed); `r2plus1d_10`,
+    batches of 4 (GPU: 32, a loader worker for each core)."""
+    workers = cores() if setting.device != "cpu" else 0
+    trainer, batches = papers_size(setting, "r2plus1d_10", loader_workers=workers)
+    loader: Any = trainer.loader
+
+    def epoch(batches: Any) -> None:
+        trainer.loader = batches
+        trainer.train_epoch()
+
+    ways = {"loader": lambda: epoch(loader), "at_hand": lambda: epoch(batches)}
+    seconds = alternate(ways, 2 if setting.quick else 5)
+    shares = [1 - hand / load for load, hand in zip(seconds["loader"], seconds["at_hand"], strict=True)]
+    medians = {f"{name}_s": statistics.median(times) for name, times in seconds.items()}
+    return Measured(100 * max(0.0, statistics.median(shares)), medians | {"workers": workers})

@@ -1,0 +1,146 @@
+"""A copy of the repository with a suite of seconds, on which the real tools run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+PARTS = ("flows", "models", "stages", "mlflow_project", "own", "paper")
+PARTS += ("dvc.yaml", "params.yaml", "Makefile", "requirements.lock", ".dvcignore", ".gitignore")
+
+
+class Checkout:
+    """A throw-away copy of the project. `dvc(...)` runs the real DVC in it."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder = folder
+        ignore = shutil.ignore_patterns("__pycache__", "videos", "dvc.lock")
+        for part in PARTS:
+            if (root / part).is_dir():
+                shutil.copytree(root / part, folder / part, symlinks=True, ignore=ignore)
+            else:
+                shutil.copy(root / part, folder / part)
+        # `make` takes this for an environment that is ready, and goes on with the one that the tests run in.
+        (folder / ".venv").mkdir()
+        (folder / ".venv" / ".ready").touch()
+        (folder / ".dvc").mkdir()
+        shutil.copy(root / ".dvc" / "config", folder / ".dvc" / "config")
+        self.environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DVC_NO_ANALYTICS": "1",
+            "MLFLOW_TRACKING_URI": "",
+        }
+        # Tests that `make` runs must not look like a part of it to the `make` that they run.
+        for name in ("AV_TRACKING", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+            self.environment.pop(name, None)
+        self.run("git", "init", "-q")
+        self.run(
+            "git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "--allow-empty", "-m", "start"
+        )
+
+    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a program in the checkout; output is captured."""
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment | environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}")
+        return done
+
+    def make(self, *arguments: str) -> str:
+        """Run make and return what it printed."""
+        return self.run("make", *arguments).stdout
+
+    def dvc(self, *arguments: str, check: bool = True, **environment: str) -> str:
+        """Run DVC and return what it printed."""
+        return self.run("dvc", *arguments, check=check, **environment).stdout
+
+    def change(self, *keys: str | int, value: Any, file: str = "params.yaml") -> None:
+        """Set one value of a params file."""
+        raw = yaml.safe_load((self.folder / file).read_text())
+        entry = raw
+        for key in keys[:-1]:
+            entry = entry[key]
+        entry[keys[-1]] = value
+        (self.folder / file).write_text(yaml.safe_dump(raw, sort_keys=False))
+
+
+# Cells of the tiny suite: every kind of teacher, input and dependency once.
+CELLS = ("uni_modal", "kd", "mnf_csc", "noise_0db", "kd_noise", "tagging-uni_modal", "tagging-mnf_csc", "ccl_ablations")
+RUNS = {"mnf_csc": ("mnf_csc", "mnf_csc-no_mnf", "mnf_csc-audio"), "ccl_ablations": ("ccl-I", "ccl-AI")}
+
+
+def keep_cells(raw: dict[str, Any], cells: tuple[str, ...], runs: dict[str, tuple[str, ...]]) -> None:
+    """Drop all cells but `cells`, of which some keep only certain `runs`, and what studies, costs and tables say of
+    the others. Tables that have one row left are dropped, too."""
+    raw["cells"] = {name: raw["cells"][name] for name in cells}
+    for name, cell in raw["cells"].items():
+        cell["runs"] = {run: entry for run, entry in cell["runs"].items() if run in runs.get(name, cell["runs"])}
+    kept = {run for cell in raw["cells"].values() for run in cell["runs"]}
+    for study in raw["studies"].values():
+        study["cells"] = [name for name in study["cells"] if name in cells]
+    raw["studies"] = {name: study for name, study in raw["studies"].items() if study["cells"]}
+    report = raw["report"]
+    report["cost"] = [run for run in report["cost"] if run in kept]
+    for table in report["tables"].values():
+        table["rows"] = {row: run for row, run in table["rows"].items() if run in kept}
+    report["tables"] = {name: table for name, table in report["tables"].items() if len(table["rows"]) > 1}
+
+
+def tiny_params(raw: dict[str, Any]) -> None:
+    """Make the embedded suite tiny: every stage stays, with a few cells and little to do."""
+    raw["device"] = "cpu"
+    raw["datasets"] = {"avsynth": raw["datasets"]["avsynth"]}
+    raw["frames"] = {"avsynth": raw["frames"]["avsynth"]}
+    raw["datasets"]["avsynth"]["origin"] |= {
+        "classes": 3,
+        "groups": 5,
+        "clips_per_group": 2,
+        "seconds": 2.0,
+        "no_sound": 0.1,
+    }
+    raw["noise_mixes"] = {"avsynth_0db": raw["noise_mixes"]["avsynth_0db"]}
+    raw["features"] = {name: raw["features"][name] for name in ("avsynth_audio", "avsynth_image", "avsynth_audio_0db")}
+    raw["teachers"]["audio"] |= {"width": 0.0625, "embedding": 32, "examples": 64, "epochs": 1}
+    raw["teachers"]["image"] |= {"width": 0.0625, "examples": 64, "epochs": 1}
+    raw["recipes"]["small"] |= {"epochs": 2, "warmup": 0, "batch": 4, "width": 0.0625, "frames": 4}
+    raw["recipes"]["tagging"] |= {"epochs": 2, "warmup": 0, "batch": 4, "width": 0.0625, "frames": 64}
+    keep_cells(raw, CELLS, RUNS)
+    for cell in raw["cells"].values():
+        cell["seeds"] = [0, 1]
+    report = raw["report"]
+    report["figures"] |= {
+        "training_curves": {"visual": "mnf_csc", "audio": "mnf_csc-audio"},
+        "attention": {"run": "mnf_csc", "clips": 2},
+        "gain_per_class": ["kd", "mnf_csc"],
+        "retrieval": {"runs": ["uni_modal", "mnf_csc"], "queries": 2, "shown": 3},
+        "embedding": ["uni_modal", "mnf_csc"],
+        "noise": {
+            "with MNF": {"clean": "mnf_csc", "0": "noise_0db-mnf"},
+            "without MNF": {"clean": "mnf_csc-no_mnf", "0": "noise_0db-no_mnf"},
+        },
+    }
+    del report["figures"]["large"]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
+    """One checkout for a module, with the tiny suite as its embedded one."""
+    made = Checkout(tmp_path_factory.mktemp("checkout"), root)
+    raw = yaml.safe_load((made.folder / "params.yaml").read_text())
+    tiny_params(raw)
+    (made.folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    return made

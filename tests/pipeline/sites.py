@@ -1,0 +1,171 @@
+"""The official sites that the paper suite downloads from, in one folder: a few dozen little clips of each dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.teachers import build_teacher
+from stages import checkpoints, media
+from tests.stages import replicas
+from tests.stages.little import ramp, tone
+from tests.stages.replicas import kinetics_name, ucf101_name
+from tests.stages.teaching import cnn14, save_panns
+
+WIDTH = 1 / 16  # of the teachers and of the students
+FEATURES = 32  # length of what students and teachers make of a clip, 512 in full width
+CNN14 = checkpoints.CHECKPOINTS["panns:Cnn14_emb512_mAP=0.420"].path
+CCL = "/CCL/audiocnn14embed512_features.tar.gz"
+TEXT = b"<!DOCTYPE html><p>Not found"
+
+# The clips that something is amiss with: what the index has to say of their status and sound, and the reason's start.
+GONE = "Unable to download webpage: HTTP Error 404"
+ODD: dict[str, dict[str, tuple[str, str, str]]] = {
+    "ucf51": {
+        "v_Archery_g08_c01": ("excluded", "no", "no audio stream"),
+        "v_Archery_g09_c01": ("ok", "silent", "digital silence"),
+        "v_HandStandPushups_g10_c02": ("broken", "no", "mislabelled: text"),
+    },
+    "activitynet": {
+        "_gone-video_0": ("gone", "no", GONE),
+        "_gone-video_1": ("gone", "no", GONE),
+        "silent-vid0_0": ("ok", "silent", "digital silence"),
+        "nosound-vid_0": ("ok", "no", "no audio stream"),
+        "cut-off-vid_0": ("broken", "no", "truncated"),
+        "two-parts-1_1": ("broken", "no", "nothing between 9 s and 2 s"),
+    },
+    "kinetics_sounds": {
+        kinetics_name("in-no-archi", 7): ("gone", "no", "in none of the archives"),
+        kinetics_name("silent-vid0", 8): ("ok", "silent", "digital silence"),
+        kinetics_name("a-text-file", 9): ("broken", "no", "mislabelled: text"),
+    },
+    "vggsound": {
+        "_gone-video_000004": ("gone", "no", GONE),
+        "short-video_000030": ("gone", "no", "cannot be cut out of its video: no picture between 30 s"),
+        "nosound-vid_000001": ("ok", "no", "no audio stream"),
+    },
+}
+
+
+class Sites:
+    """`clips`: the ids that each dataset has to have; `checksums`: of the teachers, where params have to give them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "watch").mkdir()  # YouTube
+        self.video, self.mute = self.encoded(tone(2)), self.encoded(None)
+        self.silent = self.encoded(np.zeros_like(tone(2)))
+        self.clips = {
+            "ucf51": self.ucf101(),
+            "activitynet": self.activitynet(),
+            "kinetics_sounds": self.kinetics(),
+            "vggsound": self.vggsound(),
+        }
+        self.checksums = self.teachers()
+
+    def encoded(self, sound: np.ndarray | None, seconds: int = 2) -> bytes:
+        """A video of 4 pictures a second."""
+        path = self.folder / "made.mp4"
+        media.write_video(path, ramp(4 * seconds), 4, sound)
+        content = path.read_bytes()
+        path.unlink()
+        return content
+
+    def ucf101(self) -> set[str]:
+        """Two of the 51 classes, one of them spelt in two ways as in the real archive, and one that has no sound."""
+        members, made = {}, self.folder / "made.avi"
+        for action, place in (("Archery",) * 2, ("HandStandPushups", "HandstandPushups"), ("BenchPress",) * 2):
+            for group in (1, 2, *range(8, 13)):
+                for clip in (1, 2):
+                    name = ucf101_name(action, group, clip)
+                    status, audio, _ = ODD["ucf51"].get(name, ("ok", "yes", ""))
+                    sound = {"yes": tone(1, 300 + 10 * group), "silent": 0 * tone(1)}.get(audio)
+                    content = TEXT if status == "broken" else replicas.write_avi(made, ramp(8), 8, sound)
+                    members[f"UCF-101/{place}/{name}.avi"] = content
+        made.unlink()
+        (self.folder / "ucf101").mkdir()
+        replicas.write_ucf101(self.folder / "ucf101", members)
+        clips = {Path(name).stem for name in members if "BenchPress" not in name}
+        self.features(sorted(clips - ODD["ucf51"].keys()))
+        return clips
+
+    def features(self, heard: list[str]) -> None:
+        """CCL's features of clips, and as in the real archive of one that no list has."""
+        names = [*heard, "v_PlayingCello_g19_c06"]
+        vectors = np.random.default_rng(0).normal(size=(len(names), FEATURES)).astype(np.float32)
+        by_path = {f"{name.split('_')[1]}/{name}": vector for name, vector in zip(names, vectors, strict=True)}
+        replicas.write_ccl_features(self.folder / CCL.lstrip("/"), by_path)
+
+    def activitynet(self) -> set[str]:
+        """Videos of a segment, and two videos of two."""
+        labels = {f"{label}{n:02}": label for label in ("Shaving", "Zumba") for n in range(8)}
+        names = {f"{name:-<11}": label for name, label in labels.items()}
+        names |= dict.fromkeys(["_gone-video", "silent-vid0", "nosound-vid", "cut-off-vid", "two-parts-1"], "Zumba")
+        contents = {"silent-vid0": self.silent, "nosound-vid": self.mute, "cut-off-vid": self.video[:2000]}
+        database: dict[str, Any] = {"--testing--": replicas.activitynet_video("testing")}
+        for name, label in names.items():
+            segments = [(0.0, 1.5, label), (9.0, 10.0, label)][: 2 if name in ("_gone-video", "two-parts-1") else 1]
+            subset = "validation" if name.rstrip("-")[-2:] in ("06", "07") else "training"
+            database[name] = replicas.activitynet_video(subset, *segments)
+            if name != "_gone-video":
+                (self.folder / f"watch/{name}.mp4").write_bytes(contents.get(name, self.video))
+        replicas.write_activitynet(self.folder / "activitynet/activity_net.v1-3.min.json", database)
+        return {f"{name}_{number}" for name, video in database.items() for number in range(len(video["annotations"]))}
+
+    def kinetics(self) -> set[str]:
+        """Two archives of the training part, one of the validation part, and a damaged file's replacement."""
+        odd = {"in-no-archi": None, "silent-vid0": self.silent, "a-text-file": TEXT, "damaged-one": b"damaged"}
+        rows = {
+            part: [(label, f"{label[:3]}-{part:-<6}{n}", n) for label in ("bowling", "tap dancing") for n in numbers]
+            for part, numbers in {"train": range(7), "val": range(2)}.items()
+        }
+        rows["train"] += [("bowling", name, start) for start, name in enumerate(odd, 7)]
+        rows["train"].append(("abseiling", "other-class", 3))
+        files = {
+            part: {f"./{kinetics_name(name, start)}.mp4": odd.get(name, self.video) for _, name, start in listed}
+            for part, listed in rows.items()
+        }
+        packed = {part: [(name, data) for name, data in made.items() if data] for part, made in files.items()}
+        folder = self.folder / "kinetics/400"
+        replicas.write_kinetics_lists(folder / "annotations", rows)
+        replicas.write_kinetics(
+            folder,
+            {"train": [dict(packed["train"][:9]), dict(packed["train"][9:])], "val": [dict(packed["val"])]},
+            {f"{kinetics_name('damaged-one', 10)}.mp4": self.video},
+        )
+        listed = [row for part in rows.values() for row in part if row[0] != "abseiling"]
+        return {kinetics_name(name, start) for _, name, start in listed}
+
+    def vggsound(self) -> set[str]:
+        """Whole videos of 14 s, out of which the clips are to be cut."""
+        labels = {"marching---": "people marching", "chirping---": "bird chirping, tweeting"}
+        parts = ["train"] * 6 + ["test"] * 2
+        rows = [(f"{id_[:-1]}{n}", n % 4, label, parts[n]) for id_, label in labels.items() for n in range(8)]
+        odd = {"_gone-video": 4, "short-video": 30, "nosound-vid": 1}  # the last one is as long as ActivityNet's
+        rows += [(name, start, "people marching", "train") for name, start in odd.items()]
+        whole = self.encoded(tone(14), 14)
+        for name, *_ in rows:
+            if name not in ("_gone-video", "nosound-vid"):
+                (self.folder / f"watch/{name}.mp4").write_bytes(whole)
+        replicas.write_vggsound(self.folder / "vggsound/vggsound.csv", rows)
+        return {f"{name}_{start:06}" for name, start, *_ in rows}
+
+    def teachers(self) -> dict[str, str]:
+        """Narrow networks in the layouts of PANNs, whose checksum is in Zenodo's record, and of torchvision."""
+        content = save_panns(cnn14(embedding=FEATURES), self.folder / CNN14.lstrip("/")).read_bytes()
+        record = {"files": [{"key": Path(CNN14).name, "checksum": f"md5:{hashlib.md5(content).hexdigest()}"}]}
+        (self.folder / "api/records").mkdir(parents=True)
+        (self.folder / f"api/records/{checkpoints.RECORD}").write_text(json.dumps(record))
+        (self.folder / "models").mkdir()
+        checksums = {}
+        for kind in ("resnet34", "resnet50"):
+            torch.manual_seed(0)
+            path = self.folder / checkpoints.CHECKPOINTS[f"torchvision:{kind}"].path.lstrip("/")
+            torch.save(build_teacher(kind, 1000, WIDTH).state_dict(), path)
+            checksums[kind] = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        return checksums

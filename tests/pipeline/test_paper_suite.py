@@ -1,0 +1,196 @@
+"""The paper suite on replicas of its four datasets, of the teachers and of the published features, with the real DVC.
+
+One web server has what the official sites have: real names, layouts, archives and lists, with little made videos.
+The tests of this file go on from each other's state, in the order in which they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from stages import archives
+from stages.datasets import ucf51
+from tests.pipeline.conftest import Checkout, keep_cells
+from tests.pipeline.sites import CCL, CNN14, ODD, WIDTH, Sites
+from tests.stages.packed import write_rar
+from tests.stages.serving import Server, serve
+
+pytestmark = pytest.mark.e2e
+
+# Of both papers, on every dataset, with features that are computed, published, of noisy sound and of pictures.
+CELLS = ("uni_modal", "mnf_csc", "noise_0db", "activitynet-kd", "tagging-kd", "chen-ccl", "large-crd")
+RUNS = {"mnf_csc": ("mnf_csc",), "chen-ccl": ("chen-ccl-A", "chen-ccl-no_jsd-A")}
+FEATURES = ("ucf51_audio", "ucf51_audio_0db", "ucf51_published", "activitynet_audio", "kinetics_image")
+FEATURES += ("vggsound_audio", "vggsound_image")
+
+
+def replica_params(raw: dict[str, Any], url: str, checksums: dict[str, str]) -> None:
+    """The real params with mirrors on loopback, fewer cells and little to do."""
+    raw["device"] = "cpu"
+    origins = {name: dataset["origin"] for name, dataset in raw["datasets"].items()}
+    places = {"ucf51": "ucf101", "kinetics_sounds": "kinetics/400"}
+    for name, origin in origins.items():
+        origin["mirror"] = f"{url}/{places.get(name, name)}"
+        if name in ("activitynet", "vggsound"):
+            origin |= {"video_url": f"{url}/watch/{{id}}.mp4", "pause": 0}
+    for name, teacher in raw["teachers"].items():
+        teacher |= {"mirror": url, "width": WIDTH} | ({"checksum": checksums[name]} if name in checksums else {})
+    raw["features"] = {name: raw["features"][name] for name in FEATURES}
+    raw["features"]["ucf51_published"]["source"] = f"{url}{CCL}"
+    raw["noise_mixes"] = {"ucf51_0db": raw["noise_mixes"]["ucf51_0db"]}
+    del raw["frames"]["activitynet_native"]
+    for frames in raw["frames"].values():
+        frames |= {"fps": 4, "short_side": 32}
+    for recipe in raw["recipes"].values():
+        recipe |= {"width": WIDTH, "frames": 4, "stride": 4, "size": 24, "batch": 4, "epochs": 2, "milestones": [1]}
+        recipe |= {"precision": "float32", "compile": False, "loader_workers": 0}
+    raw["recipes"]["xia_kinetics"] |= {"frames": 64, "stride": 64}
+    keep_cells(raw, CELLS, RUNS)
+    for cell in raw["cells"].values():
+        cell["seeds"] = [0]
+    raw["cells"]["chen-ccl"]["I"] = "none"
+    raw["exports"] = []
+    raw["report"]["cost"] = ["mnf_csc"]
+    raw["report"]["figures"] = {"attention": {"run": "mnf_csc", "clips": 2}, "heard": "ucf51_audio"}
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Sites:
+    return Sites(tmp_path_factory.mktemp("sites"))
+
+
+@pytest.fixture(scope="module")
+def web(sites: Sites) -> Iterator[Server]:
+    with serve(sites.folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory, root: Path, sites: Sites, web: Server) -> Checkout:
+    made = Checkout(tmp_path_factory.mktemp("checkout"), root)
+    made.environment["AV_TRACKING"] = "off"
+    raw = yaml.safe_load((made.folder / "paper/params.yaml").read_text())
+    replica_params(raw, web.url, sites.checksums)
+    (made.folder / "paper/params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    return made
+
+
+def ran(output: str) -> set[str]:
+    return set(re.findall(r"Running stage 'paper/dvc\.yaml:([^']+)'", output))
+
+
+def index_of(paper: Checkout, dataset: str) -> pd.DataFrame:
+    return pd.read_csv(paper.folder / f"out/paper/split/{dataset}/index.csv", keep_default_na=False).set_index("id")
+
+
+def test_a_checkpoint_with_a_wrong_checksum_is_refused(paper: Checkout, web: Server) -> None:
+    path = web.folder / CNN14.lstrip("/")
+    right = path.read_bytes()
+    path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    output = paper.dvc("repro", "paper/dvc.yaml:teachers@cnn14", check=False)
+    path.write_bytes(right)
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in output
+    assert re.fullmatch(
+        rf"error: {re.escape(web.url + CNN14)}: expected md5 \w+, found \w+; deleted what was downloaded", errors[0]
+    )
+    assert not (paper.folder / "out/paper/teachers/cnn14").exists()
+    assert not list((paper.folder / "out").rglob("*.pth*"))
+
+
+def test_from_download_to_report(paper: Checkout, web: Server) -> None:
+    archive = f"/ucf101/{ucf51.ARCHIVE}"
+    half = (web.folder / archive.lstrip("/")).stat().st_size // 2
+    web.limits[archive] = iter([half])
+    paper.dvc("repro", "paper/dvc.yaml")
+    asked = [wanted for path, wanted in web.requests if path == archive]
+    assert asked == [None, f"bytes={half}-"], "the download did not go on where the connection had ended"
+    assert not list((paper.folder / "out/paper/.partial").glob("*"))
+
+
+@pytest.mark.parametrize("dataset", ODD)
+def test_every_clip_is_accounted_for(paper: Checkout, sites: Sites, dataset: str) -> None:
+    index, odd = index_of(paper, dataset), ODD[dataset]
+    assert set(index.index) == sites.clips[dataset]
+    for name, (status, audio, reason) in odd.items():
+        assert index.loc[name, ["status", "audio"]].tolist() == [status, audio], name
+        assert index.loc[name, "reason"].startswith(reason), (name, index.loc[name, "reason"])
+    usual = index.drop(list(odd))
+    assert set(usual["status"]) == {"ok"} and set(usual["audio"]) == {"yes"} and set(usual["reason"]) == {""}
+    assert set(index["part"]) == {"train", "select", "test"}
+    assert index.groupby("group")["part"].nunique().max() == 1
+
+
+def test_the_report_has_the_tables(paper: Checkout, web: Server) -> None:
+    out = paper.folder / "out/paper"
+    raw = yaml.safe_load((paper.folder / "paper/params.yaml").read_text())
+    assert set(raw["report"]["tables"]) == {"xia_1", "xia_3", "chen_3"}
+    page = (out / "report/index.html").read_text()
+    for name, table in raw["report"]["tables"].items():
+        assert table["title"] in page
+        ours = pd.read_csv(out / f"report/tables/{name}.csv")
+        assert set(table["rows"].values()) <= set(ours["run"])
+    for name, cell in raw["cells"].items():
+        metrics = pd.read_csv(out / f"evaluate/{name}/metrics.csv")
+        assert set(metrics["run"]) == set(cell["runs"])
+        assert metrics[metrics["metric"] == "accuracy"]["value"].between(0, 1).all()
+    counts = pd.read_csv(out / "report/tables/dataset-vggsound.csv").set_index("part")
+    assert counts.loc["all", ["clips", "gone"]].tolist() == [19, 2]
+    split = json.loads((out / "metrics/split/ucf51.json").read_text())
+    assert split["expected_clips"] == {"train": 4892, "test": 1944}
+
+
+def test_the_teachers_are_those_of_the_sites(paper: Checkout, web: Server, sites: Sites) -> None:
+    out = paper.folder / "out/paper"
+    described = json.loads((out / "teachers/cnn14/teacher.json").read_text())
+    assert described["source"] == web.url + CNN14 and described["classes"][0] == "Speech"
+    assert json.loads((out / "teachers/resnet50/teacher.json").read_text())["checksum"] == sites.checksums["resnet50"]
+    matched = json.loads((out / "metrics/teacher_features/ucf51_published.json").read_text())
+    heard = len(sites.clips["ucf51"]) - len(ODD["ucf51"])
+    # The clip that is silent here has no published vector; one published clip is not in the dataset.
+    assert matched == {"clips": heard + 1, "matched": heard, "published": heard + 1}
+    with np.load(out / "teacher_features/vggsound_audio/features.npz") as features:
+        silent = set(features["ids"][~features["mask"]])
+    assert silent == set(ODD["vggsound"])
+
+
+def test_a_second_repro_runs_nothing(paper: Checkout, web: Server) -> None:
+    before, asked = (paper.folder / "paper/dvc.lock").read_text(), len(web.requests)
+    assert not ran(paper.dvc("repro", "paper/dvc.yaml"))
+    assert (paper.folder / "paper/dvc.lock").read_text() == before
+    assert len(web.requests) == asked
+
+
+def test_a_folder_that_the_user_has_is_used_in_place(paper: Checkout, web: Server, tmp_path: Path) -> None:
+    before, asked = index_of(paper, "ucf51"), len(web.requests)
+    for archive in (ucf51.ARCHIVE, ucf51.LISTS):
+        archives.unpack(web.folder / "ucf101" / archive, tmp_path)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    own = {"videos": str(tmp_path), "source": str(tmp_path)}
+    origin = {"kind": "ucf51", "split": 1, **own}
+    paper.change("datasets", "ucf51", "origin", value=origin, file="paper/params.yaml")
+    output = paper.make("check-videos", "SUITE=paper")
+    assert ran(output) == {"check", "download@ucf51", "split@ucf51"}
+    assert index_of(paper, "ucf51").equals(before)
+    assert not list((paper.folder / "out/paper/download/ucf51").rglob("*.avi")), "the videos were copied"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
+    assert len(web.requests) == asked
+    assert "ucf51: 28 clips: 26 ok, 1 excluded, 1 broken" in output
+    assert "kinetics_sounds: 22 clips: 1 broken, 20 ok, 1 gone" in output
+
+
+def test_an_archive_that_writes_elsewhere_is_refused(paper: Checkout, web: Server) -> None:
+    write_rar(web.folder / f"evil/{ucf51.ARCHIVE}", {"../../../../../v_Archery_g01_c01.avi": b"evil"})
+    origin = {"kind": "ucf51", "source": "stages/datasets/ucf51.py", "mirror": f"{web.url}/evil"}
+    paper.change("datasets", "ucf51", "origin", value=origin, file="paper/params.yaml")
+    done = paper.run("python", "-m", "stages.download", "paper/params.yaml", "ucf51", check=False)
+    assert done.returncode == 1 and "refused, the path leads out of the folder" in done.stdout.splitlines()[-1]
+    assert not list(paper.folder.rglob("v_Archery_g01_c01.avi"))

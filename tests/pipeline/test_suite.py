@@ -1,0 +1,223 @@
+"""The whole graph with the real DVC, from made videos to the report, on a suite of seconds.
+
+The tests of this file go on from each other's state, in the order in which they stand."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.pipeline.conftest import Checkout
+
+pytestmark = pytest.mark.e2e
+
+
+def metrics(checkout: Checkout) -> dict[str, str]:
+    """All metrics of all students, as the bytes that are on disk."""
+    folder = checkout.folder / "out/avsynth/evaluate"
+    return {path.parent.name: path.read_text() for path in sorted(folder.glob("*/metrics.csv"))}
+
+
+def ran(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+def test_make_repro_makes_the_report(checkout: Checkout) -> None:
+    output = checkout.make("repro")
+    out = checkout.folder / "out/avsynth"
+    page = (out / "report/index.html").read_text()
+    assert "MNF+CSC" in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert output.rstrip().endswith(f"report: {out / 'report/index.html'}")
+    params = yaml.safe_load((checkout.folder / "params.yaml").read_text())
+    assert set(metrics(checkout)) == set(params["cells"])
+    for name, cell in params["cells"].items():
+        table = pd.read_csv(out / "evaluate" / name / "metrics.csv")
+        assert set(table["run"]) == set(cell["runs"]) and set(table["seed"]) == set(cell["seeds"])
+        assert table[table["metric"] == "accuracy"]["value"].between(0, 1).all()
+    assert not list((out / ".partial").glob("*"))
+
+
+def test_second_repro_changes_nothing(checkout: Checkout) -> None:
+    before = (checkout.folder / "dvc.lock").read_text()
+    output = checkout.dvc("repro")
+    assert not ran(output)
+    assert (checkout.folder / "dvc.lock").read_text() == before
+
+
+def test_metrics_params_and_plots_show_in_dvc(checkout: Checkout) -> None:
+    # Suites that were never run have no metrics, of which DVC warns before it shows the others.
+    shown = json.loads("{" + checkout.dvc("metrics", "show", "--json").partition("{")[2])[""]["data"]
+    assert 0 <= shown["out/avsynth/metrics/evaluate/kd.json"]["data"]["kd"]["accuracy"] <= 1
+    assert "out/avsynth/metrics/split/avsynth.json" in shown
+    checkout.run("git", "add", ".")
+    checkout.run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "-m", "ran")
+    checkout.change("recipes", "small", "lr", value=0.001)
+    assert "recipes.small.lr" in checkout.dvc("params", "diff")
+    checkout.run("git", "checkout", "-q", "params.yaml")
+    checkout.dvc("metrics", "diff")
+    checkout.dvc("plots", "show", "--out", "plots")
+    assert "uni_modal" in (checkout.folder / "plots/index.html").read_text()
+
+
+def test_mlflow_has_a_run_for_every_stage(checkout: Checkout) -> None:
+    checkout.make("sync")
+    rows = json.loads(checkout.run("python", "-c", LIST_RUNS).stdout.splitlines()[-1])
+    stages = set(checkout.dvc("stage", "list", "--name-only").split())
+    assert {row["dvc.stage"] for row in rows} == {stage for stage in stages if "/" not in stage}
+    seeds = [row for row in rows if row.get("run") == "mnf_csc" and row["stage"] == "train"]
+    assert sorted(row["seed"] for row in seeds) == ["0", "1"]
+    assert all(row["status"] == "FINISHED" for row in rows)
+
+
+LIST_RUNS = """
+import json
+from mlflow import MlflowClient
+from stages.tracking import tracking_uri
+client = MlflowClient(tracking_uri())
+runs = client.search_runs([client.get_experiment_by_name("avsynth").experiment_id], max_results=1000)
+print(json.dumps([{**run.data.tags, "status": run.info.status} for run in runs]))
+"""
+
+
+def test_make_flow_finds_everything_done(checkout: Checkout, tmp_path: Path) -> None:
+    home = {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": ""}
+    output = checkout.run("make", "flow", **home).stdout
+    assert "skipped" in output and not ran(output)
+    assert "--workers" in checkout.run("python", "-m", "flows.paper", "--help", **home).stdout
+
+
+def test_mlflow_projects(checkout: Checkout) -> None:
+    for arguments in (["-e", "repro"], ["-e", "train", "-P", "cell=kd"], ["-e", "evaluate", "-P", "cell=kd"]):
+        output = checkout.run("mlflow", "run", "mlflow_project", *arguments, "--env-manager", "local").stdout
+        assert "didn't change" in output or "up to date" in output
+
+
+def test_a_study_reruns_with_one_command(checkout: Checkout) -> None:
+    checkout.change("cells", "noise_0db", "seeds", value=[0])
+    output = checkout.make("study", "STUDY=noise")
+    assert ran(output) == {"check", "train@noise_0db", "evaluate@noise_0db", "cost", "figures", "report"}
+
+
+def test_the_paper_suite_can_be_tried(checkout: Checkout) -> None:
+    """What `make paper-quick` asks of DVC exists. The suite itself runs in test_paper_suite.py."""
+    asked = checkout.make("--dry-run", "paper-quick")
+    targets = re.findall(r"(paper/dvc\.yaml:\S+)", asked)
+    assert targets and set(targets) <= set(checkout.dvc("stage", "list", "paper/dvc.yaml", "--name-only").split())
+    raw = yaml.safe_load((checkout.folder / "paper/params.yaml").read_text())
+    recipes = re.findall(r"paper/params\.yaml:recipes\.(\w+)\.epochs=\d", asked)
+    assert recipes and set(recipes) <= set(raw["recipes"])
+
+
+def test_changing_one_run_reruns_its_cell_only(checkout: Checkout) -> None:
+    before = metrics(checkout)
+    checkout.change("cells", "kd", "runs", "kd", "options", value={"temperature": 2.0})
+    output = checkout.dvc("repro")
+    assert ran(output) == {"check", "train@kd", "evaluate@kd", "export@avsynth", "cost", "figures", "report"}
+    after = metrics(checkout)
+    assert {name for name in after if after[name] != before[name]} <= {"kd"}
+
+
+def test_forced_training_gives_the_same_bits(checkout: Checkout) -> None:
+    before = metrics(checkout)
+    for cell in ("mnf_csc", "uni_modal"):
+        checkout.dvc("repro", "--force", "--single-item", f"train@{cell}")
+        checkout.dvc("repro", "--force", "--single-item", f"evaluate@{cell}")
+    assert metrics(checkout) == before
+
+
+def test_a_killed_training_goes_on_and_ends_at_the_same_bits(checkout: Checkout) -> None:
+    """Killed with SIGKILL, twice; then `dvc repro`; compared with a training that nobody disturbed."""
+    checkout.change("cells", "mnf_csc", "seeds", value=[7, 8])
+    weights = checkout.folder / "out/avsynth/.partial/train-mnf_csc"
+    finished = 0
+    for more in (2, 2):
+        process = subprocess.Popen(
+            ["dvc", "repro", "train@mnf_csc"],
+            cwd=checkout.folder,
+            env=checkout.environment,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 120
+        while len(list(weights.glob("*/seed-*.pt"))) < finished + more and time.monotonic() < deadline:
+            assert process.poll() is None, "it was to be killed in the middle"
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert len(list(weights.glob("*/seed-*.pt"))) >= finished + more, "finished runs are kept"
+        finished += more
+    kept = {path: path.stat().st_mtime_ns for path in weights.glob("*/seed-*.pt")}
+    assert "train@mnf_csc" in ran(checkout.dvc("repro"))
+    assert not weights.exists()
+    final = checkout.folder / "out/avsynth/train/mnf_csc"
+    assert all((final / path.relative_to(weights)).stat().st_mtime_ns == time for path, time in kept.items())
+    interrupted = metrics(checkout)
+    for stage in ("train@mnf_csc", "evaluate@mnf_csc"):
+        checkout.dvc("repro", "--force", "--single-item", stage)
+    assert metrics(checkout) == interrupted
+
+
+BAD = {
+    "unknown method": (("cells", "kd", "method"), "kdd", "did you mean 'kd'?"),
+    "unknown option": (("cells", "mnf_csc", "runs", "mnf_csc", "options"), {"margn": 0.2}, "margin"),
+    "option of a wrong type": (("cells", "mnf_csc", "runs", "mnf_csc", "options"), {"margin": "wide"}, "margin"),
+    "missing teacher": (("teachers", "audio", "weights"), "nowhere.pth", "nowhere.pth"),
+    "missing folder": (
+        ("datasets", "avsynth", "origin"),
+        {"kind": "folder", "source": "nowhere"},
+        "nowhere",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_wrong_params_end_at_once_with_one_line(checkout: Checkout, name: str) -> None:
+    keys, value, expected = BAD[name]
+    file = checkout.folder / "params.yaml"
+    good = file.read_text()
+    try:
+        checkout.change(*keys, value=value)
+        started = time.monotonic()
+        done = checkout.run("python", "-m", "stages.check", "params.yaml", check=False)
+        assert time.monotonic() - started < 10
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        assert done.returncode != 0
+        assert len(lines) == 1 and expected in lines[0] and lines[0].startswith("error: params.yaml: "), done.stdout
+        done = checkout.run("dvc", "repro", check=False)
+        assert done.returncode != 0
+        assert ran(done.stdout) <= {"check"}
+    finally:
+        file.write_text(good)
+
+
+def test_folders_without_classes_or_with_one_class(checkout: Checkout) -> None:
+    file = checkout.folder / "params.yaml"
+    good = file.read_text()
+    videos = checkout.folder / "videos"
+    videos.mkdir()
+    try:
+        checkout.change("datasets", "avsynth", "origin", value={"kind": "folder", "source": "videos"})
+        done = checkout.run("python", "-m", "stages.check", "params.yaml", check=False)
+        assert done.returncode == 1 and "class" in done.stdout and "videos" in done.stdout
+        (videos / "only").mkdir()
+        (videos / "only" / "a.mp4").write_bytes(b"")
+        done = checkout.run("python", "-m", "stages.check", "params.yaml", check=False)
+        assert done.returncode == 1 and "only" in done.stdout
+    finally:
+        file.write_text(good)
+
+
+@pytest.mark.parametrize("suite", ["paper/dvc.yaml", "own/dvc.yaml"])
+def test_the_other_suites_load(checkout: Checkout, suite: str) -> None:
+    stages = checkout.dvc("stage", "list", suite, "--name-only").split()
+    assert f"{suite}:report" in stages and any("train@" in stage for stage in stages)

@@ -1,0 +1,78 @@
+"""The README's commands: each is run by a test, named here. A new command without one fails."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+RUN_BY = {
+    "make repro": "pipeline/test_suite.py::test_make_repro_makes_the_report",
+    "make test": "the tests themselves",
+    "dvc repro": "pipeline/test_suite.py::test_second_repro_changes_nothing",
+    "dvc repro train@mnf_csc": "pipeline/test_suite.py::test_a_killed_training_goes_on_and_ends_at_the_same_bits",
+    "dvc params diff && dvc metrics diff": "pipeline/test_suite.py::test_metrics_params_and_plots_show_in_dvc",
+    "make study STUDY=xia": "pipeline/test_suite.py::test_a_study_reruns_with_one_command",
+    "make model": "pipeline/test_serve.py::test_a_clip_gets_the_probabilities_of_the_evaluation",
+    "make check-videos SUITE=own": "pipeline/test_own.py::test_make_own_makes_a_report_of_anybodys_videos",
+    "make paper-quick": "pipeline/test_suite.py::test_the_paper_suite_can_be_tried",
+    "python -m flows.ablations delta": (
+        "flows/test_ablations_remote.py::test_side_by_side_is_the_same_as_one_after_the_other"
+    ),
+    "make serve": "flows/test_ablations.py::test_deployments_name_what_is_there",
+    "export PREFECT_API_URL=http://127.0.0.1:4200/api": "a shell's own",
+    "prefect deployment run 'ablate/noise-snr' -p snr_db='[20,10,0]'": (
+        "flows/test_ablations.py::test_deployments_name_what_is_there"
+    ),
+    "dvc exp show": "flows/test_ablations_remote.py::test_side_by_side_is_the_same_as_one_after_the_other",
+    "make bench": "benchmarks/test_bench.py::test_benchmarks_run",
+    "make flow": "pipeline/test_suite.py::test_make_flow_finds_everything_done",
+    "python -m flows.paper --help": "pipeline/test_suite.py::test_make_flow_finds_everything_done",
+    "make own VIDEOS=/some/folder": "pipeline/test_own.py::test_make_own_makes_a_report_of_anybodys_videos",
+    "dvc stage list paper/dvc.yaml": "pipeline/test_suite.py::test_the_other_suites_load",
+    "dvc repro paper/dvc.yaml": "pipeline/test_paper_suite.py::test_from_download_to_report",
+    "dvc metrics show": "pipeline/test_suite.py::test_metrics_params_and_plots_show_in_dvc",
+    "dvc params diff": "pipeline/test_suite.py::test_metrics_params_and_plots_show_in_dvc",
+    "dvc plots show": "pipeline/test_suite.py::test_metrics_params_and_plots_show_in_dvc",
+    "make ui": "flows/test_ui.py::test_addresses_are_printed_and_an_interrupt_ends_both",
+    "make sync": "pipeline/test_suite.py::test_mlflow_has_a_run_for_every_stage",
+    "dvc repro own/dvc.yaml": "pipeline/test_own.py::test_make_own_makes_a_report_of_anybodys_videos",
+    "mlflow run mlflow_project -e repro --env-manager local": "pipeline/test_suite.py::test_mlflow_projects",
+    "source .venv/bin/activate": "a shell's own",
+}
+
+
+def commands(text: str) -> set[str]:
+    """Commands of the README: the lines of its shell blocks, and what stands in backquotes and begins like one."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    lines = {line.partition("#")[0].strip() for block in blocks for line in block.splitlines()}
+    inline = re.findall(r"`((?:make|dvc|python|mlflow|source) [^`]+)`", text)
+    return {line for line in lines if line} | set(inline)
+
+
+def test_every_command_of_the_readme_is_run_by_a_test(root: Path) -> None:
+    found = commands((root / "README.md").read_text())
+    assert found == set(RUN_BY)
+    for where in RUN_BY.values():
+        if "::" in where:
+            file, name = where.split("::")
+            assert f"def {name}(" in (root / "tests" / file).read_text(), where
+
+
+def test_every_picture_and_link_of_the_readme_is_there(root: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", (root / "README.md").read_text()):
+        assert target.startswith("http") or (root / target).exists(), target
+
+
+def test_the_readme_names_every_method_with_its_options(root: Path) -> None:
+    from models.distillers import methods
+
+    found: dict[str, set[str]] = {}
+    for names, options in re.findall(r"^\| (`[a-z_`, ]+`) \|[^|]*\|([^|]*)\|$", (root / "README.md").read_text(), re.M):
+        for name in re.findall(r"`(\w+)`", names):
+            found[name] = set(re.findall(r"`(\w+)`", options))
+    known = {
+        name: {p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        for name, method in methods().items()
+    }
+    assert found == known
