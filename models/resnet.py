@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 LAYERS = {10: (1, 1, 1, 1), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+
+
+class Shortcut(nn.Conv2d):
+    """A 1x1 convolution that first picks the pixels which its stride asks for.
+
+    Left to itself, oneDNN 3.10 (PyTorch 2.11) picks them into a buffer that is too small where there are fewer than
+    eight channels, which lie last, and the CPU has AVX2 but no AVX-512: backward then corrupts memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, D, H', W'), sizes divided by the stride and rounded up."""
+        rows, columns = self.stride
+        return functional.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
 
 
 def residual_stages(depth: int, width: float = 1.0) -> tuple[list[nn.Sequential], int]:
@@ -26,8 +39,7 @@ def residual_stages(depth: int, width: float = 1.0) -> tuple[list[nn.Sequential]
             stride = 2 if level and not number else 1
             shortcut = None
             if entering != leaving:
-                convolution = nn.Conv2d(entering, leaving, 1, stride, bias=False)
-                shortcut = nn.Sequential(convolution, nn.BatchNorm2d(leaving))
+                shortcut = nn.Sequential(Shortcut(entering, leaving, 1, stride, bias=False), nn.BatchNorm2d(leaving))
             blocks.append(block(entering, planes * 2**level, stride, shortcut))
             entering = leaving
         stages.append(nn.Sequential(*blocks))

@@ -100,9 +100,10 @@ def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
         if scores is not None:
             tables["scores"] = scores
             tables["detection"] = detection(scores)
-        if task.seed == cell.seeds[0] and hasattr(distiller, "attend") and isinstance(student, R2Plus1d):
+        if task.seed == cell.seeds[0] and isinstance(student, R2Plus1d):
             arrays = attention(student, distiller, clips, teachers, recipe, device)
-            stores.write_arrays(task.folder / task.run / "attention.npz", **arrays)
+            if arrays is not None:
+                stores.write_arrays(task.folder / task.run / "attention.npz", **arrays)
     with task.tracked.child(f"{task.run} seed {task.seed}", {"run": task.run, "seed": task.seed}) as tracked:
         tracked.log_params({"method": cell.method, "teachers": run.teachers, "seed": task.seed})
         tracked.log_metrics(values)
@@ -152,8 +153,9 @@ def attention(
     teachers: dict[str, TeacherBatch],
     recipe: Recipe,
     device: torch.device,
-) -> dict[str, np.ndarray]:
-    """Where the distiller attends in the first window of each test clip: arrays of attention.npz.
+) -> dict[str, np.ndarray] | None:
+    """Where the distiller attends in the first window of each test clip: arrays of attention.npz; None for methods
+    that attend to nothing.
 
     Clips to whose sound no attention is paid are left out: all of them where the strategy has none."""
     student.eval()
@@ -166,7 +168,10 @@ def attention(
         with autocast(device, recipe.precision):
             output = student(to_input(batch.to(device), recipe.normalisation))
             known = {letter: table.take(rows.to(device)) for letter, table in teachers.items()}
-            maps.append(distiller.attend(output, known).float().cpu())  # type: ignore[operator]
+            looked = distiller.attend(output, known)
+        if looked is None:
+            return None
+        maps.append(looked.float().cpu())
     weights = torch.cat(maps)
     heard = ~weights.isnan().any(1)
     grid = student.grid(recipe.frames, recipe.size, recipe.size)

@@ -196,9 +196,10 @@ def to_input(clips: Tensor, normalisation: str) -> Tensor:
     return clips.flatten(3).float().sub_(mean).div_(std).unflatten(3, (width, 3)).permute(0, 4, 1, 2, 3)
 
 
-def teacher_table(features: Path, head: Path, clips: ClipSet) -> TeacherBatch:
+def teacher_table(features: Path, head: Path, clips: ClipSet, with_blocks: bool = False) -> TeacherBatch:
     """What a teacher knows of all clips, in their order. Raises UserError if it has no row for one of them."""
-    stored = read_arrays(features / "features.npz", ("ids", "features", "mask", "block_*"))
+    wanted = ("ids", "features", "mask", *["block_*"] * with_blocks)
+    stored = read_arrays(features / "features.npz", wanted)
     judged = read_arrays(head / "logits.npz", ("ids", "logits"))
     row_of = {name: row for row, name in enumerate(stored["ids"].tolist())}
     missing = [name for name in clips.ids if name not in row_of]

@@ -201,9 +201,8 @@ def teacher_tables(
         if letter == "S":
             tables[letter] = earlier_student(params, name, clips, seed, device)
         else:
-            tables[letter] = teacher_table(
-                params.path("teacher_features", name), params.path("teacher_head", name), clips
-            )
+            features, head = params.path("teacher_features", name), params.path("teacher_head", name)
+            tables[letter] = teacher_table(features, head, clips, distillers.methods()[cell.method].uses_blocks)
     return {letter: table.to(device) for letter, table in tables.items()}
 
 

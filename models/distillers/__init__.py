@@ -35,7 +35,8 @@ def methods() -> dict[str, type[Distiller]]:
     found = {}
     for file in pkgutil.iter_modules(__path__):
         for _, kind in inspect.getmembers(import_module(f"{__name__}.{file.name}"), inspect.isclass):
-            if issubclass(kind, Distiller) and kind.__module__ == f"{__name__}.{file.name}" and kind is not Distiller:
+            ours = kind.__module__ == f"{__name__}.{file.name}" and not inspect.isabstract(kind)
+            if ours and issubclass(kind, Distiller):
                 found[file.name] = kind
     return found
 

@@ -1,4 +1,6 @@
-"""Contrast against memory banks, which `crd` and `cmc` share; they differ in the slots that negatives come from.
+"""Contrast against memory banks, which `crd` and `cmc` share; they differ in the slots that negatives come from:
+
+    L = CE(z^s, y) + weight * (contrast)
 
 Each training clip owns a slot in two banks, m^s and m^t. A clip y is to be found among K other slots, by noise
 contrastive estimation with uniform noise over the N clips:
@@ -19,12 +21,15 @@ epoch, as in the authors' program, and never after it: a clip without sound leav
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.distillers.base import Sizes
+from models.distillers.base import Distiller, Sizes, by_teacher
+from models.outputs import StudentOutput, TeacherBatch
 
 
 def draw(candidates: Tensor, most: int) -> Tensor:
@@ -96,3 +101,54 @@ class Banks(nn.Module):
         self.vectors = self.vectors.index_copy(1, index, functional.normalize(mixed, dim=2))
         self.labels = self.labels.index_copy(0, index, labels)
         return loss.sum()
+
+
+class BankContrast(Distiller):
+    """Contrast with banks of its own for each teacher; a subclass names its term and says where negatives come from.
+
+    Clips without sound keep the cross-entropy alone."""
+
+    term: ClassVar[str]
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        *,
+        weight: float = 0.8,
+        temperature: float = 0.07,
+        negatives: int = 16384,
+        momentum: float = 0.5,
+        dim: int = 128,
+    ) -> None:
+        super().__init__()
+        if weight < 0:
+            raise ValueError(f"weight must not be negative, not {weight}")
+        self.weight = weight
+        self.banks = nn.ModuleDict(
+            {
+                letter: Banks(sizes, width, temperature, negatives, momentum, dim)
+                for letter, width in sizes.teachers.items()
+            }
+        )
+
+    @abstractmethod
+    def candidates(self, banks: Banks, labels: Tensor) -> Tensor:
+        """The slots that clips with `labels` (B,) may have as negatives: bool (N,), or (B, N)."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """From the second epoch on, clips that have not been seen with sound are no negatives."""
+        for banks in self.banks.values():
+            cast(Banks, banks).first_epoch = epoch == 0
+
+    def terms(
+        self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
+    ) -> dict[str, Tensor]:
+        """`ce` and the contrast, with `_A` and `_I` after its name where there are two teachers."""
+
+        def distil(letter: str, rows: Tensor) -> list[Tensor]:
+            banks, y = cast(Banks, self.banks[letter]), labels[rows]
+            s, t = student.feature[rows], teachers[letter].feature[rows]
+            return [self.weight * banks(s, t, y, index[rows], self.candidates(banks, y))]
+
+        ce = functional.cross_entropy(student.logits, labels)
+        return {"ce": ce} | by_teacher([self.term], student, teachers, distil)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,7 +24,7 @@ class Sizes(NamedTuple):
     clips: int
 
 
-class Distiller(nn.Module):
+class Distiller(nn.Module, ABC):
     """One way of distilling: a subclass, alone in a file that bears its name in params.yaml.
 
     A subclass lists in `accepts` the sets of teachers that it can listen to ("" for none, "A" audio, "I" image, "S" a
@@ -33,6 +34,7 @@ class Distiller(nn.Module):
     """
 
     accepts: ClassVar[tuple[str, ...]] = ("A", "I", "AI")
+    uses_blocks: ClassVar[bool] = False  # whether teachers have to bring their blocks, which are large
 
     def forward(
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
@@ -45,11 +47,11 @@ class Distiller(nn.Module):
             teachers = {letter: batch.each(_known) for letter, batch in teachers.items()}
             return self.terms(student.float(), teachers, labels, index)
 
+    @abstractmethod
     def terms(
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
         """The equation itself, on float32 tensors; see `forward`."""
-        raise NotImplementedError
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """The method's own parameters as an optimizer takes them, with their learning rate; empty if it has none."""
@@ -61,6 +63,12 @@ class Distiller(nn.Module):
 
         To be called in eval mode and without gradient."""
         return {}
+
+    def attend(self, student: StudentOutput, teachers: dict[str, TeacherBatch]) -> Tensor | None:
+        """Where in the student's map (B, P, D) the method looks, (B, P), NaN where nowhere; None if it never does.
+
+        To be called in eval mode and without gradient."""
+        return None
 
     def start_epoch(self, epoch: int) -> None:
         """Told before each epoch, counted from 0: for warm-ups and weights that fade."""
@@ -79,6 +87,30 @@ def nothing(student: StudentOutput) -> Tensor:
 def heard(batch: TeacherBatch) -> Tensor:
     """Numbers (N,) of the clips for which the teacher has something to say, in order."""
     return batch.mask.nonzero().flatten()
+
+
+def term_name(name: str, letter: str, teachers: Mapping[str, TeacherBatch]) -> str:
+    """What a teacher's term is called: its plain name, with `_A` or `_I` after it where there are two teachers."""
+    return name if len(teachers) == 1 else f"{name}_{letter}"
+
+
+def by_teacher(
+    names: Sequence[str],
+    student: StudentOutput,
+    teachers: Mapping[str, TeacherBatch],
+    distil: Callable[[str, Tensor], Sequence[Tensor]],
+    least: int = 1,
+) -> dict[str, Tensor]:
+    """The terms `names` of each teacher, called as `term_name` says.
+
+    `distil(letter, rows)` gives their values on the clips (N,) for which that teacher has something to say. A batch
+    with fewer than `least` of them has terms of 0."""
+    terms: dict[str, Tensor] = {}
+    for letter, teacher in teachers.items():
+        rows = heard(teacher)
+        values = distil(letter, rows) if len(rows) >= least else [nothing(student)] * len(names)
+        terms |= {term_name(name, letter, teachers): value for name, value in zip(names, values, strict=True)}
+    return terms
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.distillers.base import Distiller, Sizes, heard, nothing
+from models.distillers.base import Distiller, Sizes, by_teacher
 from models.outputs import StudentOutput, TeacherBatch
 
 
@@ -61,13 +61,11 @@ class Cckd(Distiller):
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
         """`ce` and `correlation`, or `correlation_A` and `correlation_I`."""
-        terms = {"ce": functional.cross_entropy(student.logits, labels)}
-        for letter, teacher in teachers.items():
-            rows = heard(teacher)
-            loss = nothing(student)
-            if len(rows):
-                ours = self.embed[letter](student.feature[rows])
-                theirs = teacher.feature[rows] @ self.get_buffer(f"projection_{letter}")
-                loss = self.weight * congruence_loss(ours, theirs, self.gamma, self.order)
-            terms["correlation" if len(teachers) == 1 else f"correlation_{letter}"] = loss
-        return terms
+
+        def distil(letter: str, rows: Tensor) -> list[Tensor]:
+            ours = self.embed[letter](student.feature[rows])
+            theirs = teachers[letter].feature[rows] @ self.get_buffer(f"projection_{letter}")
+            return [self.weight * congruence_loss(ours, theirs, self.gamma, self.order)]
+
+        ce = functional.cross_entropy(student.logits, labels)
+        return {"ce": ce} | by_teacher(["correlation"], student, teachers, distil)

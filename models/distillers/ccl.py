@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.distillers.base import Distiller, Sizes, heard, nothing
+from models.distillers.base import Distiller, Sizes, by_teacher
 from models.outputs import StudentOutput, TeacherBatch
 
 
@@ -142,17 +142,15 @@ class Ccl(Distiller):
         """`ce`; with _A and _I after the name where there are two teachers, `composed_ce`, `teacher_contrast`,
         `composed_contrast` and `jsd`; in released mode what the composition alone learns from, `own_contrast` and
         `own_jsd`."""
-        terms = {"ce": self.label_weight * functional.cross_entropy(student.logits, labels)}
-        for letter, teacher in teachers.items():
-            rows = heard(teacher)
-            loss = {name: nothing(student) for name in self.names}
-            if len(rows) >= self.least:
-                t = self.project[letter](teacher.feature[rows])
-                loss = self.distil(letter, student.feature[rows], student.logits[rows], t, labels[rows])
-            terms |= {name if len(teachers) == 1 else f"{name}_{letter}": value for name, value in loss.items()}
-        return terms
 
-    def distil(self, letter: str, s: Tensor, z: Tensor, t: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        def distil(letter: str, rows: Tensor) -> list[Tensor]:
+            t = self.project[letter](teachers[letter].feature[rows])
+            return self.compare(letter, student.feature[rows], student.logits[rows], t, labels[rows])
+
+        ce = self.label_weight * functional.cross_entropy(student.logits, labels)
+        return {"ce": ce} | by_teacher(self.names, student, teachers, distil, self.least)
+
+    def compare(self, letter: str, s: Tensor, z: Tensor, t: Tensor, labels: Tensor) -> list[Tensor]:
         """The terms of one teacher: student's features (N, D) and logits (N, C), projected teacher (N, D)."""
         f, z_f = self.compose[letter](s, t)
         loss = {}
@@ -168,7 +166,7 @@ class Ccl(Distiller):
                 loss["own_contrast"] = self.contrast(s, f, labels, letter) + self.contrast(f, t, labels, letter)
             loss["own_jsd"] = symmetric_kl(z, z_f)
         loss["composed_ce"] = self.label_weight * functional.cross_entropy(z_f, labels)
-        return {name: loss[name] for name in self.names}
+        return [loss[name] for name in self.names]
 
     def contrast(self, u: Tensor, w: Tensor, labels: Tensor, letter: str) -> Tensor:
         """N(u, w), or S(u, w) in released mode, at the temperature of a teacher."""

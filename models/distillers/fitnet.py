@@ -15,7 +15,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.distillers.base import Distiller, Sizes, heard, nothing
+from models.distillers.base import Distiller, Sizes, by_teacher
 from models.outputs import StudentOutput, TeacherBatch
 
 
@@ -47,12 +47,10 @@ class FitNet(Distiller):
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
         """`ce` and `hint`, or `hint_A` and `hint_I`."""
-        terms = {"ce": functional.cross_entropy(student.logits, labels)}
-        for letter, teacher in teachers.items():
-            rows = heard(teacher)
-            hint = nothing(student)
-            if len(rows) > 1:  # batch norm needs two
-                regressed = self.regress[letter](student.feature[rows])
-                hint = self.weight * hint_loss(regressed, teacher.feature[rows], self.normalise)
-            terms["hint" if len(teachers) == 1 else f"hint_{letter}"] = hint
-        return terms
+
+        def distil(letter: str, rows: Tensor) -> list[Tensor]:
+            regressed = self.regress[letter](student.feature[rows])
+            return [self.weight * hint_loss(regressed, teachers[letter].feature[rows], self.normalise)]
+
+        ce = functional.cross_entropy(student.logits, labels)
+        return {"ce": ce} | by_teacher(["hint"], student, teachers, distil, least=2)  # batch norm needs two

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.distillers.base import Distiller, Sizes, heard, nothing
+from models.distillers.base import Distiller, Sizes, heard, nothing, term_name
 from models.outputs import StudentOutput, TeacherBatch
 
 
@@ -57,6 +57,8 @@ class Ifd(Distiller):
     """Information flow of all layers, the inner ones in the first epochs. No parameters of its own.
 
     Clips without sound keep the cross-entropy alone and are nobody's neighbours."""
+
+    uses_blocks = True
 
     def __init__(self, sizes: Sizes, *, weight: float = 1.0, inner_weight: float = 100.0, decay: float = 0.7) -> None:
         super().__init__()
@@ -89,5 +91,5 @@ class Ifd(Distiller):
                 loss = nothing(student)
                 if len(rows):
                     loss = weight * torch.stack([flow_loss(s[rows], t[rows]) for s, t in layer_pairs]).sum()
-                terms[name if len(teachers) == 1 else f"{name}_{letter}"] = loss
+                terms[term_name(name, letter, teachers)] = loss
         return terms

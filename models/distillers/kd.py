@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from models.distillers.base import Distiller, Sizes, heard, nothing
+from models.distillers.base import Distiller, Sizes, by_teacher
 from models.outputs import StudentOutput, TeacherBatch
 
 
@@ -41,11 +41,9 @@ class Kd(Distiller):
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
         """`ce` and `kd`, or `kd_A` and `kd_I`."""
-        terms = {"ce": self.label_weight * functional.cross_entropy(student.logits, labels)}
-        for letter, teacher in teachers.items():
-            rows = heard(teacher)
-            kd = nothing(student)
-            if len(rows):
-                kd = self.weight * tempered_kl(student.logits[rows], teacher.logits[rows], self.temperature)
-            terms["kd" if len(teachers) == 1 else f"kd_{letter}"] = kd
-        return terms
+
+        def distil(letter: str, rows: Tensor) -> list[Tensor]:
+            return [self.weight * tempered_kl(student.logits[rows], teachers[letter].logits[rows], self.temperature)]
+
+        ce = self.label_weight * functional.cross_entropy(student.logits, labels)
+        return {"ce": ce} | by_teacher(["kd"], student, teachers, distil)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from models.distillers.base import Distiller, Sizes, heard, nothing
+from models.distillers.base import Distiller, Sizes, by_teacher
 from models.outputs import StudentOutput, TeacherBatch
 
 EPSILON = 1e-7
@@ -52,11 +52,9 @@ class Pkt(Distiller):
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
         """`ce` and `pkt`, or `pkt_A` and `pkt_I`."""
-        terms = {"ce": functional.cross_entropy(student.logits, labels)}
-        for letter, teacher in teachers.items():
-            rows = heard(teacher)
-            pkt = nothing(student)
-            if len(rows):
-                pkt = self.weight * transfer_loss(student.feature[rows], teacher.feature[rows])
-            terms["pkt" if len(teachers) == 1 else f"pkt_{letter}"] = pkt
-        return terms
+
+        def distil(letter: str, rows: Tensor) -> list[Tensor]:
+            return [self.weight * transfer_loss(student.feature[rows], teachers[letter].feature[rows])]
+
+        ce = functional.cross_entropy(student.logits, labels)
+        return {"ce": ce} | by_teacher(["pkt"], student, teachers, distil)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.distillers.base import Distiller, Sizes, heard, nothing
+from models.distillers.base import Distiller, Sizes, by_teacher
 from models.outputs import StudentOutput, TeacherBatch
 
 
@@ -77,18 +77,17 @@ class RcMc(Distiller):
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
         """`ce`, `clustering` and `contrast`, the latter with _A and _I after the name where there are two teachers."""
-        terms = {"ce": functional.cross_entropy(student.logits, labels)}
         centres = functional.normalize(self.centres, dim=1)
-        for letter, teacher in teachers.items():
-            rows = heard(teacher)
-            clustering = contrast = nothing(student)
-            if len(rows):
-                s = functional.normalize(self.student(student.feature[rows]), dim=1)
-                t = functional.normalize(self.teachers[letter](teacher.feature[rows]), dim=1)
-                pulls = [robust_clustering(z, centres, labels[rows], self.temperature) for z in (s, t)]
-                clustering = torch.stack(pulls).sum()
-                contrast = multimodal_contrast(s, t, self.temperature, self.self_similarity)
-            end = "" if len(teachers) == 1 else f"_{letter}"
-            terms[f"clustering{end}"] = self.weight * self.beta * clustering
-            terms[f"contrast{end}"] = self.weight * (1 - self.beta) * contrast
-        return terms
+
+        def distil(letter: str, rows: Tensor) -> list[Tensor]:
+            s = functional.normalize(self.student(student.feature[rows]), dim=1)
+            t = functional.normalize(self.teachers[letter](teachers[letter].feature[rows]), dim=1)
+            pulls = [robust_clustering(z, centres, labels[rows], self.temperature) for z in (s, t)]
+            contrast = multimodal_contrast(s, t, self.temperature, self.self_similarity)
+            return [
+                self.weight * self.beta * torch.stack(pulls).sum(),
+                self.weight * (1 - self.beta) * contrast,
+            ]
+
+        ce = functional.cross_entropy(student.logits, labels)
+        return {"ce": ce} | by_teacher(["clustering", "contrast"], student, teachers, distil)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.distillers.base import Distiller, Sizes, heard, nothing
+from models.distillers.base import Distiller, Sizes, by_teacher
 from models.outputs import StudentOutput, TeacherBatch
 
 NEAREST = 1e-12
@@ -43,19 +43,17 @@ class Rkd(Distiller):
         super().__init__()
         if min(distance_weight, angle_weight) < 0:
             raise ValueError("distance_weight and angle_weight must not be negative")
-        self.weights = {"distance": distance_weight, "angle": angle_weight}
+        self.weights = distance_weight, angle_weight
 
     def terms(
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
         """`ce`, `distance` and `angle`; with two teachers `distance_A`, `angle_A`, `distance_I`, `angle_I`."""
-        terms = {"ce": functional.cross_entropy(student.logits, labels)}
-        for letter, teacher in teachers.items():
-            rows = heard(teacher)
-            losses = [nothing(student)] * 2
-            if len(rows) > 2:
-                both = zip(relations(student.feature[rows]), relations(teacher.feature[rows]), strict=True)
-                losses = [functional.smooth_l1_loss(ours, theirs) for ours, theirs in both]
-            for (name, weight), loss in zip(self.weights.items(), losses, strict=True):
-                terms[name if len(teachers) == 1 else f"{name}_{letter}"] = weight * loss
-        return terms
+
+        def distil(letter: str, rows: Tensor) -> list[Tensor]:
+            ours, theirs = relations(student.feature[rows]), relations(teachers[letter].feature[rows])
+            triples = zip(self.weights, ours, theirs, strict=True)
+            return [weight * functional.smooth_l1_loss(s, t) for weight, s, t in triples]
+
+        ce = functional.cross_entropy(student.logits, labels)
+        return {"ce": ce} | by_teacher(["distance", "angle"], student, teachers, distil, least=3)

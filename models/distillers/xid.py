@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.distillers.base import Distiller, Sizes, heard, nothing
+from models.distillers.base import Distiller, Sizes, by_teacher
 from models.outputs import StudentOutput, TeacherBatch
 
 
@@ -133,12 +133,10 @@ class Xid(Distiller):
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
         """`ce` and `xid`, or `xid_A` and `xid_I`."""
-        terms = {"ce": functional.cross_entropy(student.logits, labels)}
-        for letter, teacher in teachers.items():
-            rows = heard(teacher)
-            xid = nothing(student)
-            if len(rows):
-                pair = cast(Pair, self.pairs[letter])
-                xid = self.weight * self.contrast(pair, student.feature[rows], teacher.feature[rows], index[rows])
-            terms["xid" if len(teachers) == 1 else f"xid_{letter}"] = xid
-        return terms
+
+        def distil(letter: str, rows: Tensor) -> list[Tensor]:
+            pair, s, t = cast(Pair, self.pairs[letter]), student.feature[rows], teachers[letter].feature[rows]
+            return [self.weight * self.contrast(pair, s, t, index[rows])]
+
+        ce = functional.cross_entropy(student.logits, labels)
+        return {"ce": ce} | by_teacher(["xid"], student, teachers, distil)
