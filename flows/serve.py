@@ -7,10 +7,8 @@ that has started, and the servers. Where PREFECT_API_URL names a server elsewher
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import httpx
 
+from flows import ui
 from flows.processes import end
 from flows.ui import HOST, START_SECONDS
 from stages.errors import UserError
@@ -112,19 +111,5 @@ def _healthy(url: str) -> bool:
         return False
 
 
-def _main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m flows.serve", description="Prefect's server, worker, deployments.")
-    parser.add_argument("--mlflow-port", type=int, default=5000)
-    parser.add_argument("--prefect-port", type=int, default=4200)
-    given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        serve(given.mlflow_port, given.prefect_port)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print()
-
-
 if __name__ == "__main__":
-    _main()
+    ui.command("flows.serve", "Prefect's server, worker, deployments.", serve)

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,22 +85,28 @@ def _answers(port: int) -> bool:
         return client.connect_ex((HOST, port)) == 0
 
 
-def _main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m flows.ui", description="The pages of MLflow and Prefect.")
+def command(name: str, description: str, run: Callable[[int, int], None]) -> None:
+    """The command line of what serves pages: calls `run` with MLflow's and Prefect's ports, until Ctrl-C or SIGTERM."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description)
     parser.add_argument("--mlflow-port", type=int, default=5000)
     parser.add_argument("--prefect-port", type=int, default=4200)
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        # Also creates the database, before the server's processes open it.
-        files = [str(file) for pattern in ("params.yaml", "*/params.yaml") for file in sorted(Path().glob(pattern))]
-        subprocess.run([sys.executable, "-m", "stages.tracking", "sync", *files])
-        serve(servers(given.mlflow_port, given.prefect_port), Path("out/servers"))
+        run(given.mlflow_port, given.prefect_port)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print()
 
 
+def pages(mlflow_port: int, prefect_port: int) -> None:
+    """Serve the pages of this checkout's database and of this user's Prefect."""
+    # Also creates the database, before the server's processes open it.
+    files = [str(file) for pattern in ("params.yaml", "*/params.yaml") for file in sorted(Path().glob(pattern))]
+    subprocess.run([sys.executable, "-m", "stages.tracking", "sync", *files])
+    serve(servers(mlflow_port, prefect_port), Path("out/servers"))
+
+
 if __name__ == "__main__":
-    _main()
+    command("flows.ui", "The pages of MLflow and Prefect.", pages)

@@ -7,17 +7,15 @@ import random
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from flows.processes import end
 from tests.faults.conftest import REPRO, Suite, send
 from tests.faults.record import count, record
-from tests.flows.test_ui import free_port
+from tests.servers import prefect_server
 
 pytestmark = pytest.mark.faults
 
@@ -69,24 +67,8 @@ def test_ended_and_interrupted(suite: Suite) -> None:
 @pytest.fixture
 def server(suite: Suite, tmp_path: Path) -> Iterator[str]:
     """The address of a Prefect server of its own."""
-    port = free_port()
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    url = f"http://127.0.0.1:{port}/api"
-    environment = suite.checkout.environment | {"PREFECT_HOME": str(tmp_path)}
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, text=True, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=2).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline and process.poll() is None
-                time.sleep(0.3)
+    with prefect_server(suite.checkout.environment | {"PREFECT_HOME": str(tmp_path)}, tmp_path) as url:
         yield url
-    finally:
-        end([process], grace=10)
 
 
 def test_flow_cancelled(suite: Suite, server: str, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import random
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from mlflow.exceptions import MlflowException
 from stages import tracking
 from tests.faults.record import count, record
 from tests.pipeline.conftest import Checkout, tiny_params
+from tests.servers import free_port, running
 
 pytestmark = pytest.mark.faults
 
@@ -165,28 +165,11 @@ def whole(client: MlflowClient, trainings: int) -> None:
 @contextmanager
 def mlflow_server(folder: Path) -> Iterator[str]:
     """MLflow's own server on a fresh database."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port, mlflow = free_port(), str(Path(sys.executable).with_name("mlflow"))
     store = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "a")]
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [Path(sys.executable).with_name("mlflow"), "server", *store, "--port", str(port), "--workers", "1"],
-            stdout=log,
-            stderr=log,
-        )
-    url, until = f"http://127.0.0.1:{port}", time.monotonic() + 90
-    try:
-        while True:
-            assert server.poll() is None and time.monotonic() < until, (folder / "server.log").read_text()
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.2)
+    command, url = [mlflow, "server", *store, "--port", str(port), "--workers", "1"], f"http://127.0.0.1:{port}"
+    with running(command, f"{url}/health", folder / "server.log"):
         yield url
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 def unreliable(target: str, faults: random.Random, lost: list[str]) -> type[BaseHTTPRequestHandler]:

@@ -7,8 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +15,8 @@ import pytest
 import yaml
 
 from flows.processes import end
-from tests.flows.test_ui import free_port
 from tests.pipeline.conftest import Checkout, tiny_params
+from tests.servers import prefect_server
 
 pytestmark = pytest.mark.e2e
 
@@ -88,25 +86,8 @@ def test_side_by_side_is_the_same_as_one_after_the_other(suite: Checkout) -> Non
 @pytest.fixture
 def server(suite: Checkout, tmp_path: Path) -> Iterator[str]:
     """A Prefect server of its own; its address."""
-    port = free_port()
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=suite.environment, stdout=log, stderr=log, text=True, start_new_session=True
-        )
-    url = f"http://127.0.0.1:{port}/api"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=2).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline and process.poll() is None
-                time.sleep(0.3)
+    with prefect_server(suite.environment, tmp_path) as url:
         yield url
-    finally:
-        end([process], grace=10)
 
 
 def test_a_second_machine_runs_a_point_and_its_results_come_back(suite: Checkout, server: str, tmp_path: Path) -> None:

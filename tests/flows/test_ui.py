@@ -15,14 +15,9 @@ import pytest
 from flows import ui
 from flows.ui import Server
 from stages.errors import UserError
+from tests.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind((ui.HOST, 0))
-        return int(taken.getsockname()[1])
 
 
 def test_what_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import signal
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +18,7 @@ import pytest
 import yaml
 
 from tests.pipeline.conftest import Checkout, tiny_params
+from tests.servers import free_port, running
 
 pytestmark = pytest.mark.e2e
 
@@ -60,30 +58,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
 @pytest.fixture(scope="module")
 def server(exported: Checkout) -> Iterator[str]:
     """Address of a server of the registered model."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with (exported.folder / "serve.log").open("w") as log:
-        process = subprocess.Popen(
-            ["make", "model", f"PORT={port}"],
-            cwd=exported.folder,
-            env=exported.environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    address, until = f"http://127.0.0.1:{port}", time.monotonic() + 120
-    try:
-        while True:
-            assert process.poll() is None and time.monotonic() < until, (exported.folder / "serve.log").read_text()
-            try:
-                urllib.request.urlopen(f"{address}/ping", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.2)
+    port, log = free_port(), exported.folder / "serve.log"
+    address = f"http://127.0.0.1:{port}"
+    with running(["make", "model", f"PORT={port}"], f"{address}/ping", log, exported.environment, exported.folder):
         yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
 
 
 def post(address: str, *videos: str) -> tuple[int, Any]:
