@@ -80,7 +80,7 @@ bench: $(READY) ## all benchmarks, into docs/benchmarks.md; with ALL=1 those of 
 	python -m benchmarks $(if $(ALL),--suite)
 
 test: $(READY) ## all tests
-	python -m pytest -n auto --dist loadfile
+	python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-faults: $(READY) ## kill, fill, damage, overload: tests of half an hour
 	python -m pytest tests/faults -m faults -n 0

@@ -43,6 +43,8 @@ def run_jobs(
 ) -> list[Any]:
     """`[function(*job) for job in jobs]`, side by side: one process a core on CPU, one a GPU on `cuda`.
 
+    Three jobs on two cores all start at once and share them: the third alone would leave a core idle.
+
     A job on CPU always computes with one thread, so that neither the number of cores nor what else runs changes
     a bit of its result; several jobs side by side use the cores better than one job with several threads.
     With `cuda` every job finds its GPU as the current one; `cuda:1` keeps all of them on that one. `alone`: one job
@@ -54,6 +56,8 @@ def run_jobs(
         return [function(*job) for job in progress(jobs, description)]
     # A forked child has the imported libraries already; spawning would import them again in each. CUDA cannot fork.
     context = multiprocessing.get_context("fork" if device == "cpu" and sys.platform == "linux" else "spawn")
+    if device == "cpu" and len(jobs) <= 1.5 * places:
+        places = len(jobs)
     places = min(places, len(jobs))
     free = context.SimpleQueue()
     for place in range(places):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Stages that tests call write journals only; tests of tracking, and end to end, switch it on.
 os.environ.setdefault("AV_TRACKING", "off")
+# A shell starts background jobs deaf to Ctrl-C, and what they start in turn; tests that send one need ears.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take minutes come first, so that no core is idle while another one works through the last."""
+    slowest = ("test_paper_suite.py", "test_suite.py", "test_ablations_remote.py")
+    items.sort(key=lambda item: slowest.index(item.path.name) if item.path.name in slowest else len(slowest))
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,20 @@ def test_jobs_keep_their_order_and_their_errors(monkeypatch: pytest.MonkeyPatch,
     assert run_jobs(square, [(n,) for n in range(20)], "cpu", "squares") == [n * n for n in range(20)]
     with pytest.raises(ValueError, match="negative"):
         run_jobs(square, [(1,), (-1,), (2,)], "cpu", "squares")
+
+
+def meet(folder: Path, number: int) -> int:
+    """Waits until three of its kind are there."""
+    (folder / str(number)).touch()
+    until = time.monotonic() + 60
+    while len(list(folder.iterdir())) < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    return len(list(folder.iterdir()))
+
+
+def test_three_jobs_share_two_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("stages.jobs.cores", lambda: 2)
+    assert run_jobs(meet, [(tmp_path, n) for n in range(3)], "cpu", "jobs") == [3, 3, 3]
 
 
 def seen_device(number: int) -> int:

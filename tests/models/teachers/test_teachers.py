@@ -73,7 +73,7 @@ def test_resnet_is_torchvision_s(kind):
     theirs, ours = getattr(models, kind)(num_classes=9).eval(), build_teacher(kind, 9).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     images = torch.randn(2, 3, 40, 48)
-    torch.testing.assert_close(ours(images).logits, theirs(images))
+    torch.testing.assert_close(ours(images).logits, theirs(images), atol=1e-4, rtol=1e-4)  # layouts differ
 
 
 @pytest.mark.parametrize("frames", [1, 5, 31, 32, 33, 100])
