@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows.processes import end
+from stages import warm
 from stages.errors import UserError
 
 # What `dvc repro` did: ran the command; brought back outputs of an earlier run; found nothing to do.
@@ -58,9 +59,11 @@ class Dvc:
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._warm: Mapping[str, str] = {}
 
     def __enter__(self) -> Dvc:
         mend(self.root)
+        self._warm = warm.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -214,7 +217,7 @@ class Dvc:
             process = subprocess.Popen(
                 [executable(), "--wait-for-lock", *arguments],
                 cwd=self.root,
-                env=environment() | {"PYTHONUNBUFFERED": "1"} | dict(more or {}),
+                env=environment() | {"PYTHONUNBUFFERED": "1"} | dict(self._warm) | dict(more or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -304,6 +307,6 @@ def _reason(lines: list[str]) -> str:
 if __name__ == "__main__":
     try:
         mend(Path.cwd())
-        os.execve(executable(), ["dvc", *sys.argv[1:]], environment())  # noqa: S606 - no shell is wanted
+        os.execve(executable(), ["dvc", *sys.argv[1:]], environment() | dict(warm.start()))  # noqa: S606 - no shell is wanted
     except UserError as error:
         sys.exit(f"error: {error}")

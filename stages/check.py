@@ -11,7 +11,7 @@ from pathlib import Path
 from stages import checkpoints, datasets, published, results, stores
 from stages.errors import UserError, nearest
 from stages.params import NO_TEACHER, Params, Teacher
-from stages.stage import Stage, command
+from stages.stage import Stage
 
 
 def check(file: str, params: Params) -> None:
@@ -71,7 +71,3 @@ def main(stage: Stage) -> None:
         stores.write_text(folder / "valid.txt", "the params file is valid\n")
     for kind in ("teachers", "teacher_features", "teacher_head", "train"):
         stores.write_text(stage.params.path(kind, NO_TEACHER) / "README", "the absence of a teacher\n")
-
-
-if __name__ == "__main__":
-    command(main)

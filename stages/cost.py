@@ -30,7 +30,7 @@ from torch import Tensor
 from stages import results, stores
 from stages.jobs import resolve_device
 from stages.progress import progress
-from stages.stage import Stage, command
+from stages.stage import Stage
 from stages.train import Task, Trainer, count_parameters
 
 WARM_UP = 2  # steps that are not measured: they allocate the optimizer's state and choose convolution algorithms
@@ -184,7 +184,3 @@ def main(stage: Stage) -> None:
     stage.run.log_params({"device": device, "steps": STEPS})
     for row in rows:
         stage.run.log_metrics({f"{row['run']}/{name}": row[name] for name in MEASURED})
-
-
-if __name__ == "__main__":
-    command(main)

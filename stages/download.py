@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages import datasets
-from stages.stage import Stage, command
+from stages.stage import Stage
 
 
 def main(stage: Stage) -> None:
@@ -23,7 +23,3 @@ def main(stage: Stage) -> None:
     path = stage.params.path("download", name)
     stage.run.log_metrics({"clips": len(clips), "classes": clips["class"].nunique()})
     stage.run.log_dataset(name=name, path=path, digest=digest(path / datasets.CLIPS), context="download")
-
-
-if __name__ == "__main__":
-    command(main)

@@ -31,7 +31,7 @@ from stages import stores
 from stages.jobs import resolve_device, run_jobs
 from stages.loader import ClipSet, centre_crop, take_window, test_windows, to_input
 from stages.params import Params, Recipe
-from stages.stage import Stage, command
+from stages.stage import Stage
 from stages.tracking import Run as TrackedRun
 from stages.train import autocast, build_distiller, load_student, predict, teacher_tables
 
@@ -227,7 +227,3 @@ def main(stage: Stage) -> None:
         summary[run][metric] = float(value)
         stage.run.log_metrics({f"{run}/{metric}": float(value)})
     stage.metrics(summary)
-
-
-if __name__ == "__main__":
-    command(main)

@@ -41,7 +41,7 @@ from stages.jpeg import JpegClip
 from stages.loader import ClipSet, test_windows, to_input
 from stages.media import write_video
 from stages.params import Params
-from stages.stage import Stage, command
+from stages.stage import Stage
 from stages.train import load_student
 
 TOLERANCE = 1e-4
@@ -265,7 +265,3 @@ def main(stage: Stage) -> None:
             description=f"Sees a video; says its class among those of {name}, and which training videos are like it.",
             tags=choice._asdict(),
         )
-
-
-if __name__ == "__main__":
-    command(main)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from stages.drawing import STYLE, Drawn, NoDataError, classes, clips, runs
 from stages.params import Figures, Params
-from stages.stage import Stage, command
+from stages.stage import Stage
 from stages.stores import write_csv, write_json
 
 if TYPE_CHECKING:
@@ -87,7 +87,3 @@ def main(stage: Stage) -> None:
                 {"name": name, "title": title, "caption": drawn.caption, "file": f"{name}.png", "data": f"{name}.csv"}
             )
         write_json(folder / "figures.json", listing)
-
-
-if __name__ == "__main__":
-    command(main)

@@ -10,7 +10,7 @@ from stages import datasets, media
 from stages.jpeg import encode
 from stages.packing import pack
 from stages.params import Frames
-from stages.stage import Stage, command
+from stages.stage import Stage
 
 
 def main(stage: Stage) -> None:
@@ -36,7 +36,3 @@ def read(frames: Frames, clip: datasets.Clip) -> np.ndarray:
     """The pictures of one clip, uint8 (T, H, W, 3), or the bytes that keep them as JPEGs."""
     pictures = media.read_frames(clip.path, frames.fps, frames.short_side, clip.start, clip.end, frames.reader)
     return encode(pictures, frames.quality) if frames.encoding == "jpeg" else pictures
-
-
-if __name__ == "__main__":
-    command(main)

@@ -10,7 +10,7 @@ from stages import datasets
 from stages.errors import UserError
 from stages.packing import pack
 from stages.spectrogram import listen, spectrogram
-from stages.stage import Stage, command
+from stages.stage import Stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +105,3 @@ def add_noise(sound: np.ndarray, noise: np.ndarray, snr_db: float) -> tuple[np.n
         return sound, float("inf")
     mixed = (sound + noise * np.sqrt(power / noise_power / 10 ** (snr_db / 10))).astype(np.float32)
     return mixed, float(10 * np.log10(power / np.mean((mixed.astype(np.float64) - sound) ** 2)))
-
-
-if __name__ == "__main__":
-    command(main)

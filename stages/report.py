@@ -55,7 +55,7 @@ from stages.sheets import (
     teachers_sheet,
     teachers_table,
 )
-from stages.stage import Stage, command
+from stages.stage import Stage
 from stages.stores import read_index, write_csv, write_text
 from stages.suite import Suite
 
@@ -361,7 +361,3 @@ def main(stage: Stage) -> None:
         for table in sorted((folder / "tables").glob("*.csv")):
             stage.run.log_artifact(table, "tables")
     print(f"report: {stage.params.path(stage.name) / 'index.html'}")
-
-
-if __name__ == "__main__":
-    command(main)

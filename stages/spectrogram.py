@@ -6,7 +6,7 @@ import numpy as np
 
 from stages import datasets, media
 from stages.packing import pack
-from stages.stage import Stage, command
+from stages.stage import Stage
 
 
 def main(stage: Stage) -> None:
@@ -39,7 +39,3 @@ def spectrogram(sound: np.ndarray) -> np.ndarray:
 
     torch.set_num_threads(1)
     return log_mel(torch.from_numpy(sound)).numpy()
-
-
-if __name__ == "__main__":
-    command(main)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stages import datasets, media, workers
 from stages.errors import UserError, nearest
 from stages.params import Split
-from stages.stage import Stage, command
+from stages.stage import Stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,7 +148,3 @@ def summarise(index: pd.DataFrame) -> dict[str, Any]:
         "groups": {part: usable["group"][usable["part"] == part].nunique() for part in PARTS},
         "groups_gone": {part: gone["group"][gone["part"] == part].nunique() for part in PARTS},
     }
-
-
-if __name__ == "__main__":
-    command(main)

@@ -2,7 +2,7 @@
 
 A stage is a module with `main(stage: Stage)`; `dvc.yaml` calls it as
 
-    python -m stages.<name> <params file> [<item>]
+    python -m stages <name> <params file> [<item>]
 
 from the repository's root. It reads what other stages made by `stage.input`, and writes what it makes inside
 `with stage.output() as folder`.
@@ -15,16 +15,21 @@ import os
 import re
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 from stages import params as params_module
 from stages import tracking
 from stages.errors import UserError, no_room, room_for
 from stages.params import Params
 
+STAGES = ["check", "download", "split", "frames", "spectrogram", "mix_noise", "teachers", "teacher_features"]
+STAGES += ["teacher_head", "train", "evaluate", "export", "cost", "figures", "report"]
 TEMPORARY = re.compile(r"\..+\.\d+")  # a file that a process (by its number) was writing when it was killed
 
 
@@ -80,23 +85,40 @@ class Stage:
         write_json(path, json.loads(json.dumps(values)))
 
 
-def command(main: Callable[[Stage], None]) -> None:
-    """Run a stage from the command line. A UserError ends it with one line on stderr and exit code 1."""
-    name = Path(sys.argv[0]).stem
-    if len(sys.argv) not in (2, 3):
-        sys.exit(f"usage: python -m stages.{name} PARAMS [ITEM]")
+def execute(arguments: list[str]) -> int | str:
+    """Run a stage, given as STAGE PARAMS [ITEM]. Returns its exit code, or the one line that says what is wrong."""
+    if len(arguments) not in (2, 3) or arguments[0] not in STAGES:
+        return f"usage: python -m stages STAGE PARAMS [ITEM], STAGE one of {', '.join(STAGES)}"
+    name, file, item = [*arguments, None][:3]
     try:
-        params = params_module.load(sys.argv[1])
-        item = sys.argv[2] if len(sys.argv) == 3 else None
-        with tracking.start(name, item, params) as run:
-            main(Stage(name, item, params, run))
+        params = params_module.load(str(file))
+        main: Callable[[Stage], None] = import_module(f"stages.{name}").main
+        with tracking.start(str(name), item, params) as run:
+            main(Stage(str(name), item, params, run))
     except UserError as error:
-        sys.exit(f"error: {error}")
+        return f"error: {error}"
     except BrokenPipeError:
         os._exit(1)
     except (OSError, RuntimeError) as error:
         if full := no_room(error, Path(params.suite.out)):
-            sys.exit(f"error: {full}")
+            return f"error: {full}"
         raise
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
+    return 0
+
+
+def run(arguments: list[str]) -> NoReturn:
+    """Run a stage as `execute` does, and end this process."""
+    code: int | str = 1
+    try:
+        code = execute(arguments)
+    except BaseException:  # noqa: BLE001 - it is about to end
+        traceback.print_exc()
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # To take PyTorch and all else down in order would be as slow as a short stage.
+    os._exit(1 if isinstance(code, str) else code)

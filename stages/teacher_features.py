@@ -28,7 +28,7 @@ from stages import published, stores
 from stages.jobs import resolve_device, run_jobs
 from stages.loader import centre_crop
 from stages.params import Teacher
-from stages.stage import Stage, command
+from stages.stage import Stage
 from stages.stores import Store
 from stages.teachers import IMAGE_SIZE, head, image_input, network_of
 from stages.train import load_tensors
@@ -168,7 +168,3 @@ def main(stage: Stage) -> None:
         counts = {"clips": len(ids), "with_input": int(read_array(folder / "features.npz", "mask").sum())}
     stage.run.log_metrics(counts)
     stage.metrics(dict(counts))
-
-
-if __name__ == "__main__":
-    command(main)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from stages import stores
 from stages.errors import UserError
 from stages.jobs import resolve_device
-from stages.stage import Stage, command
+from stages.stage import Stage
 
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -88,7 +88,3 @@ def main(stage: Stage) -> None:
     stage.run.log_params({"features": entry.model_dump(), "weight_decay": DECAYS[best]})
     stage.run.log_metrics({f"accuracy/{name}": value for name, value in summary["accuracy"].items()})
     stage.metrics(summary)
-
-
-if __name__ == "__main__":
-    command(main)

@@ -32,7 +32,7 @@ from stages.jobs import resolve_device
 from stages.loader import NORMALISATION
 from stages.params import Teacher
 from stages.progress import progress
-from stages.stage import Stage, command
+from stages.stage import Stage
 from stages.train import save_tensors
 
 # How the small teachers are pre-trained: a fair ear and eye within half a minute on one core, not the best ones.
@@ -179,7 +179,3 @@ def main(stage: Stage) -> None:
         shutil.rmtree(folder / "download", ignore_errors=True)
     stage.run.log_params(origin)
     stage.metrics({"feature_dim": model.feature_dim, **measured})
-
-
-if __name__ == "__main__":
-    command(main)

@@ -149,7 +149,7 @@ def start(stage: str, item: str | None, params: Params) -> Iterator[Run]:
         "item": item,
         "dvc.stage": f"{graph}{stage}@{item}" if item else f"{graph}{stage}",
         "prefect.flow_run_id": os.environ.get("PREFECT__FLOW_RUN_ID"),
-        "mlflow.source.name": f"python -m stages.{stage}",
+        "mlflow.source.name": f"python -m stages {stage}",
         "mlflow.source.type": "LOCAL",
         "mlflow.user": _user(),
         "mlflow.note.content": _description(stage, item, params),

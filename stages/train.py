@@ -30,7 +30,7 @@ from stages.errors import UserError
 from stages.jobs import gpus, resolve_device, run_jobs
 from stages.loader import ClipSet, teacher_table, test_windows, to_input, training_loader
 from stages.params import Cell, Params, Recipe, Run
-from stages.stage import Stage, command
+from stages.stage import Stage
 from stages.tracking import Run as TrackedRun
 
 SYSTEM_SECONDS = 10.0  # shorter epochs say nothing of how busy the machine is
@@ -399,7 +399,3 @@ def main(stage: Stage) -> None:
         pieces = [folder / run / f"seed-{seed}.csv" for run in cell.runs for seed in cell.seeds]
         stores.write_csv(folder / "history.csv", pd.concat([pd.read_csv(piece) for piece in pieces], ignore_index=True))
         stage.run.log_artifact(folder / "history.csv")
-
-
-if __name__ == "__main__":
-    command(main)

@@ -191,7 +191,7 @@ def test_on_the_command_line(suites: dict[str, str], root: Path, tmp_path: Path)
         file.write_text(yaml.safe_dump(raw, sort_keys=False))
         started = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "stages.check", str(file)], cwd=root, capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "stages", "check", str(file)], cwd=root, capture_output=True, text=True, timeout=60
         )
         assert time.monotonic() - started < 10
         lines = done.stderr.splitlines()

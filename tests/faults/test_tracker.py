@@ -112,14 +112,14 @@ def test_a_training_needs_no_tracker(trainable: Checkout, trackers: dict[str, st
     trained = {name: out / "train/uni_modal" / name for name in ("history.csv",)}
     seconds: dict[str, list[float]] = {kind: [] for kind in trackers}
     wanted: dict[str, str] = {}
-    trainable.run("python", "-m", "stages.train", "params.yaml", "uni_modal", AV_TRACKING="off")  # warms the caches
+    trainable.run("python", "-m", "stages", "train", "params.yaml", "uni_modal", AV_TRACKING="off")  # warms the caches
     for number in range(rounds):
         kinds = list(trackers)
         for kind in kinds[number % 4 :] + kinds[: number % 4]:  # none is always the first
             uri = trackers[kind]
             shutil.rmtree(out / "train/uni_modal")
             began = time.perf_counter()
-            trainable.run("python", "-m", "stages.train", "params.yaml", "uni_modal", MLFLOW_TRACKING_URI=uri)
+            trainable.run("python", "-m", "stages", "train", "params.yaml", "uni_modal", MLFLOW_TRACKING_URI=uri)
             seconds[kind].append(time.perf_counter() - began)
             end_mirrors(trainable.folder)
             history = {name: without_seconds(file.read_text()) for name, file in trained.items()}

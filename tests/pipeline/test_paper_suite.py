@@ -191,6 +191,6 @@ def test_an_archive_that_writes_elsewhere_is_refused(paper: Checkout, web: Serve
     write_rar(web.folder / f"evil/{ucf51.ARCHIVE}", {"../../../../../v_Archery_g01_c01.avi": b"evil"})
     origin = {"kind": "ucf51", "source": "stages/datasets/ucf51.py", "mirror": f"{web.url}/evil"}
     paper.change("datasets", "ucf51", "origin", value=origin, file="paper/params.yaml")
-    done = paper.run("python", "-m", "stages.download", "paper/params.yaml", "ucf51", check=False)
+    done = paper.run("python", "-m", "stages", "download", "paper/params.yaml", "ucf51", check=False)
     assert done.returncode == 1 and "refused, the path leads out of the folder" in done.stdout.splitlines()[-1]
     assert not list(paper.folder.rglob("v_Archery_g01_c01.avi"))

@@ -188,7 +188,7 @@ def test_wrong_params_end_at_once_with_one_line(checkout: Checkout, name: str) -
     try:
         checkout.change(*keys, value=value)
         started = time.monotonic()
-        done = checkout.run("python", "-m", "stages.check", "params.yaml", check=False)
+        done = checkout.run("python", "-m", "stages", "check", "params.yaml", check=False)
         assert time.monotonic() - started < 10
         lines = [line for line in done.stdout.splitlines() if line.strip()]
         assert done.returncode != 0
@@ -207,11 +207,11 @@ def test_folders_without_classes_or_with_one_class(checkout: Checkout) -> None:
     videos.mkdir()
     try:
         checkout.change("datasets", "avsynth", "origin", value={"kind": "folder", "source": "videos"})
-        done = checkout.run("python", "-m", "stages.check", "params.yaml", check=False)
+        done = checkout.run("python", "-m", "stages", "check", "params.yaml", check=False)
         assert done.returncode == 1 and "class" in done.stdout and "videos" in done.stdout
         (videos / "only").mkdir()
         (videos / "only" / "a.mp4").write_bytes(b"")
-        done = checkout.run("python", "-m", "stages.check", "params.yaml", check=False)
+        done = checkout.run("python", "-m", "stages", "check", "params.yaml", check=False)
         assert done.returncode == 1 and "only" in done.stdout
     finally:
         file.write_text(good)

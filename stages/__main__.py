@@ -1,0 +1,12 @@
+"""python -m stages STAGE PARAMS [ITEM]: run a stage, started warm where that is offered (stages/warm.py)."""
+
+import sys
+
+from stages import warm
+
+arguments = sys.argv[1:]
+if (code := warm.hand_over(arguments)) is not None:
+    sys.exit(code)
+from stages.stage import run  # noqa: E402 - what it imports takes time
+
+run(arguments)

@@ -1,0 +1,254 @@
+"""Warm starts: a process that has the libraries loaded, and forks once for each stage.
+
+To load PyTorch takes seconds, which is most of what a short stage takes. `flows.dvc` starts `python -m stages.warm
+SOCKET` beside DVC, names the socket in AV_WARM, and `python -m stages` hands its stage over there: arguments, working
+folder, environment and open files. Where nobody answers, or its code is another one, the stage starts by itself, and
+nothing else differs. A stage ends with whoever asked for it, and all end with the server, however those end.
+
+For Linux alone: nothing else tells a process of the end of another one so surely.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+VARIABLE = "AV_WARM"
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = ["stages.stage", "torch", "stages.train", "stages.evaluate", "torchvision.models", "sklearn.metrics"]
+LIBRARIES += ["matplotlib.figure", "stages.figures", "stages.cost", "stages.report", "torchaudio"]
+PATIENCE = 5.0  # seconds for a request to come whole
+LOOK_UP = 1.0  # seconds between looks whether the one who started the server is there
+PR_SET_PDEATHSIG = 1
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Request(NamedTuple):
+    """A stage to run: with which code, its arguments, where, and with which environment."""
+
+    code: str
+    arguments: list[str]
+    folder: str
+    environment: dict[str, str]
+
+
+# The side that asks
+
+
+def hand_over(arguments: list[str]) -> int | None:
+    """Have a stage run by the server that AV_WARM names; its exit code. None if it is to be run here."""
+    address = os.environ.get(VARIABLE)
+    if not address or sys.platform != "linux":
+        return None
+    with socket.socket(socket.AF_UNIX) as server:
+        try:
+            server.connect(address)
+            _send(server, Request(digest(), arguments, os.getcwd(), dict(os.environ)))  # noqa: PTH109 - as text
+            for number in FORWARDED:
+                signal.signal(number, lambda number, _: server.send(bytes([number])))
+            accepted = server.recv(1)
+        except OSError:
+            accepted = b""
+        if not accepted:
+            for number in FORWARDED:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            return None
+        answer = b""
+        with suppress(OSError):
+            answer = server.recv(4, socket.MSG_WAITALL)
+    if len(answer) < 4:
+        print("error: the process that ran this stage has gone", file=sys.stderr)
+        return 1
+    (code,) = struct.unpack("i", answer)
+    return int(code) if code >= 0 else 128 - int(code)  # as a shell says that a signal ended it
+
+
+def _send(server: socket.socket, request: Request) -> None:
+    content = json.dumps(request).encode()
+    socket.send_fds(server, [struct.pack("Q", len(content))], [0, 1, 2])
+    server.sendall(content)
+
+
+# The side that runs
+
+
+class Server:
+    """Listens, loads, and forks. `serve` returns in the forked processes only, with what they are to do."""
+
+    def __init__(self, address: Path) -> None:
+        self.code, self.parent = digest(), os.getppid()
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(address))
+        self.listener.listen(64)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.listener, selectors.EVENT_READ)
+        self.libraries: list[str] = []
+
+    def serve(self) -> list[str]:
+        """Answer until the parent ends; a forked process returns with the arguments of its stage."""
+        asked = False
+        while os.getppid() == self.parent:
+            # Libraries are loaded once somebody has asked, one at a time between requests.
+            for key, _ in self.selector.select(0 if self.libraries else LOOK_UP):
+                if key.data is not None:
+                    self.look(*key.data)
+                    continue
+                if not asked:
+                    asked, self.libraries = True, list(LIBRARIES)
+                    self.load(2)
+                if (arguments := self.begin()) is not None:
+                    return arguments
+            self.load(1)
+        raise SystemExit
+
+    def load(self, count: int) -> None:
+        """Import some more libraries. Whatever one of them raises, its stage will tell."""
+        for _ in range(min(count, len(self.libraries))):
+            with suppress(Exception):
+                import_module(self.libraries.pop(0))
+
+    def begin(self) -> list[str] | None:
+        """Take one request: fork and accept it, or close it. Returns in the forked process alone with something."""
+        client, _ = self.listener.accept()
+        client.settimeout(PATIENCE)
+        files: list[int] = []
+        try:
+            head, files, _, _ = socket.recv_fds(client, 8, 3)
+            (size,) = struct.unpack("Q", head)
+            request = Request(*json.loads(client.recv(size, socket.MSG_WAITALL)))
+            if len(files) != 3 or not request.code == self.code == digest():
+                raise ValueError
+            child = os.fork()
+        except (OSError, ValueError, struct.error):
+            client.close()
+            for file in files:
+                os.close(file)
+            return None
+        if not child:
+            self.listener.close()
+            client.close()
+            become(request, files)
+            return request.arguments
+        for file in files:
+            os.close(file)
+        with suppress(OSError):
+            os.setpgid(child, child)
+        client.setblocking(False)
+        ended = os.pidfd_open(child)
+        known = (child, client, ended)
+        with suppress(OSError):
+            client.send(b"y")
+        self.selector.register(client, selectors.EVENT_READ, known)
+        self.selector.register(ended, selectors.EVENT_READ, known)
+        return None
+
+    def look(self, child: int, client: socket.socket, ended: int) -> None:
+        """Something has come of a stage: signals of the one who asked, or its end, or that of the stage."""
+        try:
+            wanted = client.recv(16)
+            for number in wanted:
+                os.kill(child, number)
+            if not wanted:  # whoever asked has gone
+                os.killpg(child, signal.SIGKILL)
+        except BlockingIOError:
+            pass
+        except OSError:
+            with suppress(OSError):
+                os.killpg(child, signal.SIGKILL)
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            with suppress(OSError):
+                client.sendall(struct.pack("i", os.waitstatus_to_exitcode(status)))
+            for file in (client, ended):
+                self.selector.unregister(file)
+            client.close()
+            os.close(ended)
+
+
+def become(request: Request, files: list[int]) -> None:
+    """Make this forked process the one that was asked for."""
+    os.setpgid(0, 0)
+    end_with_parent(signal.SIGKILL)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    for number in FORWARDED:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(request.environment)
+    os.chdir(request.folder)
+
+
+def digest() -> str:
+    """Of all of our code and templates, wherever they lie: what was loaded must not run as something else."""
+    found = hashlib.sha256()
+    for package in ("models", "stages"):
+        for path in sorted((ROOT / package).rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                found.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode())
+                found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when the one that started it ends."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+# Whoever starts the server
+
+
+def start() -> Mapping[str, str]:
+    """Start a server that ends with this process; what `python -m stages` has to find in its environment.
+
+    Empty where AV_WARM names a server already, or `off`, and where there is none to be had."""
+    if sys.platform != "linux" or os.environ.get(VARIABLE):
+        return {}
+    address = Path(tempfile.mkdtemp(prefix="avdistill-")) / "warm"
+    subprocess.Popen(
+        [sys.executable, "-m", "stages.warm", str(address)],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    return {VARIABLE: str(address)}
+
+
+def _main() -> list[str]:
+    address, own = Path(sys.argv[1]), os.getpid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        return Server(address).serve()
+    finally:
+        if os.getpid() == own:
+            shutil.rmtree(address.parent, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    arguments = _main()
+    from stages.stage import run
+
+    run(arguments)

@@ -1,0 +1,152 @@
+"""Stages that a warm server runs: nothing differs from those that start by themselves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stages import warm
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="warm starts are for Linux")
+
+# In place of a stage: says how it was started, and waits if it is told to.
+SLEEPER = """
+import os, sys, time
+from pathlib import Path
+def main(stage):
+    print("warm" if "stages.evaluate" in sys.modules else "cold", os.environ.get("SAID"), Path.cwd().name, flush=True)
+    print("to stderr", file=sys.stderr)
+    Path("pid").write_text(str(os.getpid()))
+    time.sleep(float(os.environ.get("WAIT", 0)))
+    if os.environ.get("FAIL"):
+        from stages.errors import UserError
+        raise UserError(os.environ["FAIL"])
+"""
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
+    """A copy of the project in which stage download is the sleeper."""
+    folder = tmp_path_factory.mktemp("warm") / "project"
+    ignored = shutil.ignore_patterns("__pycache__")
+    for package in ("stages", "models"):
+        shutil.copytree(root / package, folder / package, ignore=ignored)
+    shutil.copy(root / "params.yaml", folder)
+    (folder / "stages/download.py").write_text(SLEEPER)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(checkout: Path) -> Iterator[dict[str, str]]:
+    """Environment with the address of a server, which ends with a process of ours."""
+    script = "import sys, time; from stages import warm; print(warm.start()['AV_WARM'], flush=True); sys.stdin.read()"
+    environment = {name: value for name, value in os.environ.items() if name != warm.VARIABLE}
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=checkout,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None and parent.stdin is not None
+        address = Path(parent.stdout.readline().strip())
+        until = time.monotonic() + 30
+        while not address.exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        (server,) = psutil.Process(parent.pid).children()
+        yield environment | {warm.VARIABLE: str(address)}
+        parent.stdin.close()
+        server.wait(20)  # by itself, once its parent has gone
+        assert not address.parent.exists()
+
+
+COMMAND = [sys.executable, "-m", "stages", "download", "params.yaml", "avsynth"]
+
+
+def run(folder: Path, environment: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(COMMAND, cwd=folder, env=environment | more, capture_output=True, text=True, timeout=120)
+
+
+def begin(folder: Path, environment: dict[str, str]) -> tuple[subprocess.Popen[str], psutil.Process]:
+    """A stage that waits for a minute, as who asked for it and as who runs it."""
+    (folder / "pid").unlink(missing_ok=True)
+    asked = subprocess.Popen(COMMAND, cwd=folder, env=environment | {"WAIT": "60"}, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (folder / "pid").exists() or not (folder / "pid").read_text():
+        assert asked.poll() is None and time.monotonic() < until
+        time.sleep(0.02)
+    return asked, psutil.Process(int((folder / "pid").read_text()))
+
+
+def test_runs_as_if_it_had_been_started(checkout: Path, served: dict[str, str]) -> None:
+    run(checkout, served)  # the first one may find the libraries half loaded
+    time.sleep(5)
+    done = run(checkout, served, SAID="hello")
+    assert (done.returncode, done.stdout) == (0, "warm hello project\n")
+    assert done.stderr == "to stderr\n"
+
+
+def test_errors_and_exit_codes_are_the_same(checkout: Path, served: dict[str, str]) -> None:
+    cold = {name: value for name, value in served.items() if name != warm.VARIABLE}
+    for more in ({"FAIL": "one line"}, {"WAIT": "nonsense"}):
+        ours, theirs = run(checkout, served, **more), run(checkout, cold, **more)
+        assert ours.returncode == theirs.returncode == 1
+        assert ours.stderr.splitlines()[-1] == theirs.stderr.splitlines()[-1]
+    assert "error: one line" in run(checkout, served, FAIL="one line").stderr
+
+
+def test_whoever_asked_is_killed(checkout: Path, served: dict[str, str]) -> None:
+    asked, stage = begin(checkout, served)
+    asked.kill()
+    stage.wait(10)
+    asked.communicate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 130)])
+def test_signals_reach_the_stage(checkout: Path, served: dict[str, str], number: signal.Signals, code: int) -> None:
+    asked, stage = begin(checkout, served)
+    asked.send_signal(number)
+    asked.communicate(timeout=20)
+    assert asked.returncode == code
+    assert not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE
+
+
+def test_other_code_starts_by_itself(checkout: Path, served: dict[str, str], tmp_path: Path) -> None:
+    """A clone with the same code is served; neither one with another code is, nor code that was changed since."""
+    clone = tmp_path / "clone"
+    shutil.copytree(checkout, clone, ignore=shutil.ignore_patterns("__pycache__", "out"))
+    assert run(clone, served).stdout.startswith("warm None clone")
+    (clone / "models/metrics.py").write_text("# edited\n" + (clone / "models/metrics.py").read_text())
+    assert run(clone, served).stdout.startswith("cold None clone")
+    original = (checkout / "models/metrics.py").read_text()
+    (checkout / "models/metrics.py").write_text("# edited\n" + original)
+    assert run(checkout, served).stdout.startswith("cold")
+    (checkout / "models/metrics.py").write_text(original)
+    assert run(checkout, served).stdout.startswith("warm")
+
+
+def test_no_server_is_no_error(checkout: Path, served: dict[str, str], tmp_path: Path) -> None:
+    assert run(checkout, served | {warm.VARIABLE: str(tmp_path / "nobody")}).stdout.startswith("cold")
+
+
+def test_the_server_is_killed(checkout: Path, served: dict[str, str]) -> None:
+    """The last test of this file: stages end with it, and say so."""
+    asked, stage = begin(checkout, served)
+    server = stage.parent()
+    assert server is not None and "stages.warm" in server.cmdline()
+    server.kill()
+    assert "has gone" in asked.communicate(timeout=20)[1]
+    assert asked.returncode == 1
+    stage.wait(10)
+    shutil.rmtree(Path(served[warm.VARIABLE]).parent)  # which it could not do itself
