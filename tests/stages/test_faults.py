@@ -84,19 +84,20 @@ def test_a_store_for_which_there_is_no_room_goes_on_later(tmp_path: Path) -> Non
 
 def test_a_stage_without_room_ends_with_one_line(tmp_path: Path, root: Path) -> None:
     program = (
-        "import resource, sys\n"
-        "sys.argv = ['stages/x.py', 'params.yaml']\n"
-        "from stages.stage import command\n"
+        "import resource\n"
+        "from stages import check\n"
+        "from stages.stage import run\n"
         "def main(stage):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))\n"
         "    with stage.output() as folder, (folder / 'large').open('wb') as file:\n"
         "        file.write(bytes(10000))\n"
-        "command(main)\n"
+        "check.main = main\n"
+        "run(['check', 'params.yaml'])\n"
     )
     text = (root / "params.yaml").read_text().replace("out: out/avsynth", f"out: {tmp_path}/out")
     (tmp_path / "params.yaml").write_text(text)
     (tmp_path / "stages").symlink_to(root / "stages")
-    command = [sys.executable, "-c", program.replace("stages/x.py", "stages/check.py")]
+    command = [sys.executable, "-c", program]
     environment = {"PATH": "/usr/bin:/bin", "AV_TRACKING": "off", "PYTHONPATH": str(root)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
