@@ -98,6 +98,7 @@ class Server:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.libraries: list[str] = []
+        self.children: set[int] = set()
 
     def serve(self) -> list[str]:
         """Answer until the parent ends; a forked process returns with the arguments of its stage."""
@@ -151,6 +152,7 @@ class Server:
         client.setblocking(False)
         ended = os.pidfd_open(child)
         known = (child, client, ended)
+        self.children.add(child)
         with suppress(OSError):
             client.send(b"y")
         self.selector.register(client, selectors.EVENT_READ, known)
@@ -159,6 +161,8 @@ class Server:
 
     def look(self, child: int, client: socket.socket, ended: int) -> None:
         """Something has come of a stage: signals of the one who asked, or its end, or that of the stage."""
+        if child not in self.children:  # both ended at once, and this is the second to be told
+            return
         try:
             wanted = client.recv(16)
             for number in wanted:
@@ -172,6 +176,7 @@ class Server:
                 os.killpg(child, signal.SIGKILL)
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
+            self.children.remove(child)
             with suppress(OSError):
                 client.sendall(struct.pack("i", os.waitstatus_to_exitcode(status)))
             for file in (client, ended):

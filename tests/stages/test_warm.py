@@ -122,6 +122,20 @@ def test_signals_reach_the_stage(checkout: Path, served: dict[str, str], number:
     assert not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE
 
 
+def test_both_end_at_once(checkout: Path, served: dict[str, str]) -> None:
+    """Whoever asks is stopped, so that the server learns of its end and of the stage's in one go. It goes on."""
+    asked, stage = begin(checkout, served)
+    server = stage.parent()
+    assert server is not None
+    server.suspend()
+    stage.kill()
+    asked.kill()
+    asked.communicate()
+    server.resume()
+    assert run(checkout, served).returncode == 0
+    assert server.is_running()
+
+
 def test_other_code_starts_by_itself(checkout: Path, served: dict[str, str], tmp_path: Path) -> None:
     """A clone with the same code is served; neither one with another code is, nor code that was changed since."""
     clone = tmp_path / "clone"
