@@ -25,18 +25,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SUITE = Path("out/benchmarks/suite.json")  # what `run_suite` leaves
 WORK = ("teachers", "teacher_head", "train", "evaluate")  # stages that train or evaluate; all else is overhead
 START = """
-import sys
-sys.argv = ["{stage}.py", "params.yaml"]
 import stages.{stage}
-from stages.stage import command
-command(lambda stage: None)
+from stages.stage import run
+stages.{stage}.main = lambda stage: None
+run(["{stage}", "params.yaml"])
 """
 
 
-@benchmark("start of a stage (imports, params, tracker), warm", unit="s", cpu=3)
+@benchmark("start of a stage (imports, params, tracker) by itself", unit="s", cpu=3)
 def start_of_a_stage(setting: Setting) -> Measured:
     """Median over all stages of the time from starting Python until a stage with nothing to do has ended: its imports,
-    params.yaml read and checked, its tracked run begun and ended. What a stage imports when it needs it is its work."""
+    params.yaml read and checked, its tracked run begun and ended. What a stage imports when it needs it is its work.
+    The files that it reads have been read before; no process is warm."""
     names = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
     names = names[:1] if setting.quick else names
     shutil.copy(ROOT / "params.yaml", setting.folder)

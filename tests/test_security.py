@@ -82,7 +82,7 @@ def test_commands_of_the_graph_hold_names_only() -> None:
     for name, stage in stages.items():
         command = stage.get("do", stage)["cmd"]
         assert set(re.findall(r"\$\{([^}]*)\}", command)) <= {"suite.file", "key", "item"}, name
-        assert re.fullmatch(rf"python -m stages\.{name} \$\{{suite\.file\}}( \$\{{(key|item)\}})?", command), name
+        assert re.fullmatch(rf"python -m stages {name} \$\{{suite\.file\}}( \$\{{(key|item)\}})?", command), name
 
 
 def test_servers_listen_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:

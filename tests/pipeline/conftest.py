@@ -68,6 +68,10 @@ class Checkout:
         """Run DVC and return what it printed."""
         return self.run("dvc", *arguments, check=check, **environment).stdout
 
+    def repro(self, *arguments: str) -> str:
+        """`dvc repro` as make starts it, and what it printed."""
+        return self.run("python", "-m", "flows.dvc", "repro", *arguments).stdout
+
     def change(self, *keys: str | int, value: Any, file: str = "params.yaml") -> None:
         """Set one value of a params file."""
         raw = yaml.safe_load((self.folder / file).read_text())

@@ -110,7 +110,7 @@ def test_from_download_to_report(paper: Checkout, web: Server) -> None:
     archive = f"/ucf101/{ucf51.ARCHIVE}"
     half = (web.folder / archive.lstrip("/")).stat().st_size // 2
     web.limits[archive] = iter([half])
-    paper.dvc("repro", "paper/dvc.yaml")
+    paper.repro("paper/dvc.yaml")
     asked = [wanted for path, wanted in web.requests if path == archive]
     assert asked == [None, f"bytes={half}-"], "the download did not go on where the connection had ended"
     assert not list((paper.folder / "out/paper/.partial").glob("*"))

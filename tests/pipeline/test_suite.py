@@ -120,7 +120,7 @@ def test_the_paper_suite_can_be_tried(checkout: Checkout) -> None:
 def test_changing_one_run_reruns_its_cell_only(checkout: Checkout) -> None:
     before = metrics(checkout)
     checkout.change("cells", "kd", "runs", "kd", "options", value={"temperature": 2.0})
-    output = checkout.dvc("repro")
+    output = checkout.repro()
     assert ran(output) == {"check", "train@kd", "evaluate@kd", "export@avsynth", "cost", "figures", "report"}
     after = metrics(checkout)
     assert {name for name in after if after[name] != before[name]} <= {"kd"}
@@ -129,8 +129,8 @@ def test_changing_one_run_reruns_its_cell_only(checkout: Checkout) -> None:
 def test_forced_training_gives_the_same_bits(checkout: Checkout) -> None:
     before = metrics(checkout)
     for cell in ("mnf_csc", "uni_modal"):
-        checkout.dvc("repro", "--force", "--single-item", f"train@{cell}")
-        checkout.dvc("repro", "--force", "--single-item", f"evaluate@{cell}")
+        checkout.repro("--force", "--single-item", f"train@{cell}")
+        checkout.repro("--force", "--single-item", f"evaluate@{cell}")
     assert metrics(checkout) == before
 
 
