@@ -8,7 +8,7 @@ READY   := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro study own paper-quick check-videos model flow serve ui sync bench test test-faults graph lint lock clean
+.PHONY: help repro study own paper-quick check-videos model flow serve ui sync bench test test-faults test-e2e graph lint lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -86,6 +86,9 @@ test-faults: $(READY) ## kill, fill, damage, overload: tests of half an hour
 	python -m pytest tests/faults -m faults -n 0
 	python -m tests.faults.table
 
+test-e2e: $(READY) ## look at the pages of MLflow, Prefect and the report in headless Chromium, screenshots in out/browser
+	python -m pytest tests/browser -m browser -n 0
+
 graph: ## copy dvc.yaml to the other suites, after it was edited
 	cp dvc.yaml own/dvc.yaml
 	cp dvc.yaml paper/dvc.yaml
@@ -97,7 +100,7 @@ lint: $(READY) ## style and types
 
 lock: ## resolve the dependencies of pyproject.toml again (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-		--custom-compile-command "make lock" --group dev --group bench pyproject.toml --output-file requirements.lock
+		--custom-compile-command "make lock" --group dev --group bench --group browser pyproject.toml --output-file requirements.lock
 
 clean: ## delete all that was made (not the environment)
 	rm -rf out mlflow.db mlflow.db.lock mlartifacts dvc.lock own/dvc.lock paper/dvc.lock .dvc/cache .dvc/tmp

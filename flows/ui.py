@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,11 +26,12 @@ START_SECONDS = 120.0
 
 
 class Server(NamedTuple):
-    """A server to start: its name, the option that sets its port, and its command."""
+    """A server to start: its name, its port, its command, and what this wants in its environment."""
 
     name: str
     port: int
     command: list[str]
+    environment: Mapping[str, str] = {}
 
 
 def servers(mlflow_port: int, prefect_port: int) -> list[Server]:
@@ -40,10 +41,15 @@ def servers(mlflow_port: int, prefect_port: int) -> list[Server]:
     if uri.startswith(tracking.SQLITE):
         store = ["--backend-store-uri", uri, "--default-artifact-root", str(tracking.artifact_location())]
         address = ["--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
-        found.append(Server("mlflow", mlflow_port, [str(bin_folder / "mlflow"), "server", *store, *address]))
+        environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # evaluation of language models
+        found.append(
+            Server("mlflow", mlflow_port, [str(bin_folder / "mlflow"), "server", *store, *address], environment)
+        )
     if not os.environ.get("PREFECT_API_URL"):
         command = [str(bin_folder / "prefect"), "server", "start", "--host", HOST, "--port", str(prefect_port)]
-        found.append(Server("prefect", prefect_port, command))
+        # By itself its page asks port 4200, wherever it was served from.
+        environment = {"PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{prefect_port}/api"}
+        found.append(Server("prefect", prefect_port, command, environment))
     if not found:
         raise UserError("MLFLOW_TRACKING_URI and PREFECT_API_URL name servers elsewhere; nothing to start here")
     return found
@@ -57,13 +63,17 @@ def serve(wanted: list[Server], logs: Path) -> None:
         if _answers(server.port):
             raise UserError(f"port {server.port} is in use; choose another one by --{server.name}-port")
     logs.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # evaluation of language models
     running: list[subprocess.Popen[str]] = []
     try:
         for server in wanted:
             with (logs / f"{server.name}.log").open("w") as log:
                 process = subprocess.Popen(
-                    server.command, stdout=log, stderr=log, text=True, env=environment, start_new_session=True
+                    server.command,
+                    env={**os.environ, **server.environment},
+                    stdout=log,
+                    stderr=log,
+                    text=True,
+                    start_new_session=True,
                 )
             running.append(process)
         waiting, until = list(wanted), time.monotonic() + START_SECONDS

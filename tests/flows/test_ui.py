@@ -31,6 +31,8 @@ def test_what_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         assert server.command[server.command.index("--host") + 1] == "127.0.0.1"
         assert server.command[server.command.index("--port") + 1] == port
 
+    assert prefect.environment == {"PREFECT_SERVER_UI_API_URL": "http://127.0.0.1:4201/api"}  # what its page asks
+
     monkeypatch.setenv("PREFECT_API_URL", "http://elsewhere:4200/api")
     assert [server.name for server in ui.servers(5001, 4201)] == ["mlflow"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:5000")
