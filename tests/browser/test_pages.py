@@ -114,7 +114,7 @@ def test_prefect_shows_the_flow_its_log_and_its_table(pages: Pages) -> None:
     page.get_by_text("Completed").first.wait_for()
     page.get_by_text(re.compile("Running stage")).first.wait_for()
     pages.shoot(page, "prefect-flow")
-    artifacts = pages.ask(f"{pages.prefect}/api/artifacts/filter", artifacts={"type": {"any_": ["table"]}})
+    artifacts = pages.ask(f"{pages.prefect}/api/artifacts/filter", artifacts={"key": {"any_": ["stages-avsynth"]}})
     page = pages.open(f"{pages.prefect}/artifacts/artifact/{artifacts[0]['id']}")
     page.get_by_text("train@mnf_csc").first.wait_for()
     pages.shoot(page, "prefect-table")
