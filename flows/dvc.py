@@ -59,7 +59,7 @@ class Dvc:
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._warm: Mapping[str, str] = {}
+        self._warm = warm.Started({}, ())
 
     def __enter__(self) -> Dvc:
         mend(self.root)
@@ -75,6 +75,7 @@ class Dvc:
             self._stopping.set()
             running = list(self._running)
         end(running, self.grace)
+        end(self._warm.servers, self.grace)
 
     @property
     def stopping(self) -> bool:
@@ -217,7 +218,7 @@ class Dvc:
             process = subprocess.Popen(
                 [executable(), "--wait-for-lock", *arguments],
                 cwd=self.root,
-                env=environment() | {"PYTHONUNBUFFERED": "1"} | dict(self._warm) | dict(more or {}),
+                env=environment() | {"PYTHONUNBUFFERED": "1"} | dict(self._warm.variables) | dict(more or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -307,6 +308,6 @@ def _reason(lines: list[str]) -> str:
 if __name__ == "__main__":
     try:
         mend(Path.cwd())
-        os.execve(executable(), ["dvc", *sys.argv[1:]], environment() | dict(warm.start()))  # noqa: S606 - no shell is wanted
+        os.execve(executable(), ["dvc", *sys.argv[1:]], environment() | dict(warm.start().variables))  # noqa: S606 - no shell is wanted
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -14,8 +14,7 @@ Makes, under evaluate/<cell>/:
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,26 +29,13 @@ from models.students.r2plus1d import R2Plus1d
 from stages import stores
 from stages.jobs import resolve_device, run_jobs
 from stages.loader import ClipSet, centre_crop, take_window, test_windows, to_input
-from stages.params import Params, Recipe
+from stages.params import Recipe
 from stages.stage import Stage
-from stages.tracking import Run as TrackedRun
-from stages.train import autocast, build_distiller, load_student, predict, teacher_tables
+from stages.train import Task, autocast, build_distiller, load_student, predict, teacher_tables
 
 RECALL_AT = (1, 5, 10)
 PRECISION_AT = (100, 500)
 GALLERY_PARTS = ("train", "select")  # both are of the papers' training split
-
-
-class Task(NamedTuple):
-    """All that one evaluation needs; small enough to be sent to a worker process."""
-
-    params: Params
-    cell: str
-    run: str
-    seed: int
-    device: str
-    folder: Path
-    tracked: TrackedRun
 
 
 def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import distillers, students
+from models import distillers, outputs, resnet, students
 from models.distillers import Distiller
 from models.outputs import StudentOutput, TeacherBatch
 from models.students import Student
@@ -38,7 +38,7 @@ SAVE_SECONDS = 5.0  # a checkpoint is written after the first epoch that ends th
 
 
 class Task(NamedTuple):
-    """All that one training needs; small enough to be sent to a worker process."""
+    """All that one training, or one evaluation, needs; small enough to be sent to a worker process."""
 
     params: Params
     cell: str
@@ -380,7 +380,7 @@ def main(stage: Stage) -> None:
     inputs += [stage.input("train", cell.S)]
     methods = Path(distillers.__file__).parent
     code = [methods / f"{name}.py" for name in ("__init__", "banks", "base", cell.method)]
-    code += [Path(students.__file__).parent, Path(__file__)]
+    code += [Path(students.__file__).parent, Path(outputs.__file__), Path(resnet.__file__), Path(__file__)]
     code += [Path(__file__).with_name(name) for name in ("loader.py", "parallel.py")]
     settings = f"{cell.model_dump_json()}{params.recipes[cell.recipe].model_dump_json()}{device}{torch.__version__}"
     fingerprint = f"{stores.digest(*inputs, *code)} {settings}"

@@ -22,7 +22,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -65,8 +65,7 @@ def hand_over(arguments: list[str]) -> int | None:
         except OSError:
             accepted = b""
         if not accepted:
-            for number in FORWARDED:
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            usual_signals()
             return None
         answer = b""
         with suppress(OSError):
@@ -194,11 +193,16 @@ def become(request: Request, files: list[int]) -> None:
         os.close(file)
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    for number in FORWARDED:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    usual_signals()
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.folder)
+
+
+def usual_signals() -> None:
+    """Let signals do what they do to a Python program by itself."""
+    for number in FORWARDED:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def digest() -> str:
@@ -223,22 +227,30 @@ def end_with_parent(number: signal.Signals) -> None:
 # Whoever starts the server
 
 
-def start() -> Mapping[str, str]:
-    """Start a server that ends with this process; what `python -m stages` has to find in its environment.
+class Started(NamedTuple):
+    """What `python -m stages` has to find in its environment, and the server, which leads a session of its own."""
 
-    Empty where AV_WARM names a server already, or `off`, and where there is none to be had."""
+    variables: Mapping[str, str]
+    servers: Sequence[subprocess.Popen[str]]
+
+
+def start() -> Started:
+    """Start a server, which ends with this process at the latest.
+
+    There is none where AV_WARM names one already, or is `off`, and on systems that warm starts are not for."""
     if sys.platform != "linux" or os.environ.get(VARIABLE):
-        return {}
+        return Started({}, ())
     address = Path(tempfile.mkdtemp(prefix="avdistill-")) / "warm"
-    subprocess.Popen(
+    server = subprocess.Popen(
         [sys.executable, "-m", "stages.warm", str(address)],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        text=True,
         start_new_session=True,
     )
-    return {VARIABLE: str(address)}
+    return Started({VARIABLE: str(address)}, [server])
 
 
 def _main() -> list[str]:

@@ -21,8 +21,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take minutes come first, so that no core is idle while another one works through the last."""
     slowest = ("test_paper_suite.py", "test_suite.py", "test_ablations_remote.py")
-    items.sort(key=lambda item: slowest.index(item.path.name) if item.path.name in slowest else len(slowest))
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+    rank = {name: number for number, name in enumerate(slowest)}
+    items.sort(key=lambda item: (item.get_closest_marker("e2e") is None, rank.get(item.path.name, len(rank))))
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,9 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -167,8 +168,8 @@ def write_zip(path: Path, contents: dict[str, bytes]) -> None:
             file.writestr(name, data)
 
 
-def write_tar_gz(path: Path, contents: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w:gz") as file:
+def write_tar(path: Path, contents: dict[str, bytes], mode: Literal["w", "w:gz"] = "w") -> None:
+    with tarfile.open(path, mode) as file:
         for name, data in contents.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
@@ -184,7 +185,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "teacher": teacher,
     "checkpoint of others": foreign_teacher,
     "zip": lambda folder: archive(folder, write_zip, "a.zip"),
-    "tar.gz": lambda folder: archive(folder, write_tar_gz, "a.tar.gz"),
+    "tar.gz": lambda folder: archive(folder, partial(write_tar, mode="w:gz"), "a.tar.gz"),
 }
 
 
@@ -273,14 +274,6 @@ def test_what_has_no_checksum_is_an_error_or_read(kind: str, tmp_path: Path) -> 
             assert str(tmp_path) in str(error) and "\n" not in str(error), error
         assert time.monotonic() - started < SECONDS
     record("files", f"damage to a file without checksums: {kind}", number, note="no code ran, nothing hung")
-
-
-def write_tar(path: Path, contents: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as file:
-        for name, data in contents.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            file.addfile(member, io.BytesIO(data))
 
 
 def test_videos(tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
 @pytest.fixture(scope="module")
 def served(checkout: Path) -> Iterator[dict[str, str]]:
     """Environment with the address of a server, which ends with a process of ours."""
-    script = "import sys, time; from stages import warm; print(warm.start()['AV_WARM'], flush=True); sys.stdin.read()"
+    script = (
+        "import sys; from stages import warm; print(warm.start().variables['AV_WARM'], flush=True); sys.stdin.read()"
+    )
     environment = {name: value for name, value in os.environ.items() if name != warm.VARIABLE}
     with subprocess.Popen(
         [sys.executable, "-c", script],
