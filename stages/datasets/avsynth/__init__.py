@@ -208,9 +208,9 @@ def _film(
     height, width = origin.height, origin.width
     time = np.arange(round(origin.seconds * origin.fps)) / origin.fps
     path = motion(rng, rng.uniform() + tempo * time)
-    reach = height * rng.uniform(0.18, 0.3)
-    middle = np.array([width, height]) / 2 + rng.uniform(-0.14, 0.14, 2) * height
-    radius = height * rng.uniform(0.12, 0.18) * path.growth
+    reach = height * rng.uniform(0.28, 0.36)
+    middle = np.array([width, height]) / 2 + rng.uniform(-0.08, 0.08, 2) * height
+    radius = height * rng.uniform(0.18, 0.22) * path.growth
     turn = path.turn + rng.uniform(0, 2 * np.pi)
     return pictures.film(rng, setting, middle + reach * path.offset, turn, radius, origin.clutter)
 
