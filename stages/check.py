@@ -1,11 +1,13 @@
 """Stage check: the whole params file, before hours of work start.
 
 `stages.params` checks types, ranges and names; this adds what needs the methods' own code and a look at the
-datasets' folders. Its outputs are the same for every valid file, so a change that is valid reruns nothing by itself.
+datasets' folders. What it says is the same for every valid file, so a change that is valid reruns nothing by itself;
+beside that it writes each section of the params to a file, for stages that sum up what all cells made.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from stages import checkpoints, datasets, published, results, stores
@@ -65,9 +67,11 @@ def _check_weights(key: str, teacher: Teacher) -> None:
 
 
 def main(stage: Stage) -> None:
-    """Check the suite, and make the empty teacher that cells name where they have none."""
+    """Check the suite, write its sections, and make the empty teacher that cells name where they have none."""
     check(stage.params.suite.file, stage.params)
     with stage.output() as folder:
         stores.write_text(folder / "valid.txt", "the params file is valid\n")
+    for name, section in stage.params.model_dump(mode="json").items():
+        stores.write_text(stage.params.path("params", f"{name}.json"), json.dumps(section, indent=1) + "\n")
     for kind in ("teachers", "teacher_features", "teacher_head", "train"):
         stores.write_text(stage.params.path(kind, NO_TEACHER) / "README", "the absence of a teacher\n")

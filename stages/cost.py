@@ -31,7 +31,7 @@ from stages import results, stores
 from stages.jobs import resolve_device
 from stages.progress import progress
 from stages.stage import Stage
-from stages.train import Task, Trainer, count_parameters
+from stages.train import Task, Trainer, count_parameters, make_deterministic
 
 WARM_UP = 2  # steps that are not measured: they allocate the optimizer's state and choose convolution algorithms
 STEPS = 10
@@ -162,7 +162,7 @@ def main(stage: Stage) -> None:
     results.check_tables(params)
     # As in training: see stages/train.py.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    make_deterministic(any(params.recipes[cell.recipe].compile for cell in params.cells.values()))
     device = resolve_device(params.device)
     if device == "cpu":
         torch.set_num_threads(1)

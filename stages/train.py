@@ -330,10 +330,18 @@ def train_one(task: Task) -> None:
             parallel.launch(train_student, (task,), processes, task.device)
 
 
+def make_deterministic(compiled: bool = False) -> None:
+    """Same input, same bits; an operation that cannot promise it is an error."""
+    if compiled:
+        torch.use_deterministic_algorithms(True)
+    else:  # the same without word to the compiler, whose import takes 2 s of each process
+        torch.set_deterministic_debug_mode("error")
+    torch.backends.cudnn.benchmark = False
+
+
 def train_student(task: Task) -> None:
     """The training itself: of one student in this process, or of this process's share of one."""
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    make_deterministic(task.params.recipes[task.params.cells[task.cell].recipe].compile)
     trainer = Trainer(task)
     if trainer.first:
         task.tracked.log_params(
