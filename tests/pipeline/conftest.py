@@ -83,7 +83,16 @@ class Checkout:
 
 
 # Cells of the tiny suite: every kind of teacher, input and dependency once.
-CELLS = ("uni_modal", "kd", "mnf_csc", "noise_0db", "kd_noise", "tagging-uni_modal", "tagging-mnf_csc", "ccl_ablations")
+CELLS = (
+    "uni_modal",
+    "kd",
+    "mnf_csc",
+    "noise_0db",
+    "kd_noise_self",
+    "tagging-uni_modal",
+    "tagging-mnf_csc",
+    "ccl_ablations",
+)
 RUNS = {"mnf_csc": ("mnf_csc", "mnf_csc-no_mnf", "mnf_csc-audio"), "ccl_ablations": ("ccl-I", "ccl-AI")}
 
 
@@ -122,6 +131,7 @@ def tiny_params(raw: dict[str, Any]) -> None:
     raw["teachers"]["image"] |= {"width": 0.0625, "examples": 64, "epochs": 1}
     raw["recipes"]["small"] |= {"epochs": 2, "warmup": 0, "batch": 4, "width": 0.0625, "frames": 4}
     raw["recipes"]["tagging"] |= {"epochs": 2, "warmup": 0, "batch": 4, "width": 0.0625, "frames": 64}
+    raw["cells"]["mnf_csc"]["runs"] |= raw["cells"]["mnf_csc_variants"]["runs"]
     keep_cells(raw, CELLS, RUNS)
     for cell in raw["cells"].values():
         cell["seeds"] = [0, 1]

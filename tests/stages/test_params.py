@@ -24,6 +24,10 @@ def test_the_suites_of_the_repository_are_valid_and_name_their_own_file(root: Pa
     assert params.runs()
 
 
+def test_the_params_of_a_document_are_valid(root: Path) -> None:
+    assert load(root / "docs/three_classes/params.yaml").suite.file == "own/params.yaml"
+
+
 def test_outputs_lie_under_stage_and_item(root: Path) -> None:
     params = load(root / "params.yaml")
     assert params.path("train", "kd") == Path("out/avsynth/train/kd")
