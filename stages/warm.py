@@ -89,8 +89,8 @@ def _send(server: socket.socket, request: Request) -> None:
 class Server:
     """Listens, loads, and forks. `serve` returns in the forked processes only, with what they are to do."""
 
-    def __init__(self, address: Path) -> None:
-        self.code, self.parent = digest(), os.getppid()
+    def __init__(self, address: Path, parent: int) -> None:
+        self.code, self.parent = digest(), parent
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(address))
         self.listener.listen(64)
@@ -242,7 +242,7 @@ def start() -> Started:
         return Started({}, ())
     address = Path(tempfile.mkdtemp(prefix="avdistill-")) / "warm"
     server = subprocess.Popen(
-        [sys.executable, "-m", "stages.warm", str(address)],
+        [sys.executable, "-m", "stages.warm", str(address), str(os.getpid())],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -254,11 +254,12 @@ def start() -> Started:
 
 
 def _main() -> list[str]:
-    address, own = Path(sys.argv[1]), os.getpid()
+    # The parent says who it is: it may be gone before this process could ask.
+    address, parent, own = Path(sys.argv[1]), int(sys.argv[2]), os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
-        return Server(address).serve()
+        return Server(address, parent).serve()
     finally:
         if os.getpid() == own:
             shutil.rmtree(address.parent, ignore_errors=True)

@@ -138,6 +138,17 @@ def test_both_end_at_once(checkout: Path, served: dict[str, str]) -> None:
     assert server.is_running()
 
 
+def test_a_parent_that_ended_before_the_server_was_there(checkout: Path, tmp_path: Path) -> None:
+    """It used to be taken for init, and the server ran for ever."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    address = tmp_path / "folder" / "warm"
+    address.parent.mkdir()
+    command = [sys.executable, "-m", "stages.warm", str(address), str(gone.pid)]
+    subprocess.run(command, cwd=checkout, check=True, timeout=60)
+    assert not address.parent.exists()
+
+
 def test_other_code_starts_by_itself(checkout: Path, served: dict[str, str], tmp_path: Path) -> None:
     """A clone with the same code is served; neither one with another code is, nor code that was changed since."""
     clone = tmp_path / "clone"
