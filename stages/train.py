@@ -69,7 +69,11 @@ class Trainer:
         self.student.to(self.device)
         if self.processes > 1:
             parallel.share_batch_norms(self.student)
-        self.distiller = build_distiller(cell, self.run, self.student, self.teachers, self.clips).to(self.device)
+        try:
+            distiller = build_distiller(cell, self.run, self.student, self.teachers, self.clips)
+        except ValueError as error:  # what only the widths of student and teacher tell
+            raise UserError(f"{params.suite.file}: cells.{task.cell}.runs.{task.run}: {error}") from None
+        self.distiller = distiller.to(self.device)
         self.optimizer = make_optimizer(self.recipe, self.student, self.distiller)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda epoch: rate(self.recipe, epoch))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "float16")

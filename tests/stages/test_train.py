@@ -85,6 +85,12 @@ def test_training_learns_and_seeds_differ(tiny: Params, tmp_path: Path) -> None:
     assert first.history != [row | {"seed": 0} for row in second.history]
 
 
+def test_widths_that_do_not_fit_name_the_run(tiny: Params, tmp_path: Path) -> None:
+    wider = tiny.recipes["small"].model_copy(update={"width": 2 * tiny.recipes["small"].width})
+    with pytest.raises(UserError, match=r"cells\.mnf_csc\.runs\.mnf_csc: projector none needs equal widths"):
+        Trainer(task(tiny.model_copy(update={"recipes": {"small": wider}}), tmp_path, "mnf_csc", "mnf_csc"))
+
+
 def test_the_learning_rate_steps_down_at_the_milestone(tiny: Params, tmp_path: Path) -> None:
     trainer = Trainer(task(tiny, tmp_path, "uni_modal", "uni_modal"))
     trainer.fit()
