@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,11 +32,16 @@ GRAPH = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[None]:
-    """Starting it takes seconds: one for all tests."""
+    """Starting it takes seconds: one for all tests.
+
+    Prefect 3 leaves a hook that fails in every process forked from this one later, which then ends with code 1, such
+    as the workers of a DataLoader in whatever test comes next. So the hooks are put back."""
     from prefect.testing.utilities import prefect_test_harness
 
+    hooks = list(threading._threading_atexits)  # type: ignore[attr-defined]
     with prefect_test_harness(server_startup_timeout=120):
         yield
+    threading._threading_atexits[:] = hooks  # type: ignore[attr-defined]
 
 
 @pytest.fixture

@@ -12,11 +12,13 @@ from stages.params import Params
 from stages.train import Task, Trainer, teacher_tables
 
 
-def attended(params: Params, tmp_path: Path, run: str) -> tuple[Trainer, ClipSet, dict[str, np.ndarray]]:
+def attended(
+    params: Params, tmp_path: Path, run: str, name: str = "mnf_csc"
+) -> tuple[Trainer, ClipSet, dict[str, np.ndarray]]:
     """An untrained student, the clips, and what the attention of its distiller picks."""
-    with tracking.start("train", "mnf_csc", params) as tracked:
-        trainer = Trainer(Task(params, "mnf_csc", run, 0, "cpu", tmp_path, tracked))
-    cell = params.cells["mnf_csc"]
+    with tracking.start("train", name, params) as tracked:
+        trainer = Trainer(Task(params, name, run, 0, "cpu", tmp_path, tracked))
+    cell = params.cells[name]
     index, store = params.path("split", cell.dataset) / "index.csv", params.path(*cell.input.split("/"))
     clips = ClipSet(index, store, ("train", "test"))
     device = torch.device("cpu")
@@ -57,5 +59,5 @@ def test_attention_is_of_the_first_window_of_each_test_clip_with_sound(tiny: Par
 
 
 def test_a_strategy_without_attention_has_none(tiny: Params, tmp_path: Path):
-    _, _, found = attended(tiny, tmp_path, "mnf_csc-audio")
+    _, _, found = attended(tiny, tmp_path, "mnf_csc-audio", "mnf_csc_variants")
     assert len(found["ids"]) == len(found["weights"]) == 0 and found["weights"].ndim == 4

@@ -34,7 +34,7 @@ RUNS = [
     ("uni_modal", "uni_modal"),
     ("kd", "kd"),
     ("mnf_csc", "mnf_csc"),
-    ("mnf_csc", "mnf_csc-audio_visual"),
+    ("mnf_csc_variants", "mnf_csc-audio_visual"),
     ("crd", "crd-A"),
     ("ifd", "ifd-AI"),
     ("xid", "xid"),
