@@ -50,7 +50,9 @@ def test_results_come_in_order_and_errors_stay_with_their_item(cores: None, capf
             assert str(result) == "not done after 2 s, given up"
         else:
             assert result == item * item
-    assert capfd.readouterr().err == "", "workers end without a word"
+    # A slow machine sees lines of progress.
+    said = [line for line in capfd.readouterr().err.splitlines() if not re.match(r"square: \d+/16 ", line)]
+    assert not said, "workers end without a word"
 
 
 def test_a_programming_error_is_raised() -> None:
