@@ -59,7 +59,7 @@ class Dvc:
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._warm = warm.Started({}, ())
+        self._warm = warm.Started()
 
     def __enter__(self) -> Dvc:
         mend(self.root)

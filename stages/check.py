@@ -7,7 +7,6 @@ beside that it writes each section of the params to a file, for stages that sum 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from stages import checkpoints, datasets, published, results, stores
@@ -72,6 +71,6 @@ def main(stage: Stage) -> None:
     with stage.output() as folder:
         stores.write_text(folder / "valid.txt", "the params file is valid\n")
     for name, section in stage.params.model_dump(mode="json").items():
-        stores.write_text(stage.params.path("params", f"{name}.json"), json.dumps(section, indent=1) + "\n")
+        stores.write_json(stage.params.path("params", f"{name}.json"), section)
     for kind in ("teachers", "teacher_features", "teacher_head", "train"):
         stores.write_text(stage.params.path(kind, NO_TEACHER) / "README", "the absence of a teacher\n")

@@ -230,8 +230,8 @@ def end_with_parent(number: signal.Signals) -> None:
 class Started(NamedTuple):
     """What `python -m stages` has to find in its environment, and the server, which leads a session of its own."""
 
-    variables: Mapping[str, str]
-    servers: Sequence[subprocess.Popen[str]]
+    variables: Mapping[str, str] = {}
+    servers: Sequence[subprocess.Popen[str]] = ()
 
 
 def start() -> Started:
@@ -239,7 +239,7 @@ def start() -> Started:
 
     There is none where AV_WARM names one already, or is `off`, and on systems that warm starts are not for."""
     if sys.platform != "linux" or os.environ.get(VARIABLE):
-        return Started({}, ())
+        return Started()
     address = Path(tempfile.mkdtemp(prefix="avdistill-")) / "warm"
     server = subprocess.Popen(
         [sys.executable, "-m", "stages.warm", str(address), str(os.getpid())],

@@ -4,8 +4,8 @@ Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognitio
 names that torchvision's `r2plus1d_18` gives them, so that its state dict loads into the like of it here.
 
 Its kernels have one or two dimensions, so none is run in three: two are what libraries are fast at. In channels-last
-that is the same memory seen in another shape, the same result to the bit, and 1.03 to 1.11 times the speed of `Conv3d`
-on a CPU (forward and backward, widths 1/8 to 1, 16 to 112 pixels).
+that is the same memory seen in another shape, the same result to the bit, and on a CPU mostly 1.06 to 1.08 times the
+speed of `Conv3d` (0.98 to 1.11; forward and backward, widths 1/8 to 1, 16 to 112 pixels, one and two threads).
 """
 
 from __future__ import annotations
