@@ -91,6 +91,7 @@ class Avsynth(Origin):
     no_sound: Share = 0.02
     music_db: tuple[float, float] = (-25.0, -5.0)
     clutter: Share = 0.5
+    typical: Share = 0.6
 
 
 class Folder(Origin):

@@ -1,11 +1,12 @@
 """avsynth: short videos drawn and synthesised from a seed, with the truth about each clip written down.
 
-**Pictures.** A class is a motion: a shape that swings, bounces, circles, … in front of a scene. One picture says
-nothing about the class, since shape, colours, size, place and phase are drawn independently of it, and no motion is
-told from another by left and right, so that clips may be mirrored. A group is one scene and one actor, and is the
-same in all classes. Two pairs of classes, bouncing and hopping, falling and dropping, look alike and differ in their
-sound alone, as in real life some do: no student that only sees can tell them apart. `clutter` scales what disturbs:
-texture, resting shapes, drift of the camera, noise.
+**Pictures.** A class is a motion: a shape that swings, bounces, circles, … in front of a scene. Shape, colours, size,
+place and phase are drawn independently of the class, and no motion is told from another by left and right, so that
+clips may be mirrored. What one picture says of the class is the ground below: with probability `typical` that on which
+the class is at home, as swimming is in water, else any. A group is one scene and one actor, and is the same in all
+classes. Two pairs of classes, bouncing and hopping, falling and dropping, look alike, ground and all, and differ in
+their sound alone, as in real life some do: no student that only sees can tell them apart. `clutter` scales what
+disturbs: texture, resting shapes, drift of the camera, noise, grain of the ground.
 
 **Sound.** A class whose correlation is *strong* (the share `strong` of the classes) has a sound of its own; the
 *weak* ones share one that is like speech. A clip's sound belongs to its class with probability `relevant`; else it
@@ -116,20 +117,28 @@ def _sliding(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
     return _path(_side(rng) * (2.6 * (phase % 1) - 1.3), 0.0, phase)
 
 
-# A dataset of n classes has the first n: motion, and the sound of its own that the class has if it is a strong one.
-ACTIONS: dict[str, tuple[Motion, sounds.Instrument]] = {
-    "swinging": (_swinging, sounds.whoosh),
-    "circling": (_circling, sounds.whirr),
-    "falling": (_falling, sounds.falling_whistle),
-    "bouncing": (_bouncing, sounds.boing),
-    "rising": (_rising, sounds.rising_whistle),
-    "spinning": (_spinning, sounds.ratchet),
-    "zigzagging": (_zigzagging, sounds.chirps),
-    "sliding": (_sliding, sounds.scrape),
-    "hopping": (_bouncing, sounds.blips),
-    "dropping": (_falling, sounds.rattle),
-    "pulsing": (_pulsing, sounds.thump),
-    "looping": (_looping, sounds.siren),
+class Action(NamedTuple):
+    """What a class is: how it moves, the sound of its own if it is a strong one, and the ground where it is at home."""
+
+    motion: Motion
+    instrument: sounds.Instrument
+    ground: str
+
+
+# A dataset of n classes has the first n.
+ACTIONS: dict[str, Action] = {
+    "swinging": Action(_swinging, sounds.whoosh, "meadow"),
+    "circling": Action(_circling, sounds.whirr, "asphalt"),
+    "falling": Action(_falling, sounds.falling_whistle, "water"),
+    "bouncing": Action(_bouncing, sounds.boing, "boards"),
+    "rising": Action(_rising, sounds.rising_whistle, "sand"),
+    "spinning": Action(_spinning, sounds.ratchet, "ice"),
+    "zigzagging": Action(_zigzagging, sounds.chirps, "clay"),
+    "sliding": Action(_sliding, sounds.scrape, "carpet"),
+    "hopping": Action(_bouncing, sounds.blips, "boards"),
+    "dropping": Action(_falling, sounds.rattle, "water"),
+    "pulsing": Action(_pulsing, sounds.thump, "mat"),
+    "looping": Action(_looping, sounds.siren, "moss"),
 }
 
 
@@ -186,16 +195,20 @@ def make(origin: Avsynth, clip: Clip) -> tuple[np.ndarray, np.ndarray | None]:
     """Pictures uint8 (T, H, W, 3) and sound float32 (samples,), or None for a clip without one."""
     backdrop = np.random.default_rng([origin.seed, 1, clip.group])
     setting = pictures.scene(backdrop, origin.height, origin.width, origin.clutter)
+    action = list(ACTIONS.values())[clip.action]
+    place = np.random.default_rng([origin.seed, 5, clip.action, clip.group, clip.number])
+    anywhere = str(place.choice(list(pictures.GROUNDS)))
+    ground = action.ground if place.uniform() < origin.typical else anywhere
+    setting = pictures.on_ground(place, setting, ground, origin.clutter)
     rng = np.random.default_rng([origin.seed, 2, clip.action, clip.group, clip.number])
     tempo = rng.uniform(0.45, 0.85)
-    motion, instrument = list(ACTIONS.values())[clip.action]
-    frames = _film(rng, origin, setting, motion, tempo)
+    frames = _film(rng, origin, setting, action.motion, tempo)
     samples = round(origin.seconds * sounds.RATE)
     if clip.sound == "none":
         return frames, None
     if clip.sound == "silence":
         return frames, np.zeros(samples, dtype=np.float32)
-    voices = {"own": instrument, "talk": sounds.talk, **sounds.IRRELEVANT}
+    voices = {"own": action.instrument, "talk": sounds.talk, **sounds.IRRELEVANT}
     sound = sounds.mix(voices[clip.sound](rng, samples, tempo), sounds.music(rng, samples, tempo), clip.music_db)
     sound += np.float32(0.02) * rng.standard_normal(samples, dtype=np.float32)
     return frames, sounds.loud(sound) * np.float32(10 ** (rng.uniform(-30, -18) / 20))

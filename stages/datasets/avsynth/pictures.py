@@ -6,7 +6,7 @@ Lengths are pixels, angles radians, colours float (3,) in 0..1, pictures float32
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,6 +36,19 @@ SHAPES: dict[str, Distance] = {
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.25,
     "square": lambda x, y: _box(x, y, 0.8, 0.8),
     "cross": lambda x, y: np.minimum(_box(x, y, 1.0, 0.28), _box(x, y, 0.28, 1.0)),
+}
+# Grounds that an action may stand on, by colour: darker than any actor.
+GROUNDS: dict[str, tuple[float, float, float]] = {
+    "meadow": (0.12, 0.36, 0.10),
+    "water": (0.08, 0.22, 0.45),
+    "sand": (0.46, 0.38, 0.20),
+    "clay": (0.45, 0.17, 0.10),
+    "asphalt": (0.17, 0.17, 0.19),
+    "ice": (0.36, 0.45, 0.48),
+    "boards": (0.30, 0.20, 0.11),
+    "carpet": (0.30, 0.08, 0.26),
+    "mat": (0.10, 0.33, 0.32),
+    "moss": (0.30, 0.36, 0.05),
 }
 ACTORS = ("bar", "triangle", "tee", "half disc", "crescent", "ellipse")
 
@@ -84,6 +97,16 @@ def scene(rng: np.random.Generator, height: int, width: int, clutter: float) -> 
         layer = cover(str(rng.choice(list(SHAPES))), tall, wide, across, down, turn, radius)[0, ..., np.newaxis]
         canvas += layer * 0.6 * (rng.uniform(0, 0.9, 3) - canvas)
     return Scene(canvas.astype(np.float32), str(rng.choice(ACTORS)), colour)
+
+
+def on_ground(rng: np.random.Generator, setting: Scene, ground: str, clutter: float) -> Scene:
+    """The scene with a ground below its horizon, whose height, shade and grain are drawn."""
+    canvas = setting.canvas.copy()
+    horizon = round(canvas.shape[0] - MARGIN - rng.uniform(0.2, 0.35) * (canvas.shape[0] - 2 * MARGIN))
+    shade = np.array(GROUNDS[ground]) * rng.uniform(0.8, 1.2) + rng.uniform(-0.03, 0.03, 3)
+    below = canvas[horizon:]
+    below[:] = shade + 0.06 * clutter * rng.standard_normal((*below.shape[:2], 1))
+    return replace(setting, canvas=canvas)
 
 
 def film(
