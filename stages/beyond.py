@@ -25,6 +25,7 @@ from stages.page import (
     plural,
     probability,
     signed,
+    some,
     spread,
     symbol,
     with_dagger,
@@ -96,12 +97,12 @@ def tests_sentence(suite: Suite, table: pd.DataFrame) -> str:
     sentences = [f"{proposed} beside {plural(len(rows), 'run')} of other methods."]
     sentences += [f"A {found} {FOUND[found]} {listed(names)}." for found, names in names_of.items() if names]
     if rest:
-        below = [f"{row['base']} {signed(row['difference'])}" for row in rest if row["difference"] < 0]
+        below = some([f"{row['base']} {signed(row['difference'])}" for row in rest if row["difference"] < 0])
         untested = sum(np.isnan(row["p"]) for row in rest)
         sentences.append(
             f"For {'the other ' if len(rest) < len(rows) else ''}{len(rest)} no difference can be claimed "
             f"({untested} not tested: one seed); it is lower than "
-            f"{f'{len(below)} of them, {listed(below)}' if below else 'none of them'}."
+            f"{below or 'none of them'}."
         )
     return " ".join(sentences)
 

@@ -165,7 +165,7 @@ def claim(name: str, base: str, gain: Interval, found: str, where: str = "") -> 
 
 def verdicts(gains: Mapping[str, Interval], found: Mapping[str, str], base: str) -> str:
     """Sentences that say which of several runs gain over what they are compared with, which lose, and on which side
-    the others are. `found` has the claims by run. Whatever is lower is named; the higher are summed up if many."""
+    the others are. `found` has the claims by run. What is claimed is named; of the others, many are summed up."""
     sides: dict[str, list[str]] = {side: [] for side in ("gain", "loss", "higher", "level", "lower")}
     for run, gain in sorted(gains.items(), key=lambda entry: -entry[1].mean):
         mean = signed(gain.mean)
@@ -176,9 +176,7 @@ def verdicts(gains: Mapping[str, Interval], found: Mapping[str, str], base: str)
         sentences.append(f"A gain over {base}: {listed(sides['gain'])}.")
     if sides["loss"]:
         sentences.append(f"A loss against {base}: {listed(sides['loss'])}.")
-    if len(sides["higher"]) > LISTED:
-        sides["higher"] = [f"{len(sides['higher'])} runs, at most {sides['higher'][0]}"]
-    if rest := [f"{side} {listed(sides[side])}" for side in ("higher", "level", "lower") if sides[side]]:
+    if rest := [f"{side} {some(sides[side])}" for side in ("higher", "level", "lower") if sides[side]]:
         untested = sum(not gain.defined for gain in gains.values())
         count = "" if untested == len(gains) else f"{untested} of them "
         aside = f" ({count}not tested: one seed)" if untested else ""
@@ -196,6 +194,11 @@ def listed(words: Iterable[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     words = list(words)
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def some(runs: list[str]) -> str:
+    """Runs in their order; of many, how many and the ends."""
+    return listed(runs) if len(runs) <= LISTED else f"{len(runs)} runs, from {runs[0]} to {runs[-1]}"
 
 
 def escape_markdown(text: str) -> str:
