@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -21,6 +21,7 @@ from stages.errors import UserError
 
 if TYPE_CHECKING:
     from av import VideoFrame
+    from av.audio.stream import AudioStream
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -131,6 +132,7 @@ def read_audio(path: Path, rate: int = SAMPLE_RATE, start: float = 0.0, end: flo
     with _open(path) as container:
         if not container.streams.audio:
             raise MediaError(f"{path}: {NO_AUDIO}")
+        _check_codec(container.streams.audio, path)
         stream = container.streams.audio[0]
         stream.codec_context.thread_count = 1
         origin = _origin(container.streams.video[0]) if container.streams.video else 0.0
@@ -219,11 +221,18 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     if kind == "image2" or kind.endswith("_pipe"):
         raise MediaError(f"{path}: mislabelled: a picture ({kind.removesuffix('_pipe')}), not a video")
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    _check_codec(streams, path)
     if not streams or not streams[0].codec_context.width:
-        sound = f" (mislabelled: sound only, {kind})" if container.streams.audio else ""
-        raise MediaError(f"{path}: no video stream{sound}")
+        alone = container.streams.audio
+        raise MediaError(f"{path}: {f'mislabelled: sound only ({kind}), not a video' if alone else 'no video stream'}")
     streams[0].codec_context.thread_count = 1
     return streams[0]
+
+
+def _check_codec(streams: Sequence[VideoStream] | Sequence[AudioStream], path: Path) -> None:
+    """Raises MediaError if the first stream is of a codec that FFmpeg does not know."""
+    if streams and streams[0].codec_context is None:
+        raise MediaError(f"{path}: {streams[0].type} of an unknown codec")
 
 
 def _origin(stream: VideoStream) -> float:
@@ -257,7 +266,7 @@ def _audio(path: Path, start: float, end: float | None) -> tuple[Audio, str | No
     try:
         sound = read_audio(path, start=start, end=end)
     except MediaError as error:
-        return "no", f"sound: {str(error).removeprefix(f'{path}: ')}"
+        return "no", f"sound cannot be decoded: {str(error).removeprefix(f'{path}: ')}"
     if not np.any(np.abs(sound) > SILENCE):
         return "silent", f"digital silence: no sample above {SILENCE:g}"
     return "yes", None

@@ -95,9 +95,22 @@ def test_reasons_of_broken_files(made: Path, tmp_path: Path) -> None:
         "empty.mp4": "empty file",
         "page.avi": "mislabelled: text, not a video",
         "one.mp4": "too short: a single picture",
-        "sound.mp4": "no video stream (mislabelled: sound only, wav)",
+        "sound.mp4": "mislabelled: sound only (wav), not a video",
         "picture.mp4": "mislabelled: a picture (png), not a video",
     }
+
+
+def test_codecs_that_nobody_knows(made: Path, tmp_path: Path) -> None:
+    pictures = (made / "v.avi").read_bytes()
+    assert pictures.count(b"FMP4") == 2  # in the stream's head and in its format
+    (tmp_path / "pictures.avi").write_bytes(pictures.replace(b"FMP4", b"FMZZ"))
+    assert media.probe(tmp_path / "pictures.avi").broken == "video of an unknown codec"
+    sound = (made / "v.mkv").read_bytes()
+    assert sound.count(b"A_AAC") == 1
+    (tmp_path / "sound.mkv").write_bytes(sound.replace(b"A_AAC", b"A_ZZZ"))
+    found = media.probe(tmp_path / "sound.mkv")
+    assert (found.broken, found.audio) == (None, "no")
+    assert found.reason == "sound cannot be decoded: audio of an unknown codec"
 
 
 def test_a_video_under_the_name_of_another_type(made: Path, tmp_path: Path) -> None:
