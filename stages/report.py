@@ -349,7 +349,7 @@ def write_metrics(stage: Stage, table: pd.DataFrame) -> None:
         for row in table.to_dict("records")
     }
     stage.metrics(dict(summary))
-    stage.run.log_metrics({f"{run}/accuracy": values["accuracy"] for run, values in summary.items()})
+    stage.run.log_metrics({f"accuracy/{run}": values["accuracy"] for run, values in summary.items()})
 
 
 def main(stage: Stage) -> None:
