@@ -101,8 +101,7 @@ def tests_sentence(suite: Suite, table: pd.DataFrame) -> str:
         untested = sum(np.isnan(row["p"]) for row in rest)
         sentences.append(
             f"For {'the other ' if len(rest) < len(rows) else ''}{len(rest)} no difference can be claimed "
-            f"({untested} not tested: one seed); it is lower than "
-            f"{below or 'none of them'}."
+            f"({untested} not tested: one seed); it is lower than {below or 'none of them'}."
         )
     return " ".join(sentences)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -132,9 +132,8 @@ def read_audio(path: Path, rate: int = SAMPLE_RATE, start: float = 0.0, end: flo
     with _open(path) as container:
         if not container.streams.audio:
             raise MediaError(f"{path}: {NO_AUDIO}")
-        _check_codec(container.streams.audio, path)
         stream = container.streams.audio[0]
-        stream.codec_context.thread_count = 1
+        _one_thread(stream, path)
         origin = _origin(container.streams.video[0]) if container.streams.video else 0.0
         if start > 2:  # one second earlier, for codecs whose frames depend on earlier ones
             container.seek(int((start - 1 + origin) * av.time_base))
@@ -221,18 +220,19 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     if kind == "image2" or kind.endswith("_pipe"):
         raise MediaError(f"{path}: mislabelled: a picture ({kind.removesuffix('_pipe')}), not a video")
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    _check_codec(streams, path)
+    if streams:
+        _one_thread(streams[0], path)
     if not streams or not streams[0].codec_context.width:
-        alone = container.streams.audio
-        raise MediaError(f"{path}: {f'mislabelled: sound only ({kind}), not a video' if alone else 'no video stream'}")
-    streams[0].codec_context.thread_count = 1
+        what = f"mislabelled: sound only ({kind}), not a video" if container.streams.audio else "no video stream"
+        raise MediaError(f"{path}: {what}")
     return streams[0]
 
 
-def _check_codec(streams: Sequence[VideoStream] | Sequence[AudioStream], path: Path) -> None:
-    """Raises MediaError if the first stream is of a codec that FFmpeg does not know."""
-    if streams and streams[0].codec_context is None:
-        raise MediaError(f"{path}: {streams[0].type} of an unknown codec")
+def _one_thread(stream: VideoStream | AudioStream, path: Path) -> None:
+    """Have one thread decode a stream. Raises MediaError if FFmpeg does not know its codec."""
+    if stream.codec_context is None:
+        raise MediaError(f"{path}: {stream.type} of an unknown codec")
+    stream.codec_context.thread_count = 1
 
 
 def _origin(stream: VideoStream) -> float:

@@ -338,7 +338,7 @@ def _experiment(suite: str) -> str:
     client = _client()
     experiment = client.get_experiment_by_name(suite)
     if experiment is None:
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # its pages open on models, not on chats
+        kind = {"mlflow.experimentKind": "custom_model_development"}
         try:
             return str(client.create_experiment(suite, artifact_location(), kind))
         except MlflowException as error:

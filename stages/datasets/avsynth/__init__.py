@@ -193,13 +193,8 @@ def _draw(origin: Avsynth, action: int, group: int, number: int) -> Clip:
 
 def make(origin: Avsynth, clip: Clip) -> tuple[np.ndarray, np.ndarray | None]:
     """Pictures uint8 (T, H, W, 3) and sound float32 (samples,), or None for a clip without one."""
-    backdrop = np.random.default_rng([origin.seed, 1, clip.group])
-    setting = pictures.scene(backdrop, origin.height, origin.width, origin.clutter)
     action = list(ACTIONS.values())[clip.action]
-    place = np.random.default_rng([origin.seed, 5, clip.action, clip.group, clip.number])
-    anywhere = str(place.choice(list(pictures.GROUNDS)))
-    ground = action.ground if place.uniform() < origin.typical else anywhere
-    setting = pictures.on_ground(place, setting, ground, origin.clutter)
+    setting = _setting(origin, clip, action.ground)
     rng = np.random.default_rng([origin.seed, 2, clip.action, clip.group, clip.number])
     tempo = rng.uniform(0.45, 0.85)
     frames = _film(rng, origin, setting, action.motion, tempo)
@@ -212,6 +207,16 @@ def make(origin: Avsynth, clip: Clip) -> tuple[np.ndarray, np.ndarray | None]:
     sound = sounds.mix(voices[clip.sound](rng, samples, tempo), sounds.music(rng, samples, tempo), clip.music_db)
     sound += np.float32(0.02) * rng.standard_normal(samples, dtype=np.float32)
     return frames, sounds.loud(sound) * np.float32(10 ** (rng.uniform(-30, -18) / 20))
+
+
+def _setting(origin: Avsynth, clip: Clip, home: str) -> pictures.Scene:
+    """The scene of a clip's group, on the ground where its class is at home or on any."""
+    backdrop = np.random.default_rng([origin.seed, 1, clip.group])
+    rng = np.random.default_rng([origin.seed, 5, clip.action, clip.group, clip.number])
+    anywhere = str(rng.choice(list(pictures.GROUNDS)))
+    ground = home if rng.uniform() < origin.typical else anywhere
+    setting = pictures.scene(backdrop, origin.height, origin.width, origin.clutter)
+    return pictures.on_ground(rng, setting, ground, origin.clutter)
 
 
 def _film(

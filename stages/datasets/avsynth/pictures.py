@@ -37,7 +37,7 @@ SHAPES: dict[str, Distance] = {
     "square": lambda x, y: _box(x, y, 0.8, 0.8),
     "cross": lambda x, y: np.minimum(_box(x, y, 1.0, 0.28), _box(x, y, 0.28, 1.0)),
 }
-# Grounds that an action may stand on, by colour: darker than any actor.
+# Grounds that an action may stand on, by colour.
 GROUNDS: dict[str, tuple[float, float, float]] = {
     "meadow": (0.12, 0.36, 0.10),
     "water": (0.08, 0.22, 0.45),
