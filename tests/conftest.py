@@ -18,6 +18,11 @@ os.environ.setdefault("AV_TRACKING", "off")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests from end to end wait a third of their time for servers and timers."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take minutes come first, so that no core is idle while another one works through the last."""
     slowest = ("test_paper_suite.py", "test_suite.py", "test_ablations_remote.py")

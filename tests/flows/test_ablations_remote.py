@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from flows.processes import end
-from tests.pipeline.conftest import Checkout, tiny_params
+from tests.pipeline.conftest import Checkout, tiny_checkout
 from tests.servers import prefect_server
 
 pytestmark = pytest.mark.e2e
@@ -24,17 +23,10 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture
 def suite(tmp_path: Path, root: Path) -> Checkout:
     """The project with a tiny suite, all of it committed."""
-    made = Checkout(tmp_path / "first", root)
+    made = tiny_checkout(tmp_path / "first", root)
     shutil.copy(root / "prefect.yaml", made.folder)
     shutil.copy(root / ".dvc/.gitignore", made.folder / ".dvc")
     shutil.copytree(root / "deploy", made.folder / "deploy")
-    for name in ("own", "paper"):  # DVC does not follow links in commits
-        link = made.folder / name / "dvc.yaml"
-        link.unlink()
-        shutil.copy(root / "dvc.yaml", link)
-    raw = yaml.safe_load((made.folder / "params.yaml").read_text())
-    tiny_params(raw)
-    (made.folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     made.environment |= {
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "AV_TRACKING": "off",

@@ -12,17 +12,19 @@ from typing import Any
 import pytest
 import yaml
 
-PARTS = ("flows", "models", "stages", "mlflow_project", "own", "paper")
+PARTS = ("flows", "models", "stages", "mlflow_project")
 PARTS += ("dvc.yaml", "params.yaml", "Makefile", "requirements.lock", ".dvcignore", ".gitignore")
 
 
 class Checkout:
-    """A throw-away copy of the project. `dvc(...)` runs the real DVC in it."""
+    """A throw-away copy of the project. `dvc(...)` runs the real DVC in it.
 
-    def __init__(self, folder: Path, root: Path) -> None:
+    It has the embedded suite, and those that are named: DVC reads all that are there, whichever it is asked about."""
+
+    def __init__(self, folder: Path, root: Path, suites: tuple[str, ...] = ()) -> None:
         self.folder = folder
         ignore = shutil.ignore_patterns("__pycache__", "videos", "dvc.lock")
-        for part in PARTS:
+        for part in PARTS + suites:
             if (root / part).is_dir():
                 shutil.copytree(root / part, folder / part, symlinks=True, ignore=ignore)
             else:
@@ -150,11 +152,16 @@ def tiny_params(raw: dict[str, Any]) -> None:
     del report["figures"]["large"]
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
-    """One checkout for a module, with the tiny suite as its embedded one."""
-    made = Checkout(tmp_path_factory.mktemp("checkout"), root)
+def tiny_checkout(folder: Path, root: Path, *suites: str) -> Checkout:
+    """A checkout with the tiny suite as its embedded one."""
+    made = Checkout(folder, root, suites)
     raw = yaml.safe_load((made.folder / "params.yaml").read_text())
     tiny_params(raw)
     (made.folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     return made
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
+    """One checkout for a module, with the tiny suite."""
+    return tiny_checkout(tmp_path_factory.mktemp("checkout"), root)

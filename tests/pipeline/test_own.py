@@ -10,13 +10,18 @@ import pytest
 import yaml
 
 from stages import media
-from tests.pipeline.conftest import Checkout
+from tests.pipeline.conftest import Checkout, tiny_checkout
 
 pytestmark = pytest.mark.e2e
 
 # Each would do something if a shell ever read it, or a program took it for an option.
 CLASSES = ["-n jumping jacks", 'it\'s; $(touch harm) `touch harm` "élan" & > harm']
 FOLDER = "-my videos'; $(touch harm) `touch harm` \"ü"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
+    return tiny_checkout(tmp_path_factory.mktemp("checkout"), root, "own")
 
 
 def write_videos(folder: Path) -> dict[str, str]:

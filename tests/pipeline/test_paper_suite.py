@@ -18,7 +18,7 @@ import yaml
 
 from stages import archives
 from stages.datasets import ucf51
-from tests.pipeline.conftest import Checkout, keep_cells
+from tests.pipeline.conftest import Checkout, keep_cells, tiny_checkout
 from tests.pipeline.sites import CCL, CNN14, ODD, WIDTH, Sites
 from tests.stages.packed import write_rar
 from tests.stages.serving import Server, serve
@@ -75,7 +75,7 @@ def web(sites: Sites) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory, root: Path, sites: Sites, web: Server) -> Checkout:
-    made = Checkout(tmp_path_factory.mktemp("checkout"), root)
+    made = tiny_checkout(tmp_path_factory.mktemp("checkout"), root, "paper")
     made.environment["AV_TRACKING"] = "off"
     raw = yaml.safe_load((made.folder / "paper/params.yaml").read_text())
     replica_params(raw, web.url, sites.checksums)

@@ -21,6 +21,12 @@ from tests.pipeline.conftest import Checkout
 pytestmark = pytest.mark.e2e
 
 
+@pytest.fixture(scope="module")
+def suites(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
+    """A checkout with all suites, in which nothing has run."""
+    return Checkout(tmp_path_factory.mktemp("suites"), root, ("own", "paper"))
+
+
 def metrics(checkout: Checkout) -> dict[str, str]:
     """All metrics of all students, as the bytes that are on disk."""
     folder = checkout.folder / "out/avsynth/evaluate"
@@ -107,12 +113,12 @@ def test_a_study_reruns_with_one_command(checkout: Checkout) -> None:
     assert ran(output) == {"check", "train@noise_0db", "evaluate@noise_0db", "cost", "figures", "report"}
 
 
-def test_the_paper_suite_can_be_tried(checkout: Checkout) -> None:
+def test_the_paper_suite_can_be_tried(suites: Checkout) -> None:
     """What `make paper-quick` asks of DVC exists. The suite itself runs in test_paper_suite.py."""
-    asked = checkout.make("--dry-run", "paper-quick")
+    asked = suites.make("--dry-run", "paper-quick")
     targets = re.findall(r"(paper/dvc\.yaml:\S+)", asked)
-    assert targets and set(targets) <= set(checkout.dvc("stage", "list", "paper/dvc.yaml", "--name-only").split())
-    raw = yaml.safe_load((checkout.folder / "paper/params.yaml").read_text())
+    assert targets and set(targets) <= set(suites.dvc("stage", "list", "paper/dvc.yaml", "--name-only").split())
+    raw = yaml.safe_load((suites.folder / "paper/params.yaml").read_text())
     recipes = re.findall(r"paper/params\.yaml:recipes\.(\w+)\.epochs=\d", asked)
     assert recipes and set(recipes) <= set(raw["recipes"])
 
@@ -218,6 +224,6 @@ def test_folders_without_classes_or_with_one_class(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize("suite", ["paper/dvc.yaml", "own/dvc.yaml"])
-def test_the_other_suites_load(checkout: Checkout, suite: str) -> None:
-    stages = checkout.dvc("stage", "list", suite, "--name-only").split()
+def test_the_other_suites_load(suites: Checkout, suite: str) -> None:
+    stages = suites.dvc("stage", "list", suite, "--name-only").split()
     assert f"{suite}:report" in stages and any("train@" in stage for stage in stages)

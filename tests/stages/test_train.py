@@ -77,6 +77,25 @@ def test_two_processes_train_as_one_does(tiny: Params, tmp_path: Path, cell: str
     np.testing.assert_allclose(histories[1][columns].iloc[0], histories[0][columns].iloc[0], rtol=1e-2)
 
 
+@pytest.mark.parametrize(("cell", "run"), RUNS)
+def test_nothing_reads_memory_that_was_not_written(
+    tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: str, run: str
+) -> None:
+    whole = Trainer(task(tiny, tmp_path / "as found", cell, run))
+    whole.fit(1)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.set_deterministic_debug_mode("error")
+    try:
+        assert torch.empty(1).isnan()
+        filled = Trainer(task(tiny, tmp_path / "filled", cell, run))
+        filled.fit(1)
+    finally:
+        torch.set_deterministic_debug_mode("default")
+    assert filled.history == whole.history
+    for name, value in state_of(whole).items():
+        assert torch.equal(value, state_of(filled)[name]), name
+
+
 def test_training_learns_and_seeds_differ(tiny: Params, tmp_path: Path) -> None:
     first, second = (Trainer(task(tiny, tmp_path, "uni_modal", "uni_modal", seed)) for seed in (0, 1))
     first.fit(4)
