@@ -53,7 +53,7 @@ with tracking.start(name, item or None, load(file)) as run:
         time.sleep(120)
     if mood == "waits for the other":
         Path("here-" + item).touch()
-        until = time.monotonic() + 30
+        until = time.monotonic() + 90
         while len(list(Path().glob("here-*"))) < 2 and time.monotonic() < until:
             time.sleep(0.05)
         assert time.monotonic() < until

@@ -50,7 +50,7 @@ def alive(pids: str) -> list[str]:
 
 
 def wait_for(path: Path) -> str:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (path.exists() and path.read_text().strip()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -122,8 +122,8 @@ def test_stop_ends_the_stage_and_its_workers(repo: Path, kind: str) -> None:
         pids = wait_for(repo / "pids")
         assert len(alive(pids)) == 2
         before = time.monotonic()
-    thread.join(5)
-    assert time.monotonic() - before < 5
+    thread.join(60)
+    assert time.monotonic() - before < 30
     assert len(caught) == 1
     assert alive(pids) == []
     with pytest.raises(StoppedError):
@@ -147,7 +147,7 @@ def test_one_line_says_who_is_before_a_stage(repo: Path) -> None:
         wait_for(repo / "pids")
         with Dvc(repo) as other, pytest.raises(StageError) as refused:
             other.repro("train@kd", print)
-    thread.join(5)
+    thread.join(60)
     assert re.fullmatch(
         r"/.*/out/small/train/kd: in use by /.*dvc --wait-for-lock repro --single-item train@kd \(process \d+\); "
         "try again when it has ended",
@@ -182,7 +182,7 @@ def test_second_interrupt_kills(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(processes.time, "sleep", impatient)
         processes.end([process], grace=60)
-    assert process.wait(5) == -9
+    assert process.wait(60) == -9
 
 
 def test_command_line_is_dvc_with_the_python_of_this_environment(repo: Path) -> None:

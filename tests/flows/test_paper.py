@@ -129,7 +129,7 @@ def test_failure_stops_only_what_depends_on_it(repo: Path) -> None:
         "paper/dvc.yaml:train@mnf_csc": "ran",
         "paper/dvc.yaml:report": "not run",
     }
-    deadline = time.monotonic() + 20  # Prefect sends logs in batches
+    deadline = time.monotonic() + 60  # Prefect sends logs in batches
     while not any("feels ill" in line["message"] for line in ask("logs", state.state_details.flow_run_id)):
         assert time.monotonic() < deadline
         time.sleep(0.5)
@@ -183,7 +183,7 @@ def test_signal_ends_everything(repo: Path, tmp_path: Path) -> None:
         )
     pids = wait_for(repo / "pids")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
+    assert process.wait(60) == 128 + signal.SIGTERM
     assert alive(pids) == []
 
 

@@ -62,14 +62,14 @@ def served(checkout: Path) -> Iterator[dict[str, str]]:
     ) as parent:
         assert parent.stdout is not None and parent.stdin is not None
         address = Path(parent.stdout.readline().strip())
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not address.exists():
             assert time.monotonic() < until
             time.sleep(0.02)
         (server,) = psutil.Process(parent.pid).children()
         yield environment | {warm.VARIABLE: str(address)}
         parent.stdin.close()
-        server.wait(20)  # by itself, once its parent has gone
+        server.wait(60)  # by itself, once its parent has gone
         assert not address.parent.exists()
 
 
@@ -81,10 +81,10 @@ def run(folder: Path, environment: dict[str, str], **more: str) -> subprocess.Co
 
 
 def begin(folder: Path, environment: dict[str, str]) -> tuple[subprocess.Popen[str], psutil.Process]:
-    """A stage that waits for a minute, as who asked for it and as who runs it."""
+    """A stage that waits for minutes, as who asked for it and as who runs it."""
     (folder / "pid").unlink(missing_ok=True)
-    asked = subprocess.Popen(COMMAND, cwd=folder, env=environment | {"WAIT": "60"}, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
+    asked = subprocess.Popen(COMMAND, cwd=folder, env=environment | {"WAIT": "300"}, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
     while not (folder / "pid").exists() or not (folder / "pid").read_text():
         assert asked.poll() is None and time.monotonic() < until
         time.sleep(0.02)
@@ -111,7 +111,7 @@ def test_errors_and_exit_codes_are_the_same(checkout: Path, served: dict[str, st
 def test_whoever_asked_is_killed(checkout: Path, served: dict[str, str]) -> None:
     asked, stage = begin(checkout, served)
     asked.kill()
-    stage.wait(10)
+    stage.wait(60)
     asked.communicate()
 
 
@@ -119,7 +119,7 @@ def test_whoever_asked_is_killed(checkout: Path, served: dict[str, str]) -> None
 def test_signals_reach_the_stage(checkout: Path, served: dict[str, str], number: signal.Signals, code: int) -> None:
     asked, stage = begin(checkout, served)
     asked.send_signal(number)
-    asked.communicate(timeout=20)
+    asked.communicate(timeout=60)
     assert asked.returncode == code
     assert not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE
 
@@ -173,7 +173,7 @@ def test_the_server_is_killed(checkout: Path, served: dict[str, str]) -> None:
     server = stage.parent()
     assert server is not None and "stages.warm" in server.cmdline()
     server.kill()
-    assert "has gone" in asked.communicate(timeout=20)[1]
+    assert "has gone" in asked.communicate(timeout=60)[1]
     assert asked.returncode == 1
-    stage.wait(10)
+    stage.wait(60)
     shutil.rmtree(Path(served[warm.VARIABLE]).parent)  # which it could not do itself
