@@ -62,6 +62,7 @@ def accuracy_of_runs(params: Params) -> Drawn:
         if len(order) > 1:
             axis.set_title(f"{group[0]}, recipe {group[1]}")
     axes[-1, 0].set_xlabel("accuracy on the test part (%)")
+    cut_at_percent(axes[-1, 0], "x")
     caption = (
         "Every run: its seeds (rings), their mean (diamond) and the mean's 95 % interval over seeds (line). Red: the "
         "baseline, the student without a teacher, its interval shaded."
@@ -69,6 +70,12 @@ def accuracy_of_runs(params: Params) -> Drawn:
     if len(order) > 1:
         caption += " Runs of different panels differ in input or recipe and cannot be compared."
     return Drawn(figure, caption, data)
+
+
+def cut_at_percent(axis: Axes, name: str) -> None:
+    """Show nothing below 0 or above 100 on an axis ("x" or "y"): intervals of few seeds reach far beyond."""
+    low, high = axis.get_xlim() if name == "x" else axis.get_ylim()
+    axis.set(**{f"{name}lim": (max(low, -1.0), min(high, 101.0))})  # a marker at the end is whole
 
 
 def dots(axis: Axes, place: float, seeds: pd.Series, color: str, shade: bool) -> None:
@@ -149,6 +156,7 @@ def noise_curve(params: Params) -> Drawn:
     axis.set_xticks([clean, *levels], ["clean", *(f"{level:g}".replace("-", MINUS) for level in levels)])
     axis.invert_xaxis()
     axis.set(xlabel="signal-to-noise ratio of the sound (dB)", ylabel="accuracy on the test part (%)")
+    cut_at_percent(axis, "y")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     caption = (
         "Accuracy of students whose teacher heard each recording mixed with one of another class: the mean over seeds, "
@@ -175,13 +183,13 @@ def large_set(params: Params) -> Drawn:
     for axis, (metric, title) in zip(axes[0], LARGE_SET.items(), strict=True):
         values = data[data["metric"] == metric].reset_index(drop=True)
         axis.barh(range(len(runs)), values["value"], height=0.66, color=colors)
-        widest = values[["value", "value_high"]].max(axis=None)
+        widest = min(100.0, values[["value", "value_high"]].max(axis=None))
         for place, row in values.iterrows():
             mean = results.interval_of(row, "value")
             if mean.defined:
-                axis.plot([mean.low, mean.high], [place, place], color=INK, linewidth=1.3)
+                axis.plot([mean.low, min(100.0, mean.high)], [place, place], color=INK, linewidth=1.3)
             if mean.seeds:
-                end = max(mean.mean, mean.high) if mean.defined else mean.mean
+                end = max(mean.mean, min(100.0, mean.high)) if mean.defined else mean.mean
                 axis.text(end + 0.02 * widest, place, f"{mean.mean:.1f}", va="center", fontsize=8)
         axis.set(title=title, xlabel="%", xlim=(0, 1.16 * widest))
         axis.grid(axis="y", visible=False)

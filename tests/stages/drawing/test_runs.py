@@ -64,6 +64,21 @@ def test_the_large_set_is_shown_in_percent(pictured: Params):
     assert len(data) == 6 and "95 %" in drawn.caption
 
 
+def test_intervals_beyond_all_or_nothing_are_cut(other: Params):
+    for cell in other.cells:
+        file = other.path("evaluate", cell) / "metrics.csv"
+        table = pd.read_csv(file)
+        table["value"] = table["value"].where(table["metric"] == "queries", (table["seed"] % 2).astype(float))
+        table.to_csv(file, index=False)
+    for axis in runs.accuracy_of_runs(other).figure.axes:
+        assert axis.get_xlim()[0] > -2 and axis.get_xlim()[1] < 102
+    for axis in runs.large_set(other).figure.axes:
+        assert axis.get_xlim() == pytest.approx((0, 116))
+        assert max(line.get_xdata().max() for line in axis.lines) == 100
+    bottom, top = runs.noise_curve(other).figure.axes[0].get_ylim()
+    assert bottom > -2 and top < 102
+
+
 def test_runs_that_are_not_evaluated_are_no_data(tmp_path):
     params = pictured_params(tmp_path)
     for figure in (runs.accuracy_of_runs, runs.noise_curve, runs.large_set, runs.score_histograms):
