@@ -72,14 +72,14 @@ class Recogniser:
     def predict(self, videos: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """A row of COLUMNS for each value of column `video`; `params["nearest"]` training videos are named.
 
-        What cannot be read has a line in `error` and nothing else. Raises UserError, which MLflow's server answers
-        with status 400, if no video of the request can be read, or it has no column `video`."""
+        What cannot be read has a line in `error` and nothing else. Raises MlflowException, whose message MLflow's
+        server answers with status 400, if no video of the request can be read, or it has no column `video`."""
         if "video" not in videos:
-            raise UserError(f"expected the column 'video', found {', '.join(map(str, videos)) or 'none'}")
+            raise _refusal(f"expected the column 'video', found {', '.join(map(str, videos)) or 'none'}")
         shown = int((params or {}).get("nearest", NEAREST))
         rows = [self._row(value, shown) for value in videos["video"]]
         if rows and all(row["error"] for row in rows):
-            raise UserError(f"no video can be read; the first: {rows[0]['error']}")
+            raise _refusal(f"no video can be read; the first: {rows[0]['error']}")
         return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
     def recognise(self, path: Path) -> tuple[Tensor, Tensor]:
@@ -137,6 +137,14 @@ def load_program(path: Path) -> nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # the weights are only read
         return torch.export.load(path).module()
+
+
+def _refusal(reason: str) -> Exception:
+    """Of any other exception MLflow's server would show its traceback, whose last line is the reason."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
+    return MlflowException(reason, error_code=BAD_REQUEST)
 
 
 def _load_pyfunc(path: str) -> Recogniser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -175,11 +176,12 @@ def test_cancelled_from_outside(repo: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_signal_ends_everything(repo: Path, tmp_path: Path) -> None:
-    """On the command line, with the server of the test: nothing of the stage is left."""
+    """On the command line, with Prefect's files in a folder of its own: nothing of the stage is left."""
     mood(repo, "kd", "asleep")
+    environment = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect")}
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.paper", "dvc.yaml", "train@kd"], stdout=log, stderr=log
+            [sys.executable, "-m", "flows.paper", "dvc.yaml", "train@kd"], stdout=log, stderr=log, env=environment
         )
     pids = wait_for(repo / "pids")
     process.send_signal(signal.SIGTERM)

@@ -111,7 +111,8 @@ def test_a_text_is_refused_and_the_server_goes_on(exported: Checkout, server: st
     (tmp_path / "text.mp4").write_text("this is no video\n")
     status, answer = post(server, str(tmp_path / "text.mp4"))
     assert status == 400
-    assert "not a video file; expected MP4" in answer
+    assert "no video can be read; the first: not a video file; expected MP4" in answer
+    assert "Traceback" not in answer and "unexpected" not in answer
     status, (good, bad) = post(server, str(next(iter(videos(exported).values()))), str(tmp_path / "text.mp4"))
     assert status == 200
     assert good["class"] and not good["error"]

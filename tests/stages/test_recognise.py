@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 
 from models.students import build_student
 from stages import export, recognise, stores
-from stages.errors import UserError
 from stages.media import read_frames, write_video
 
 CLASSES, SIZE, FPS = ["a", "b", "c"], 16, 4
@@ -134,12 +134,12 @@ def test_a_bad_video_does_not_spoil_the_others(model: recognise.Recogniser, clip
         assert {answer[name] for name in recognise.COLUMNS if name != "error"} == {None}
     assert "not a video file" in others[0]["error"]
     assert "path of a file on this machine" in others[4]["error"]
-    with pytest.raises(UserError, match=r"^no video can be read; the first: not a video file"):
+    with pytest.raises(MlflowException, match=r"^no video can be read; the first: not a video file"):
         ask(model, *bad)
 
 
 def test_what_is_no_table_of_videos(model: recognise.Recogniser) -> None:
-    with pytest.raises(UserError, match=r"expected the column 'video', found film"):
+    with pytest.raises(MlflowException, match=r"expected the column 'video', found film"):
         model.predict(pd.DataFrame({"film": ["a.mp4"]}))
     assert ask(model) == []
 
@@ -173,16 +173,16 @@ def test_paths_can_be_switched_off(model: recognise.Recogniser, clip: Path, monk
 
 def test_bounds(model: recognise.Recogniser, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AV_SERVE_SECONDS", "2")
-    with pytest.raises(UserError, match=r"longer than 2 s \(AV_SERVE_SECONDS\)"):
+    with pytest.raises(MlflowException, match=r"longer than 2 s \(AV_SERVE_SECONDS\)"):
         ask(model, str(clip))
     monkeypatch.setenv("AV_SERVE_SECONDS", "3")
     assert ask(model, str(clip))[0]["error"] is None
     monkeypatch.setenv("AV_SERVE_MB", "1")
     large = base64.b64encode(bytes(2**20 + 3)).decode()
-    with pytest.raises(UserError, match=r"more than 1 MB \(AV_SERVE_MB\)"):
+    with pytest.raises(MlflowException, match=r"more than 1 MB \(AV_SERVE_MB\)"):
         ask(model, large)
     monkeypatch.setenv("AV_SERVE_MB", "many")
-    with pytest.raises(UserError, match="AV_SERVE_MB: expected a whole number above 0, found 'many'"):
+    with pytest.raises(MlflowException, match="AV_SERVE_MB: expected a whole number above 0, found 'many'"):
         ask(model, in_base64(clip))
 
 
