@@ -52,7 +52,7 @@ check-videos: $(READY) ## list a suite's broken, empty, silent and missing video
 DATASET ?= avsynth
 PORT    ?= 5001
 model: $(READY) ## serve the best student on 127.0.0.1: make model [DATASET=avsynth] [PORT=5001]
-	MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} \
+	exec env MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} \
 		python -m flows.model $(DATASET) --port $(PORT)
 
 # The shell reads it from the environment: a name may hold whatever it likes.

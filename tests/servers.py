@@ -24,7 +24,7 @@ def free_port() -> int:
 @contextmanager
 def running(
     command: Sequence[str], health: str, log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
-) -> Iterator[None]:
+) -> Iterator[subprocess.Popen[str]]:
     """Start a server, wait until the address `health` answers, and end it and all that it started."""
     with log.open("w") as out:
         process = subprocess.Popen(command, env=env, cwd=cwd, stdout=out, stderr=out, text=True, start_new_session=True)
@@ -37,7 +37,7 @@ def running(
                 break
             except OSError:
                 time.sleep(0.2)
-        yield
+        yield process
     finally:
         end([process], grace=20)
 

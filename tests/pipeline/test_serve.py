@@ -6,6 +6,7 @@ import base64
 import json
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -55,13 +56,25 @@ def exported(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
     return made
 
 
+def listens(port: int, address: str = "127.0.0.1") -> bool:
+    with socket.socket() as client:
+        return client.connect_ex((address, port)) == 0
+
+
 @pytest.fixture(scope="module")
 def server(exported: Checkout) -> Iterator[str]:
     """Address of a server of the registered model."""
     port, log = free_port(), exported.folder / "serve.log"
     address = f"http://127.0.0.1:{port}"
-    with running(["make", "model", f"PORT={port}"], f"{address}/ping", log, exported.environment, exported.folder):
+    command = ["make", "model", f"PORT={port}"]
+    with running(command, f"{address}/ping", log, exported.environment, exported.folder) as process:
         yield address
+        process.terminate()  # make alone, as a supervisor would
+        process.wait(60)
+        until = time.monotonic() + 60
+        while listens(port):
+            assert time.monotonic() < until, "make has ended, what it started has not"
+            time.sleep(0.1)
 
 
 def post(address: str, *videos: str) -> tuple[int, Any]:
@@ -121,9 +134,7 @@ def test_a_text_is_refused_and_the_server_goes_on(exported: Checkout, server: st
 
 def test_it_listens_on_loopback_only(server: str) -> None:
     """127.0.0.2 is this machine, too, but not the address that was bound."""
-    port = int(server.rpartition(":")[2])
-    with socket.socket() as client:
-        assert client.connect_ex(("127.0.0.2", port)) != 0
+    assert not listens(int(server.rpartition(":")[2]), "127.0.0.2")
 
 
 def test_too_large_a_body_is_refused_and_the_server_goes_on(exported: Checkout, server: str) -> None:
