@@ -18,6 +18,7 @@ The model is registered as `student-<dataset>`; alias `best` is the last one exp
 from __future__ import annotations
 
 import base64
+import io
 import json
 import platform
 import shutil
@@ -125,7 +126,12 @@ def save_program(student: Standalone, windows: Tensor, path: Path) -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No complete tensor found")  # about weights that are not on the CPU
         batch = {"windows": {0: torch.export.Dim("batch", min=1)}}
-        torch.export.save(torch.export.export(student, (windows,), dynamic_shapes=batch), path)
+        program = torch.export.export(student, (windows,), dynamic_shapes=batch)
+    # By itself torch would write to the file from C++, which ends the whole process where there is no room.
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    with stores.replacing(path) as partial:
+        partial.write_bytes(content.getvalue())
 
 
 def save_onnx(student: Standalone, windows: Tensor, path: Path) -> None:

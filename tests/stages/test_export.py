@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,38 @@ def test_the_test_part_never_chooses(trained: Params) -> None:
     assert export.choose(with_recipe(trained, "kd", selection="last"), "avsynth").select_accuracy == 0.2
     assert export.choose(trained, "avsynth").select_accuracy == 0.9
     assert export.choose(with_recipe(trained, "kd", selection="test"), "avsynth").select_accuracy == 0.2
+
+
+NO_ROOM = """
+import resource, sys
+from pathlib import Path
+import torch
+from stages import export
+from stages.errors import UserError
+
+class Student(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(8, 8)
+
+    def forward(self, windows):
+        return self.fc(windows)
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
+try:
+    export.save_program(Student(), torch.zeros(2, 8), Path(sys.argv[1]))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_program_for_which_there_is_no_room_is_an_error(tmp_path: Path, root: Path) -> None:
+    """In a process of its own, which PyTorch alone would end."""
+    command = [sys.executable, "-c", NO_ROOM, str(tmp_path / "student.pt2")]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith(f"{tmp_path}/student.pt2: File too large (")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_students_that_hear_do_not_compete(trained: Params) -> None:
