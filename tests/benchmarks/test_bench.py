@@ -122,7 +122,7 @@ def test_a_run_writes_both_files_and_names_what_failed(tmp_path: Path, monkeypat
 
     def run(chosen: list[Benchmark], *_: object) -> dict[str, object]:
         asked.extend(one.name for one in chosen)
-        return {"good": row(1.5)}
+        return {one.name: row(1.5) for one in chosen if one.name == "good"}
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -139,6 +139,22 @@ def test_a_run_writes_both_files_and_names_what_failed(tmp_path: Path, monkeypat
         command.main(["--only", "goood"])
     with pytest.raises(UserError, match="--only suite: it needs --suite"):
         command.main(["--only", "suite"])
+
+
+def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(chosen: list[Benchmark], *_: object) -> dict[str, object]:
+        if any(one.name == "slow" for one in chosen):
+            raise KeyboardInterrupt
+        return {one.name: row(1.5) for one in chosen}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(harness, "declared", lambda: {name: entry(name, cpu=1) for name in ("good", "slow")})
+    monkeypatch.setattr(harness, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        command.main([])
+    assert list(json.loads((tmp_path / "benchmarks/results/cpu.json").read_text())["rows"]) == ["good"]
+    assert "| what good is | - | ≥ 1x | 1.5x |" in plain((tmp_path / "docs/benchmarks.md").read_text())
 
 
 def test_a_benchmark_that_fails_leaves_the_others_alone() -> None:
