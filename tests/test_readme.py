@@ -26,6 +26,7 @@ RUN_BY = {
     ),
     "dvc exp show": "flows/test_ablations_remote.py::test_side_by_side_is_the_same_as_one_after_the_other",
     "make bench": "benchmarks/test_bench.py::test_benchmarks_run",
+    "make test-faults": "faults/test_crash.py::test_killed",
     "make flow": "pipeline/test_suite.py::test_make_flow_finds_everything_done",
     "python -m flows.paper --help": "pipeline/test_suite.py::test_make_flow_finds_everything_done",
     "make own VIDEOS=/some/folder": "pipeline/test_own.py::test_make_own_makes_a_report_of_anybodys_videos",

@@ -28,7 +28,6 @@ TOPICS = {
         "what was there before. Never a wrong result, a hang, or code that runs.",
     ),
     "load": ("Load", "The served student under many requests at once."),
-    "security": ("Security", "What comes from outside stays harmless; see SECURITY.md."),
 }
 
 
@@ -42,6 +41,7 @@ def main() -> None:
     for topic, (title, remark) in TOPICS.items():
         file = FOLDER / f"{topic}.jsonl"
         if not file.exists():
+            lines += ["", f"## {title}", "", f"{remark} Not recorded yet."]
             continue
         rows = {row["tried"]: row for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
         lines += ["", f"## {title}", "", remark, "", "| tried | times | lost | |", "|---|---:|---|---|"]

@@ -114,8 +114,8 @@ def test_a_training_needs_no_tracker(trainable: Checkout, trackers: dict[str, st
     wanted: dict[str, str] = {}
     trainable.run("python", "-m", "stages", "train", "params.yaml", "uni_modal", AV_TRACKING="off")  # warms the caches
     for number in range(rounds):
-        kinds = list(trackers)
-        for kind in kinds[number % 4 :] + kinds[: number % 4]:  # none is always the first
+        kinds, shift = list(trackers), (number + 1 - rounds) % len(trackers)
+        for kind in kinds[shift:] + kinds[:shift]:  # none is always the first; in the last round the one that works is
             uri = trackers[kind]
             shutil.rmtree(out / "train/uni_modal")
             began = time.perf_counter()
@@ -131,7 +131,8 @@ def test_a_training_needs_no_tracker(trainable: Checkout, trackers: dict[str, st
     sync = ("python", "-m", "stages.tracking", "sync", "params.yaml")
     trainings = 1 + rounds * len(trackers)
     assert "nothing is lost" in trainable.run(*sync, check=False, MLFLOW_TRACKING_URI=trackers["answers 500"]).stdout
-    assert len(list((out / ".tracking").glob("*.jsonl"))) >= 3 * rounds
+    # Whatever works has sent what the others left, as far as it came in its time: not what came after it.
+    assert len(list((out / ".tracking").glob("*.jsonl"))) >= 3 * (len(trackers) - 1)
     trainable.run(*sync, MLFLOW_TRACKING_URI=trackers["works"])
     assert "0 events sent, 0 runs" in trainable.run(*sync, MLFLOW_TRACKING_URI=trackers["works"]).stdout
     whole(MlflowClient(trackers["works"]), trainings)
