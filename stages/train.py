@@ -340,7 +340,7 @@ def make_deterministic(compiled: bool = False) -> None:
         torch.use_deterministic_algorithms(True)
     else:  # the same without word to the compiler, whose import takes 2 s of each process
         torch.set_deterministic_debug_mode("error")
-    # PyTorch would write NaN into all memory that it takes, a seventh of a small step, to show who reads it unwritten:
+    # PyTorch would write NaN into all memory that it takes, an eighth of a small step, to show who reads it unwritten:
     # the tests do that.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

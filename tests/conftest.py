@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from stages.jobs import cores
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Tests run side by side on every core; several threads each would only be in each other's way.
@@ -20,7 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: tests from end to end wait a third of their time for servers and timers."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
+    return cores() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

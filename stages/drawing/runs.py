@@ -186,10 +186,10 @@ def large_set(params: Params) -> Drawn:
         widest = min(100.0, values[["value", "value_high"]].max(axis=None))
         for place, row in values.iterrows():
             mean = results.interval_of(row, "value")
+            end = min(100.0, mean.high) if mean.defined else mean.mean
             if mean.defined:
-                axis.plot([mean.low, min(100.0, mean.high)], [place, place], color=INK, linewidth=1.3)
+                axis.plot([mean.low, end], [place, place], color=INK, linewidth=1.3)
             if mean.seeds:
-                end = max(mean.mean, min(100.0, mean.high)) if mean.defined else mean.mean
                 axis.text(end + 0.02 * widest, place, f"{mean.mean:.1f}", va="center", fontsize=8)
         axis.set(title=title, xlabel="%", xlim=(0, 1.16 * widest))
         axis.grid(axis="y", visible=False)

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.pipeline.conftest import Checkout, tiny_params
+from tests.pipeline.conftest import Checkout, tiny_checkout
 
 REPRO = (sys.executable, "-m", "flows.dvc", "repro")
 RUNNING = re.compile(r"Running stage '([^']+)'")
@@ -128,10 +127,7 @@ def send(number: signal.Signals) -> Callable[[subprocess.Popen[str]], None]:
 @pytest.fixture(scope="session")
 def suite(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Suite:
     """What costs time is not measured, and the date is fixed: every file of two runs is the same."""
-    checkout = Checkout(tmp_path_factory.mktemp("faults"), root)
-    raw = yaml.safe_load((checkout.folder / "params.yaml").read_text())
-    tiny_params(raw)
-    raw["report"]["cost"] = []
-    (checkout.folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    checkout = tiny_checkout(tmp_path_factory.mktemp("faults"), root)
+    checkout.change("report", "cost", value=[])
     checkout.environment |= {"AV_TRACKING": "off", "SOURCE_DATE_EPOCH": "1700000000"}
     return Suite(checkout)

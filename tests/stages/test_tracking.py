@@ -541,7 +541,7 @@ def test_ledger_does_not_wait_for_a_server_that_is_away(
         monkeypatch.delenv("AV_TRACKING")
         before = time.monotonic()
         assert tracking.ledger(params) == {}
-        assert time.monotonic() - before < 5
+        assert time.monotonic() - before < 1
 
 
 @pytest.mark.parametrize("kind", ["refuses", "never answers"])
@@ -561,7 +561,7 @@ def test_unreachable_server_holds_nothing_up(
         with tracking.start("train", CELL, params) as run:
             for step in range(100):
                 run.log_metrics({"loss": 1.0}, step=step)
-    assert time.perf_counter() - before < 10
+    assert time.perf_counter() - before < 1.0
 
     with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:\d+: .*nothing is lost"):
         tracking.sync(params)
