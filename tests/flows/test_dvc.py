@@ -123,7 +123,7 @@ def test_stop_ends_the_stage_and_its_workers(repo: Path, kind: str) -> None:
         assert len(alive(pids)) == 2
         before = time.monotonic()
     thread.join(60)
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 30
     assert len(caught) == 1
     assert alive(pids) == []
     with pytest.raises(StoppedError):

