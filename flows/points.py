@@ -114,7 +114,7 @@ def changes(
                 case _:
                     continue
             used.add(axis)
-        entry["seeds"] = list(seeds) if seeds else entry["seeds"]
+        entry["seeds"] = list(seeds or cell.seeds_of(name))
         entry["runs"] = {cell_of(name): {"teachers": run.teachers, "options": options}}
         found[f"cells.{cell_of(name)}"] = entry
     if idle := [axis for axis in settings if axis not in used]:

@@ -1,13 +1,15 @@
 """Stage check: the whole params file, before hours of work start.
 
 `stages.params` checks types, ranges and names; this adds what needs the methods' own code and a look at the
-datasets' folders. What it says is the same for every valid file, so a change that is valid reruns nothing by itself;
-beside that it writes each section of the params to a file, for stages that sum up what all cells made.
+datasets' folders. Makes, under check/: <section>.json, <section>/<entry>.json, and datasets/<entry>/<part>.json. That
+is what other stages depend on, so that a change reruns those alone that it concerns. They hold defaults, too: a changed
+default is a change.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from stages import checkpoints, datasets, published, results, stores
 from stages.errors import UserError, nearest
@@ -66,11 +68,18 @@ def _check_weights(key: str, teacher: Teacher) -> None:
 
 
 def main(stage: Stage) -> None:
-    """Check the suite, write its sections, and make the empty teacher that cells name where they have none."""
+    """Check the suite, write its entries, and make the empty teacher that cells name where they have none."""
     check(stage.params.suite.file, stage.params)
     with stage.output() as folder:
-        stores.write_text(folder / "valid.txt", "the params file is valid\n")
-    for name, section in stage.params.model_dump(mode="json").items():
-        stores.write_json(stage.params.path("params", f"{name}.json"), section)
+        for name, section in stage.params.model_dump(mode="json").items():
+            _write(folder / name, section, depth=3 if name == "datasets" else 2)
     for kind in ("teachers", "teacher_features", "teacher_head", "train"):
         stores.write_text(stage.params.path(kind, NO_TEACHER) / "README", "the absence of a teacher\n")
+
+
+def _write(path: Path, value: Any, depth: int) -> None:
+    """A file <path>.json, and down to `depth` levels one for each part of it in the folder of that name."""
+    stores.write_json(path.with_name(f"{path.name}.json"), value)
+    if depth > 1 and isinstance(value, dict):
+        for key, part in value.items():
+            _write(path / key, part, depth - 1)

@@ -50,7 +50,7 @@ MEASURED += ("memory", "memory_relative")
 def ready(stage: Stage, run: str, device: str) -> Trainer:
     """The trainer of a run with its first seed, about to begin its first epoch."""
     cell = stage.params.runs()[run][0]
-    seed = stage.params.cells[cell].seeds[0]
+    seed = stage.params.cells[cell].seeds_of(run)[0]
     trainer = Trainer(Task(stage.params, cell, run, seed, device, Path(), stage.run))
     trainer.student.train()
     trainer.distiller.train()

@@ -86,7 +86,7 @@ def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
         if scores is not None:
             tables["scores"] = scores
             tables["detection"] = detection(scores)
-        if task.seed == cell.seeds[0] and isinstance(student, R2Plus1d):
+        if task.seed == cell.seeds_of(task.run)[0] and isinstance(student, R2Plus1d):
             arrays = attention(student, distiller, clips, teachers, recipe, device)
             if arrays is not None:
                 stores.write_arrays(task.folder / task.run / "attention.npz", **arrays)
@@ -198,9 +198,7 @@ def main(stage: Stage) -> None:
     index = stage.input("split", cell.dataset) / "index.csv"
     stage.run.log_dataset(name=cell.dataset, path=index, digest=stores.digest(index), context="evaluation")
     with stage.output() as folder:
-        tasks = [
-            (Task(params, name, run, seed, device, folder, stage.run),) for run in cell.runs for seed in cell.seeds
-        ]
+        tasks = [(Task(params, name, run, seed, device, folder, stage.run),) for run, seed in cell.trainings()]
         results = run_jobs(evaluate_one, tasks, device, f"evaluate {name}")
         for table in dict.fromkeys(table for result in results for table in result):
             rows = pd.concat([result[table] for result in results if table in result], ignore_index=True)

@@ -289,10 +289,12 @@ class Recipe(Section):
 
 
 class Run(Section):
-    """One way of training by its cell's method: the teachers that it listens to, and what is changed."""
+    """One way of training by its cell's method: the teachers that it listens to, what is changed, and how many of the
+    cell's seeds it is trained with, from the first (None: all)."""
 
     teachers: Literal["", "A", "I", "AI", "S"] = ""
     options: dict[str, Any] = {}
+    seeds: Count | None = None
 
 
 class Cell(Section):
@@ -309,6 +311,14 @@ class Cell(Section):
     S: str = NO_TEACHER
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     runs: Annotated[dict[str, Run], Field(min_length=1)]
+
+    def seeds_of(self, run: str) -> tuple[int, ...]:
+        """The seeds that a run is trained with."""
+        return self.seeds[: self.runs[run].seeds]
+
+    def trainings(self) -> list[tuple[str, int]]:
+        """Every run with each of its seeds."""
+        return [(run, seed) for run in self.runs for seed in self.seeds_of(run)]
 
 
 class Study(Section):
@@ -622,8 +632,7 @@ def _check_references(path: Path, params: Params) -> None:
         known(f"{key}.input", cell.input, inputs, f"input for student {params.recipes[cell.recipe].student}")
         if inputs[cell.input] != cell.dataset:
             raise UserError(f"{path}: {key}.input: {cell.input} is not of dataset '{cell.dataset}'")
-        if len(set(cell.seeds)) != len(cell.seeds):
-            raise UserError(f"{path}: {key}.seeds: a seed stands twice in {list(cell.seeds)}")
+        _check_seeds(path, key, cell)
         for letter in "AI":
             features_name = getattr(cell, letter)
             if features_name != NO_TEACHER:
@@ -669,6 +678,15 @@ def _check_references(path: Path, params: Params) -> None:
     if params.report.figures.heard:
         known("report.figures.heard", params.report.figures.heard, params.features, "features entry")
     _check_figures(path, params)
+
+
+def _check_seeds(path: Path, key: str, cell: Cell) -> None:
+    """No seed stands twice, and no run has more of them than its cell."""
+    if len(set(cell.seeds)) != len(cell.seeds):
+        raise UserError(f"{path}: {key}.seeds: a seed stands twice in {list(cell.seeds)}")
+    for name, run in cell.runs.items():
+        if run.seeds and run.seeds > len(cell.seeds):
+            raise UserError(f"{path}: {key}.runs.{name}.seeds: {run.seeds} seeds, and the cell has {len(cell.seeds)}")
 
 
 def _check_published(path: Path, key: str, features: Features) -> None:
@@ -717,14 +735,16 @@ def _check_figures(path: Path, params: Params) -> None:
 
 
 def _check_earlier(path: Path, key: str, cell: Cell, params: Params) -> None:
-    """S must be a run of another cell that sees the same classes and has every seed."""
+    """S must be a run of another cell that sees the same classes and has every seed of those that listen to it."""
     choices = [f"{name}/{run}" for name, other in params.cells.items() for run in other.runs if other is not cell]
     if cell.S not in choices:
         raise UserError(f"{path}: {key}.S: there is no run '{cell.S}'; {nearest(cell.S, choices)}")
-    other = params.cells[cell.S.split("/")[0]]
+    other_name, _, run = cell.S.partition("/")
+    other = params.cells[other_name]
     if (other.dataset, other.input) != (cell.dataset, cell.input):
         raise UserError(f"{path}: {key}.S: {cell.S} is trained on {other.input}, this cell on {cell.input}")
-    if lacking := sorted(set(cell.seeds) - set(other.seeds)):
+    seeds = {seed for name, seed in cell.trainings() if "S" in cell.runs[name].teachers}
+    if lacking := sorted(seeds - set(other.seeds_of(run))):
         raise UserError(f"{path}: {key}.S: {cell.S} is not trained with seed {lacking[0]}")
 
 

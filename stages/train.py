@@ -405,12 +405,10 @@ def main(stage: Stage) -> None:
     )
     with stage.output(key=fingerprint) as folder:
         tasks = [
-            (Task(params, stage.item or "", run, seed, device, folder, stage.run),)
-            for run in cell.runs
-            for seed in cell.seeds
+            (Task(params, stage.item or "", run, seed, device, folder, stage.run),) for run, seed in cell.trainings()
         ]
         # Where several processes train one student, they have the devices to themselves.
         run_jobs(train_one, tasks, device, f"train {stage.item}", alone=processes > 1)
-        pieces = [folder / run / f"seed-{seed}.csv" for run in cell.runs for seed in cell.seeds]
+        pieces = [folder / run / f"seed-{seed}.csv" for run, seed in cell.trainings()]
         stores.write_csv(folder / "history.csv", pd.concat([pd.read_csv(piece) for piece in pieces], ignore_index=True))
         stage.run.log_artifact(folder / "history.csv")

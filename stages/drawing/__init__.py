@@ -117,7 +117,7 @@ def index_of(params: Params, dataset: str) -> pd.DataFrame:
 def outputs(params: Params, run: str) -> dict[str, np.ndarray]:
     """What evaluate wrote of each video for the first seed of a run: features, ids, labels, those of the gallery."""
     cell = params.runs()[run][0]
-    found = arrays(params.path("evaluate", cell) / run / f"seed-{params.cells[cell].seeds[0]}.npz")
+    found = arrays(params.path("evaluate", cell) / run / f"seed-{params.cells[cell].seeds_of(run)[0]}.npz")
     if "gallery_features" not in found:
         raise NoDataError(f"evaluate wrote no features of {run}")
     return found

@@ -132,7 +132,7 @@ def attention_maps(params: Params) -> Drawn:
     if clips.empty:
         raise NoDataError(f"{asked.run} pays attention to no test clip")
     scores = results.gather(params, "evaluate", "scores.csv", ("run", "seed", "id", "part", "relevant"))
-    scores = scores[(scores["run"] == asked.run) & (scores["seed"] == params.cells[cell].seeds[0])].set_index("id")
+    scores = scores[(scores["run"] == asked.run) & (scores["seed"] == entry.seeds_of(asked.run)[0])].set_index("id")
     size = found["weights"][0].size
     high = size * max(float(weights[clip].max()) for clip in clips["id"])
     columns = min(4, -(-len(clips) // 2))

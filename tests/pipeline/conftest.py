@@ -90,12 +90,12 @@ CELLS = (
     "kd",
     "mnf_csc",
     "noise_0db",
-    "kd_noise_self",
+    "kd_noise",
     "tagging-uni_modal",
     "tagging-mnf_csc",
-    "ccl_ablations",
+    "ccl",
 )
-RUNS = {"mnf_csc": ("mnf_csc", "mnf_csc-no_mnf", "mnf_csc-audio"), "ccl_ablations": ("ccl-I", "ccl-AI")}
+RUNS = {"mnf_csc": ("mnf_csc", "mnf_csc-no_mnf", "mnf_csc-audio"), "ccl": ("ccl-A", "ccl-AI")}
 
 
 def keep_cells(raw: dict[str, Any], cells: tuple[str, ...], runs: dict[str, tuple[str, ...]]) -> None:
@@ -133,7 +133,6 @@ def tiny_params(raw: dict[str, Any]) -> None:
     raw["teachers"]["image"] |= {"width": 0.0625, "examples": 64, "epochs": 1}
     raw["recipes"]["small"] |= {"epochs": 2, "warmup": 0, "batch": 4, "width": 0.0625, "frames": 4}
     raw["recipes"]["tagging"] |= {"epochs": 2, "warmup": 0, "batch": 4, "width": 0.0625, "frames": 64}
-    raw["cells"]["mnf_csc"]["runs"] |= raw["cells"]["mnf_csc_variants"]["runs"]
     keep_cells(raw, CELLS, RUNS)
     for cell in raw["cells"].values():
         cell["seeds"] = [0, 1]

@@ -59,5 +59,5 @@ def test_attention_is_of_the_first_window_of_each_test_clip_with_sound(tiny: Par
 
 
 def test_a_strategy_without_attention_has_none(tiny: Params, tmp_path: Path):
-    _, _, found = attended(tiny, tmp_path, "mnf_csc-audio", "mnf_csc_variants")
+    _, _, found = attended(tiny, tmp_path, "mnf_csc-audio", "mnf_csc")
     assert len(found["ids"]) == len(found["weights"]) == 0 and found["weights"].ndim == 4

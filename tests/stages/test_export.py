@@ -29,8 +29,7 @@ def history(params: Params, cell: str, rows: dict[tuple[str, int], list[tuple[fl
     entry = params.cells[cell]
     table = [
         {"run": run, "seed": seed, "epoch": epoch, "select_accuracy": accuracy, "select_loss": loss, "other": ""}
-        for run in entry.runs
-        for seed in entry.seeds
+        for run, seed in entry.trainings()
         for epoch, (accuracy, loss) in enumerate(rows.get((run, seed), [(0.1, 2.0), (0.2, 1.0)]), start=1)
     ]
     stores.write_csv(params.path("train", cell) / "history.csv", pd.DataFrame(table))

@@ -96,6 +96,10 @@ MISTAKES = {
     "run twice": (set_("cells", "kd", "runs", value={"uni_modal": {"teachers": "A"}}), ["uni_modal", "too"]),
     "seed twice": (set_("cells", "kd", "seeds", value=[0, 1, 0]), ["cells.kd.seeds", "twice"]),
     "no seed": (set_("cells", "kd", "seeds", value=[]), ["cells.kd.seeds", "at least 1"]),
+    "more seeds than the cell": (
+        set_("cells", "kd", "runs", "kd", "seeds", value=4),
+        ["cells.kd.runs.kd.seeds", "4 seeds, and the cell has 3"],
+    ),
     "no run": (set_("cells", "kd", "runs", value={}), ["cells.kd.runs", "at least 1"]),
     "run in the report": (
         set_("report", "baseline", value="unimodal"),
@@ -225,3 +229,10 @@ def test_a_password_in_an_address_is_refused_and_not_shown(root: Path, tmp_path:
     with pytest.raises(UserError, match=r"datasets\.ucf51\.origin\.mirror: ") as refused:
         load(tmp_path / "params.yaml")
     assert "secret" not in str(refused.value)
+
+
+def test_a_run_has_the_first_seeds_of_its_cell(root: Path) -> None:
+    cell = load(root / "params.yaml").cells["crd"]
+    assert cell.seeds == cell.seeds_of("crd-A") == (0, 1, 2)
+    assert cell.seeds_of("crd-I") == (0,)
+    assert cell.trainings() == [("crd-A", 0), ("crd-A", 1), ("crd-A", 2), ("crd-I", 0), ("crd-AI", 0)]

@@ -34,7 +34,7 @@ RUNS = [
     ("uni_modal", "uni_modal"),
     ("kd", "kd"),
     ("mnf_csc", "mnf_csc"),
-    ("mnf_csc_variants", "mnf_csc-audio_visual"),
+    ("mnf_csc", "mnf_csc-audio_visual"),
     ("crd", "crd-A"),
     ("ifd", "ifd-AI"),
     ("xid", "xid"),
@@ -144,11 +144,10 @@ def test_the_stage_makes_weights_and_history_and_is_the_same_with_any_number_of_
         folder = tiny.path("train", "mnf_csc")
         history = pd.read_csv(folder / "history.csv")
         cell = tiny.cells["mnf_csc"]
-        assert len(history) == len(cell.runs) * len(cell.seeds) * tiny.recipes["small"].epochs
+        assert len(history) == len(cell.trainings()) * tiny.recipes["small"].epochs
         weights = {
             f"{name}-{seed}": torch.load(folder / name / f"seed-{seed}.pt", weights_only=True)
-            for name in cell.runs
-            for seed in cell.seeds
+            for name, seed in cell.trainings()
         }
         assert not list(folder.rglob("*checkpoint*"))
         found.append((history, weights))
