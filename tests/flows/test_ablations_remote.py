@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from flows.processes import end
-from tests.pipeline.conftest import Checkout, tiny_checkout
+from tests.pipeline.conftest import Checkout, keep_cells, tiny_checkout
 from tests.servers import prefect_server
 
 pytestmark = pytest.mark.e2e
@@ -22,8 +23,13 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture
 def suite(tmp_path: Path, root: Path) -> Checkout:
-    """The project with a tiny suite, all of it committed."""
+    """The project with one cell of the tiny suite, all of it committed."""
     made = tiny_checkout(tmp_path / "first", root)
+    raw = yaml.safe_load((made.folder / "params.yaml").read_text())
+    keep_cells(raw, ("uni_modal",), {})
+    raw |= {"noise_mixes": {}, "features": {}, "teachers": {}, "exports": []}
+    raw["report"] |= {"cost": [], "figures": {}, "proposed": None}
+    (made.folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     shutil.copy(root / "prefect.yaml", made.folder)
     shutil.copy(root / ".dvc/.gitignore", made.folder / ".dvc")
     shutil.copytree(root / "deploy", made.folder / "deploy")
