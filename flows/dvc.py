@@ -29,7 +29,7 @@ State = Literal["ran", "cached", "skipped"]
 # Advice that DVC repeats after every stage and experiment, and what it says of outputs that a fresh checkout lacks.
 HINTS = re.compile(
     r"To track the changes with git|\tgit add |To enable auto staging|\tdvc config |Use `dvc push`|"
-    r"To apply the results of an experiment|\tdvc exp apply|WARNING: No file hash info found"
+    r"To apply the results of an experiment|\tdvc exp apply|WARNING: No file hash info found|Having any troubles\?"
 )
 
 # What it says where another DVC process makes or reads the same outputs.
@@ -204,7 +204,7 @@ class Dvc:
         with self._start(*arguments, errors=subprocess.PIPE) as process:
             answer, errors = process.communicate()
         if process.returncode:
-            lines = [line for line in errors.splitlines() if line.strip()]
+            lines = [line for line in errors.splitlines() if line.strip() and not HINTS.match(line)]
             raise UserError(f"dvc {' '.join(arguments)}: {_reason(lines) or process.returncode}")
         return answer
 

@@ -99,6 +99,21 @@ def test_states_of_a_stage(repo: Path) -> None:
             runner.repro(stage, lines.append)
 
 
+@pytest.mark.parametrize("ask", [True, False])
+def test_reason_of_an_unexpected_error_is_the_error(repo: Path, monkeypatch: pytest.MonkeyPatch, ask: bool) -> None:
+    """As DVC ends where its remote's host is not known, say: the last line offers help."""
+    program = repo.parent / "fails"
+    program.write_text(
+        "#!/bin/sh\n{ echo 'ERROR: unexpected error - Host key is not trusted for host there'; echo\n"
+        "echo 'Having any troubles? Hit us up at https://dvc.org/support, we are always happy to help!'; } >&2\nexit 255\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(dvc, "executable", lambda: str(program))
+    runner = Dvc(repo)
+    with pytest.raises((UserError, StageError), match=r"unexpected error - Host key is not trusted for host there$"):
+        runner.fetch_run_cache() if ask else runner.repro("report", print)
+
+
 def test_missing_dependency_says_what_is_missing(repo: Path) -> None:
     with Dvc(repo) as runner, pytest.raises(StageError, match="out/small/train"):
         runner.repro("report", print)
