@@ -289,12 +289,12 @@ class Recipe(Section):
 
 
 class Run(Section):
-    """One way of training by its cell's method: the teachers that it listens to, what is changed, and how many of the
-    cell's seeds it is trained with, from the first (None: all)."""
+    """One way of training by its cell's method: the teachers that it listens to, what is changed, and how many
+    `repeats` it has, with the first of its cell's seeds (None: with all)."""
 
     teachers: Literal["", "A", "I", "AI", "S"] = ""
     options: dict[str, Any] = {}
-    seeds: Count | None = None
+    repeats: Count | None = None
 
 
 class Cell(Section):
@@ -314,7 +314,7 @@ class Cell(Section):
 
     def seeds_of(self, run: str) -> tuple[int, ...]:
         """The seeds that a run is trained with."""
-        return self.seeds[: self.runs[run].seeds]
+        return self.seeds[: self.runs[run].repeats]
 
     def trainings(self) -> list[tuple[str, int]]:
         """Every run with each of its seeds."""
@@ -681,12 +681,15 @@ def _check_references(path: Path, params: Params) -> None:
 
 
 def _check_seeds(path: Path, key: str, cell: Cell) -> None:
-    """No seed stands twice, and no run has more of them than its cell."""
+    """No seed stands twice, and no run has more repeats than its cell has seeds."""
     if len(set(cell.seeds)) != len(cell.seeds):
         raise UserError(f"{path}: {key}.seeds: a seed stands twice in {list(cell.seeds)}")
     for name, run in cell.runs.items():
-        if run.seeds and run.seeds > len(cell.seeds):
-            raise UserError(f"{path}: {key}.runs.{name}.seeds: {run.seeds} seeds, and the cell has {len(cell.seeds)}")
+        if run.repeats and run.repeats > len(cell.seeds):
+            raise UserError(
+                f"{path}: {key}.runs.{name}.repeats: expected at most {len(cell.seeds)}, the number of the cell's "
+                f"seeds, found {run.repeats}"
+            )
 
 
 def _check_published(path: Path, key: str, features: Features) -> None:

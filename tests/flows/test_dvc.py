@@ -105,7 +105,8 @@ def test_reason_of_an_unexpected_error_is_the_error(repo: Path, monkeypatch: pyt
     program = repo.parent / "fails"
     program.write_text(
         "#!/bin/sh\n{ echo 'ERROR: unexpected error - Host key is not trusted for host there'; echo\n"
-        "echo 'Having any troubles? Hit us up at https://dvc.org/support, we are always happy to help!'; } >&2\nexit 255\n"
+        "echo 'Having any troubles? Hit us up at https://dvc.org/support, we are always happy to help!'; } >&2\n"
+        "exit 255\n"
     )
     program.chmod(0o755)
     monkeypatch.setattr(dvc, "executable", lambda: str(program))

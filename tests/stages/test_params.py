@@ -96,9 +96,9 @@ MISTAKES = {
     "run twice": (set_("cells", "kd", "runs", value={"uni_modal": {"teachers": "A"}}), ["uni_modal", "too"]),
     "seed twice": (set_("cells", "kd", "seeds", value=[0, 1, 0]), ["cells.kd.seeds", "twice"]),
     "no seed": (set_("cells", "kd", "seeds", value=[]), ["cells.kd.seeds", "at least 1"]),
-    "more seeds than the cell": (
-        set_("cells", "kd", "runs", "kd", "seeds", value=4),
-        ["cells.kd.runs.kd.seeds", "4 seeds, and the cell has 3"],
+    "more repeats than seeds": (
+        set_("cells", "kd", "runs", "kd", "repeats", value=4),
+        ["cells.kd.runs.kd.repeats", "at most 3"],
     ),
     "no run": (set_("cells", "kd", "runs", value={}), ["cells.kd.runs", "at least 1"]),
     "run in the report": (
