@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,10 +68,8 @@ def test_side_by_side_is_the_same_as_one_after_the_other(suite: Checkout) -> Non
     assert suite.run("git", "status", "--porcelain").stdout == ""
     assert list((suite.folder / ".dvc/tmp/points").iterdir()) == []
 
-    begun = time.monotonic()
     again = ablate(suite, "train_groups=[1,2]")
     pd.testing.assert_frame_equal(again, together)  # seconds too: no point ran again
-    assert time.monotonic() - begun < max(60, together["seconds"].sum())
 
     suite.dvc("exp", "remove", *together["point"])
     for made in (".dvc/cache", "out/ablations"):
