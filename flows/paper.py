@@ -2,7 +2,8 @@
 
     python -m flows.paper [SUITE [TARGET...]] [--workers N]
 
-It needs no Prefect server; where PREFECT_API_URL names one, the run shows there.
+It needs no Prefect server; where PREFECT_API_URL names one, the run shows there. It has two artifacts: what became of
+each stage, and the report's tables.
 """
 
 from __future__ import annotations
@@ -119,11 +120,12 @@ def reproduce(
     except UserError as error:
         return Failed(message=str(error))
     _sync(params, log.info)
-    create_markdown_artifact(
-        table(outcomes, _makers(params, outcomes, dvc.locked(suite))),
-        key=f"stages-{re.sub('[^a-z0-9]+', '-', params.suite.name.lower()).strip('-')}",
-        description=f"Stages of {params.suite.title}",
-    )
+    name = re.sub("[^a-z0-9]+", "-", params.suite.name.lower()).strip("-")
+    made = table(outcomes, _makers(params, outcomes, dvc.locked(suite)))
+    create_markdown_artifact(made, key=f"stages-{name}", description=f"Stages of {params.suite.title}")
+    reported = any(_name_of(stage) == "report" and outcome.state in DONE for stage, outcome in outcomes.items())
+    if reported and (tables := report_tables(params)):
+        create_markdown_artifact(tables, key=f"report-{name}", description=params.suite.title)
     counts = Counter(outcome.state for outcome in outcomes.values())
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
     failed = [f"{stage} ({outcome.reason})" for stage, outcome in outcomes.items() if outcome.state == "failed"]
@@ -169,6 +171,17 @@ def table(outcomes: dict[str, Outcome], makers: dict[str, str]) -> str:
         reason = f": {outcome.reason}".replace("|", "\\|") if outcome.reason else ""
         rows.append(f"| {stage} | {outcome.state}{reason} | {outcome.seconds:.1f} | {link} |")
     return "\n".join(rows)
+
+
+def report_tables(params: Params) -> str:
+    """Markdown: the papers' tables of the report, gains as reported and as measured; empty where there is none."""
+    folder, parts = params.path("report") / "tables", []
+    for name, entry in params.report.tables.items():
+        # One file, or one for each metric where the table has a column for each teacher.
+        files = [folder / f"{name}-gains{end}.md" for end in ("", *(f"-{metric}" for metric in entry.metrics))]
+        if texts := [file.read_text(encoding="utf-8") for file in files if file.exists()]:
+            parts += [f"## {entry.title}", *texts]
+    return "\n\n".join(parts)
 
 
 def _makers(params: Params, outcomes: dict[str, Outcome], locked: dict[str, str]) -> dict[str, str]:

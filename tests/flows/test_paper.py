@@ -230,6 +230,27 @@ def test_form_explains_itself() -> None:
     assert not schema.required
 
 
+def test_tables_of_the_report_come_in_the_order_of_the_params(root: Path, tmp_path: Path) -> None:
+    from flows.paper import report_tables
+
+    params = load(root / "params.yaml")
+    params = params.model_copy(update={"suite": params.suite.model_copy(update={"out": str(tmp_path)})})
+    assert report_tables(params) == ""
+    tables = tmp_path / "report/tables"
+    tables.mkdir(parents=True)
+    for name in ("chen_2-gains-R@1", "chen_2-gains-R@10", "chen_2-gains-R@5", "xia_1-gains", "xia_1-levels"):
+        (tables / f"{name}.md").write_text(f"of {name}")
+    lines = [line for line in report_tables(params).splitlines() if line]
+    assert lines == [
+        "## Table 1, action recognition and video retrieval",
+        "of xia_1-gains",
+        "## Table 2, video retrieval",
+        "of chen_2-gains-R@1",
+        "of chen_2-gains-R@5",
+        "of chen_2-gains-R@10",
+    ]
+
+
 def test_links_of_the_table_hold_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example/")
     made = table({"train@kd": Outcome("ran", 1.0)}, {"train@kd": "0123456789"})

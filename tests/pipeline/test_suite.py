@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -98,6 +99,10 @@ def test_make_flow_finds_everything_done(checkout: Checkout, tmp_path: Path) -> 
     home = {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": ""}
     output = checkout.run("make", "flow", **home).stdout
     assert "skipped" in output and not ran(output)
+    with sqlite3.connect(tmp_path / "prefect.db") as database:
+        artifacts = dict(database.execute("select key, data from artifact").fetchall())
+    assert set(artifacts) == {"stages-avsynth", "report-avsynth"}
+    assert "MNF+CSC" in artifacts["report-avsynth"]
     assert "--workers" in checkout.run("python", "-m", "flows.paper", "--help", **home).stdout
 
 
