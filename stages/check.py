@@ -3,7 +3,7 @@
 `stages.params` checks types, ranges and names; this adds what needs the methods' own code and a look at the
 datasets' folders. Makes, under check/: <section>.json, <section>/<entry>.json, and datasets/<entry>/<part>.json. That
 is what other stages depend on, so that a change reruns those alone that it concerns. They hold defaults, too: a changed
-default is a change.
+default is a change, a new key that nobody has set is none.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main(stage: Stage) -> None:
     """Check the suite, write its entries, and make the empty teacher that cells name where they have none."""
     check(stage.params.suite.file, stage.params)
     with stage.output() as folder:
-        for name, section in stage.params.model_dump(mode="json").items():
+        for name, section in stage.params.model_dump(mode="json", exclude_none=True).items():
             _write(folder / name, section, depth=3 if name == "datasets" else 2)
     for kind in ("teachers", "teacher_features", "teacher_head", "train"):
         stores.write_text(stage.params.path(kind, NO_TEACHER) / "README", "the absence of a teacher\n")

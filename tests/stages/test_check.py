@@ -37,6 +37,7 @@ def test_each_entry_has_a_file_with_all_its_values(raw: dict[str, Any], tmp_path
     assert {f"cells/{name}.json" for name in raw["cells"]} == {name for name in found if name.startswith("cells/")}
     assert found["recipes/small.json"]["lr"] == raw["recipes"]["small"]["lr"]
     assert found["recipes/small.json"]["momentum"] == 0.9, "a default"
+    assert "train_groups" not in found["recipes/small.json"], "what is not set"
     assert found["datasets/avsynth/split.json"] == raw["datasets"]["avsynth"]["split"]
 
 
