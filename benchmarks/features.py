@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.harness import Measured, Setting, benchmark, speedup
+from benchmarks.harness import Measured, Setting, benchmark, median_seconds, speedup
+from models.logmel import MELS
 from models.teachers.cnn14 import Cnn14
-from stages.params import Teacher
+from stages.params import Precision, Teacher
 from stages.stores import Store, StoreWriter, read_arrays
 from stages.teacher_features import SHARD, Work, extract, load_teacher, shard
 
-AGREEMENT = 1e-3  # largest difference of a feature that is let pass, as a share of the largest feature
+# Largest difference of a feature that is let pass, as a share of the largest feature.
+AGREEMENT: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.02}
 
 
 @torch.inference_mode()
@@ -35,7 +37,9 @@ def recordings(folder: Path, count: int, frames: int) -> Store:
 @benchmark("features of CNN14 from log-mel", "the same network in float32, batch 1", cpu=2, gpu=10)
 def cnn14_features(setting: Setting) -> Measured:
     """A shard of stage teacher_features (16 recordings of 7 s; GPU: 128), from the packed store to its file, against
-    the network in float32 that takes one recording a call; the same cores for both."""
+    the network in float32 that takes one recording a call; the same cores for both. Features have `precision: bfloat16`
+    where the processor computes with it; beside it the ratio in float32, and what share it has of the speed at which
+    the same cores multiply large float32 matrices."""
     count, frames = (4, 40) if setting.quick else (16 if setting.device == "cpu" else SHARD, 700)
     store = recordings(setting.folder / "spectrogram", count, frames)
     torch.manual_seed(0)
@@ -44,14 +48,47 @@ def cnn14_features(setting: Setting) -> Measured:
     model = load_teacher(setting.folder, teacher).to(setting.device)
     assert isinstance(model, Cnn14)
     ids = np.array(list(store))
-    work = Work("made up", setting.folder, teacher, store.folder, setting.device, setting.folder / "shards")
+    theirs = one_by_one(model, store, setting.device)
 
-    extract(work, 0, ids)
-    ours, theirs = read_arrays(shard(work.folder, 0))["features"], one_by_one(model, store, setting.device)
-    apart = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-    assert apart < AGREEMENT, apart
-    measured = speedup(
-        lambda: extract(work, 0, ids), lambda: one_by_one(model, store, setting.device), 2 if setting.quick else 5
-    )
-    rates = {f"{name}_clips_per_s": count / measured.detail[f"{name}_s"] for name in ("ours", "baseline")}
-    return Measured(measured.value, measured.detail | rates | {"apart": apart})
+    def measure(precision: Precision) -> Measured:
+        folder = setting.folder / precision
+        work = Work(precision, setting.folder, teacher, precision, store.folder, setting.device, folder)
+        extract(work, 0, ids)
+        apart = float(np.abs(read_arrays(shard(folder, 0))["features"] - theirs).max() / np.abs(theirs).max())
+        assert apart < AGREEMENT[precision], apart
+        measured = speedup(
+            lambda: extract(work, 0, ids), lambda: one_by_one(model, store, setting.device), 2 if setting.quick else 5
+        )
+        rates = {f"{name}_clips_per_s": count / measured.detail[f"{name}_s"] for name in ("ours", "baseline")}
+        return Measured(measured.value, measured.detail | rates | {"apart": apart})
+
+    exact = measure("float32")
+    speed = operations(model, frames, setting.device) * exact.detail["ours_clips_per_s"]
+    detail = {"float32_x": exact.value, "float32_share_of_matrix_speed": speed / matrix_speed(setting.device)}
+    if not computes_bfloat16(setting.device):
+        return Measured(exact.value, detail | exact.detail | {"precision": "float32"})
+    reduced = measure("bfloat16")
+    return Measured(reduced.value, detail | reduced.detail | {"precision": "bfloat16"})
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether a processor multiplies numbers of bfloat16 itself."""
+    if device != "cpu":
+        return torch.cuda.is_bf16_supported()
+    return any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+
+
+@torch.inference_mode()
+def operations(model: Cnn14, frames: int, device: str) -> int:
+    """Additions and multiplications that the network takes for a recording."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counted:
+        model(torch.zeros(1, frames, MELS, device=device))
+    return counted.get_total_flops()
+
+
+def matrix_speed(device: str, size: int = 2048) -> float:
+    """Operations a second of the product of two square matrices in float32, on all cores."""
+    one, other = torch.rand(2, size, size, device=device)
+    return 2 * size**3 / median_seconds(lambda: one @ other, 5)

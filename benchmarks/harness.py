@@ -53,7 +53,8 @@ class Benchmark(NamedTuple):
 
     `unit` is x (a speed-up, more is better), or %, s, min, GiB or exponent (less is better). `goals` has an entry for
     each kind of machine that the benchmark is for: the bound that the value has to keep, None where there is none.
-    `suite` says that it reads what a run of the embedded suite has left (`--suite`)."""
+    `suite` says that it reads what a run of the embedded suite has left (`--suite`). `limit` is what the page says of a
+    value that misses its goal: what keeps it from there, and how that was found."""
 
     name: str
     function: Callable[[Setting], Measured]
@@ -62,6 +63,7 @@ class Benchmark(NamedTuple):
     unit: str
     goals: Mapping[Kind, float | None]
     suite: bool
+    limit: str = ""
 
     def keeps(self, value: float, kind: Kind) -> bool | None:
         """Whether a value reaches the goal; None where there is no goal."""
@@ -75,14 +77,14 @@ _declared: dict[str, Benchmark] = {}
 
 
 def benchmark(
-    what: str, against: str = "", unit: str = "x", suite: bool = False, **goals: float | None
+    what: str, against: str = "", unit: str = "x", suite: bool = False, limit: str = "", **goals: float | None
 ) -> Callable[[Callable[[Setting], Measured]], Callable[[Setting], Measured]]:
     """Declare a function as the benchmark of its name; goals as `cpu=` and `gpu=`. Its docstring says how it works."""
 
     def declare(function: Callable[[Setting], Measured]) -> Callable[[Setting], Measured]:
         name = function.__name__
         bounds = {kind: goals[kind] for kind in KINDS if kind in goals}
-        _declared[name] = Benchmark(name, function, what, against, unit, bounds, suite)
+        _declared[name] = Benchmark(name, function, what, against, unit, bounds, suite, limit)
         return function
 
     return declare
@@ -140,13 +142,14 @@ def median_seconds(function: Callable[[], object], repeats: int) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What results depend on: processor, cores that may be used, memory, GPU, and versions."""
+    """What results depend on: processor and its widest vectors, cores that may be used, memory, GPU, and versions."""
     import torch
 
     packages = {name: version(name) for name in VERSIONS if _installed(name)}
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "cores": cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -33,6 +33,8 @@ def page(benchmarks: Mapping[str, Benchmark], results: Mapping[Kind, Mapping[str
         for kind in KINDS:
             if row := _row(one, kind, results):
                 lines += [f"- {NAMES[kind]}, {row['date']}: {_detail(row['detail'])}"]
+                if one.limit and one.keeps(row["value"], kind) is False:
+                    lines += [f"- {NAMES[kind]}, what limits it: {one.limit}"]
         lines += [""]
     return "\n".join(lines).rstrip().replace("\n\n\n", "\n\n") + "\n"
 
@@ -48,7 +50,8 @@ def _machine(kind: Kind, result: Mapping[str, Any]) -> str:
         return f"- {NAMES[kind]}: not measured yet"
     where = result["machine"]
     dates = sorted({row["date"] for row in result["rows"].values()})
-    parts = [where["gpu"], where["processor"], f"{where['cores']} cores", f"{where['memory_gib']} GiB", where["system"]]
+    parts = [where["gpu"], where["processor"], where["vectors"], f"{where['cores']} cores"]
+    parts += [f"{where['memory_gib']} GiB", where["system"]]
     parts += [f"{name} {number}" for name, number in where["versions"].items()]
     days = " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "no rows"
     return f"- {NAMES[kind]} ({days}): {', '.join(part for part in parts if part)}"

@@ -308,6 +308,6 @@ def _reason(lines: list[str]) -> str:
 if __name__ == "__main__":
     try:
         mend(Path.cwd())
-        os.execve(executable(), ["dvc", *sys.argv[1:]], environment() | dict(warm.start().variables))  # noqa: S606 - no shell is wanted
+        os.execve(executable(), ["dvc", *sys.argv[1:]], environment())  # noqa: S606 - no shell is wanted
     except UserError as error:
         sys.exit(f"error: {error}")

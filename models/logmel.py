@@ -34,11 +34,12 @@ def log_mel(waveform: Tensor) -> Tensor:
     with silence to one window (so 4 frames). Values are at least -100. Raises ValueError where there is no sample."""
     if waveform.shape[-1] == 0:
         raise ValueError("log_mel: the waveform has no samples")
-    waveform = functional.pad(waveform, (0, max(0, WINDOW - waveform.shape[-1])))
+    if waveform.shape[-1] < WINDOW:
+        waveform = functional.pad(waveform, (0, WINDOW - waveform.shape[-1]))
     window = torch.hann_window(WINDOW, device=waveform.device)
     flat = waveform.reshape(-1, waveform.shape[-1])
     spectrum = torch.stft(flat, WINDOW, HOP, window=window, center=True, pad_mode="reflect", return_complex=True)
-    power = spectrum.abs().square().transpose(-1, -2)
+    power = (spectrum * spectrum.conj()).real.transpose(-1, -2)  # abs().square() takes longer than the transform
     mel = power @ mel_filters().to(waveform.device)
     decibels = 10 * torch.log10(mel.clamp(min=FLOOR))
     return decibels.reshape(*waveform.shape[:-1], *decibels.shape[-2:])

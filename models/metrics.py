@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 def top1(probabilities: Tensor, labels: Tensor) -> float:
@@ -37,15 +36,22 @@ def neighbours(queries: Tensor, gallery: Tensor, k: int, chunk: int = 128) -> It
     `queries` (N, D), `gallery` (M, D); k is capped at M. Ties stand in the gallery's order, whatever the chunk: cosines
     are computed in float64 and rounded to float32, so that equal vectors are equally near wherever they stand."""
     size = len(gallery)
-    gallery = functional.normalize(gallery.double(), dim=1).T
+    gallery = unit(gallery).T
     order = torch.arange(size - 1, -1, -1, device=gallery.device)
     for part in queries.split(chunk):
-        cosine = (functional.normalize(part.double(), dim=1) @ gallery).float() + 0.0  # + 0.0 makes -0 a 0
+        cosine = (unit(part) @ gallery).float().add_(0.0)  # which makes -0 a 0
         # topk does not keep the order of ties, so rank by a whole number that has none: the float's bits, which are
         # in the order of its value (once those of negative ones are flipped), then the place in the gallery.
-        bits = cosine.view(torch.int32).long()
-        rank = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) * size + order
+        bits = cosine.view(torch.int32)
+        bits ^= (bits >> 31) & 0x7FFFFFFF
+        rank = bits.long().mul_(size).add_(order)
         yield rank.topk(min(k, size), dim=1).indices
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Rows (N, D) scaled to length 1, in float64; rows of zeros stay. Memory: no more than the result."""
+    vectors = vectors.to(torch.float64, copy=True)
+    return vectors.div_(vectors.norm(dim=1, keepdim=True).clamp_min_(1e-12))
 
 
 def retrieval(

@@ -8,8 +8,9 @@ Makes, under cost/: cost.csv, a row for each run of `report.cost`:
   memory, memory_relative                bytes that a step takes, and their ratio to the baseline's
 
 A step is forward, backward and optimizer on a batch that is on the device already, at the size of the run's recipe.
-Steps of the baseline and of the method take turns in one process, so that whatever else the machine does meets both.
-On the CPU, where training has one thread, seconds are those of that processor: waiting for one does not count.
+Steps of the baseline and of the method take turns in one process, so that whatever else the machine does meets both:
+runs are measured side by side, as they are trained. On the CPU, where training has one thread, seconds are those of
+that processor: waiting for one does not count.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ import torch
 from torch import Tensor
 
 from stages import results, stores
-from stages.jobs import resolve_device
-from stages.progress import progress
+from stages.jobs import resolve_device, run_jobs
 from stages.stage import Stage
 from stages.train import Task, Trainer, count_parameters, make_deterministic
 
@@ -156,31 +156,30 @@ def measure(trainer: Trainer, baseline: Trainer, batches: list[tuple[Tensor, ...
     }
 
 
+def row(stage: Stage, run: str, device: str) -> dict[str, Any]:
+    """The row of one run."""
+    params = stage.params
+    cell = params.cells[params.runs()[run][0]]
+    make_deterministic(params.recipes[cell.recipe].compile)
+    base = results.counterpart(params, run, params.report.baseline)
+    assert base is not None  # of check_tables
+    baseline = ready(stage, base, device)
+    measured = measure(ready(stage, run, device), baseline, first_batches(baseline))
+    about = {"run": run, "method": cell.method, "teachers": cell.runs[run].teachers, "baseline": base}
+    return {**about, "device": device, **measured}
+
+
 def main(stage: Stage) -> None:
     """Measure the runs that `report.cost` names."""
     params = stage.params
     results.check_tables(params)
-    # As in training: see stages/train.py.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    make_deterministic(any(params.recipes[cell.recipe].compile for cell in params.cells.values()))
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training
     device = resolve_device(params.device)
-    if device == "cpu":
-        torch.set_num_threads(1)
-    baselines: dict[str, tuple[Trainer, list[tuple[Tensor, ...]]]] = {}
-    rows: list[dict[str, Any]] = []
-    for run in progress(params.report.cost, "cost"):
-        base = results.counterpart(params, run, params.report.baseline)
-        assert base is not None  # of check_tables
-        if base not in baselines:
-            trainer = ready(stage, base, device)
-            baselines[base] = trainer, first_batches(trainer)
-        cell = params.cells[params.runs()[run][0]]
-        about = {"run": run, "method": cell.method, "teachers": cell.runs[run].teachers, "baseline": base}
-        rows.append({**about, "device": device, **measure(ready(stage, run, device), *baselines[base])})
+    rows = run_jobs(row, [(stage, run, device) for run in params.report.cost], device, "cost")
     table = pd.DataFrame(rows, columns=["run", "method", "teachers", "baseline", "device", *MEASURED])
     with stage.output() as folder:
         stores.write_csv(folder / "cost.csv", table)
         stage.run.log_artifact(folder / "cost.csv")
     stage.run.log_params({"device": device, "steps": STEPS})
-    for row in rows:
-        stage.run.log_metrics({f"{row['run']}/{name}": row[name] for name in MEASURED})
+    for found in rows:
+        stage.run.log_metrics({f"{found['run']}/{name}": found[name] for name in MEASURED})

@@ -8,11 +8,13 @@ key of its name in `stages.params.Figures`.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.drawing import STYLE, Drawn, NoDataError, classes, clips, runs
+from stages.jobs import run_jobs
 from stages.params import Figures, Params
 from stages.stage import Stage
 from stages.stores import write_csv, write_json
@@ -53,37 +55,38 @@ def save(figure: Figure, path: Path) -> None:
         fewer.save(path, optimize=True)
 
 
-def draw(params: Params) -> Iterator[tuple[str, str, Drawn | str]]:
-    """Every figure of the suite: its name, its title, and the figure or the reason why it is absent."""
-    wanted = {
+def wanted(params: Params) -> dict[str, tuple[str, Callable[[Params], Drawn]]]:
+    """The figures of the suite by name: title, and what draws it."""
+    found = {
         name: figure
         for name, figure in FIGURES.items()
         if name not in Figures.model_fields or getattr(params.report.figures, name)
     }
     for dataset in params.datasets:
-        sheet = lambda params, dataset=dataset: clips.contact_sheet(params, dataset)  # noqa: E731
-        wanted[f"clips_{dataset}"] = (f"Clips of {dataset}", sheet)
-    for name, (title, make) in wanted.items():
+        found[f"clips_{dataset}"] = (f"Clips of {dataset}", partial(clips.contact_sheet, dataset=dataset))
+    return found
+
+
+def draw(params: Params, name: str, folder: Path) -> dict[str, str]:
+    """Draw a figure, and write it and its data into `folder`; its entry in figures.json, or why there is none."""
+    from matplotlib import rc_context
+
+    title, make = wanted(params)[name]
+    with rc_context(STYLE):
         try:
-            yield name, title, make(params)
+            drawn = make(params)
         except NoDataError as reason:
-            yield name, title, str(reason)
+            return {"name": name, "title": title, "absent": str(reason)}
+        write_csv(folder / f"{name}.csv", drawn.data)
+        save(drawn.figure, folder / f"{name}.png")
+    return {"name": name, "title": title, "caption": drawn.caption, "file": f"{name}.png", "data": f"{name}.csv"}
 
 
 def main(stage: Stage) -> None:
     """Draw every figure that the suite has data for, and list them all in figures.json."""
-    from matplotlib import rc_context
-
-    listing: list[dict[str, str]] = []
-    with stage.output() as folder, rc_context(STYLE):
-        for name, title, drawn in draw(stage.params):
-            if isinstance(drawn, str):
-                listing.append({"name": name, "title": title, "absent": drawn})
-                continue
-            write_csv(folder / f"{name}.csv", drawn.data)
-            save(drawn.figure, folder / f"{name}.png")
-            stage.run.log_artifact(folder / f"{name}.png")
-            listing.append(
-                {"name": name, "title": title, "caption": drawn.caption, "file": f"{name}.png", "data": f"{name}.csv"}
-            )
+    with stage.output() as folder:
+        jobs = [(stage.params, name, folder) for name in wanted(stage.params)]
+        listing = run_jobs(draw, jobs, "cpu", "figures")
+        for path in sorted(folder.glob("*.png")):
+            stage.run.log_artifact(path)
         write_json(folder / "figures.json", listing)

@@ -27,11 +27,11 @@ from models.teachers import Teacher as Network
 from stages import published, stores
 from stages.jobs import resolve_device, run_jobs
 from stages.loader import centre_crop
-from stages.params import Teacher
+from stages.params import Precision, Teacher
 from stages.stage import Stage
 from stages.stores import Store
 from stages.teachers import IMAGE_SIZE, head, image_input, network_of
-from stages.train import load_tensors
+from stages.train import autocast, load_tensors
 
 SHARD = 128  # clips
 # What one batch may hold: it bounds the memory, about 1 GB for CNN14.
@@ -45,6 +45,7 @@ class Work(NamedTuple):
     key: str
     weights: Path
     teacher: Teacher
+    precision: Precision
     store: Path
     device: str
     folder: Path
@@ -107,9 +108,10 @@ def extract(work: Work, number: int, ids: np.ndarray) -> None:
     row = {name: place for place, name in enumerate(ids.tolist())}
     for names, inputs in batches(store, [name for name in row if name in store], work.teacher.kind):
         inputs = inputs.to(work.device)
-        output = model(inputs if inputs.ndim == 3 else inputs.flatten(0, 1))
-        parts = {"features": output.embedding, "logits": output.logits}
-        parts["probabilities"] = output.logits.sigmoid() if independent else output.logits.softmax(1)
+        with autocast(torch.device(work.device), work.precision):
+            output = model(inputs if inputs.ndim == 3 else inputs.flatten(0, 1))
+        parts = {"features": output.embedding, "logits": output.logits.float()}
+        parts["probabilities"] = parts["logits"].sigmoid() if independent else parts["logits"].softmax(1)
         parts |= {f"block_{number}": block for number, block in enumerate(output.blocks)}
         rows = [row[name] for name in names]
         for part, values in parts.items():
@@ -157,9 +159,9 @@ def main(stage: Stage) -> None:
     ids = stores.read_index(split / "index.csv")["id"].to_numpy(dtype=str)
     code = [Path(__file__), Path(models.teachers.__file__).parent]
     digest = stores.digest(split / "index.csv", weights, store, *code)
-    key = f"{digest} {teacher.model_dump_json()} {device} {torch.__version__}"
+    key = f"{digest} {teacher.model_dump_json()} {entry.precision} {device} {torch.__version__}"
     with stage.output(key=key) as folder:
-        work = Work(key, weights, teacher, store, device, folder / "shards")
+        work = Work(key, weights, teacher, entry.precision, store, device, folder / "shards")
         parts = np.array_split(ids, range(SHARD, len(ids), SHARD))
         todo = [number for number in range(len(parts)) if not stores.intact(shard(work.folder, number))]
         run_jobs(extract, [(work, number, parts[number]) for number in todo], device, "features")

@@ -1,9 +1,11 @@
 """Warm starts: a process that has the libraries loaded, and forks once for each stage.
 
-To load PyTorch takes seconds, which is most of what a short stage takes. `flows.dvc` starts `python -m stages.warm
-SOCKET` beside DVC, names the socket in AV_WARM, and `python -m stages` hands its stage over there: arguments, working
-folder, environment and open files. Where nobody answers, or its code is another one, the stage starts by itself, and
-nothing else differs. A stage ends with whoever asked for it, and all end with the server, however those end.
+To load PyTorch takes seconds, which is most of what a short stage takes. The first stage that a DVC process starts
+starts `python -m stages.warm` too, and `python -m stages` hands its stage over there: arguments, working folder,
+environment and open files. A flow, which starts a DVC process for each stage, starts one server for all of them and
+names its socket in AV_WARM. Where nobody answers, or its code is another one, the stage starts by itself, and nothing
+else differs. A stage ends with whoever asked for it, and all end with the server, however those end; the server ends
+with that DVC process or flow.
 
 For Linux alone: nothing else tells a process of the end of another one so surely.
 """
@@ -32,8 +34,8 @@ VARIABLE = "AV_WARM"
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ["stages.stage", "torch", "stages.train", "stages.evaluate", "torchvision.models", "sklearn.metrics"]
 LIBRARIES += ["matplotlib.figure", "stages.figures", "stages.cost", "stages.report", "torchaudio"]
+SOCKET = "warm"
 PATIENCE = 5.0  # seconds for a request to come whole
-LOOK_UP = 1.0  # seconds between looks whether the one who started the server is there
 PR_SET_PDEATHSIG = 1
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -51,9 +53,8 @@ class Request(NamedTuple):
 
 
 def hand_over(arguments: list[str]) -> int | None:
-    """Have a stage run by the server that AV_WARM names; its exit code. None if it is to be run here."""
-    address = os.environ.get(VARIABLE)
-    if not address or sys.platform != "linux":
+    """Have a stage run by the server that is there for it; its exit code. None if it is to be run here."""
+    if sys.platform != "linux" or not (address := os.environ.get(VARIABLE) or of_dvc()):
         return None
     with socket.socket(socket.AF_UNIX) as server:
         try:
@@ -77,6 +78,22 @@ def hand_over(arguments: list[str]) -> int | None:
     return int(code) if code >= 0 else 128 - int(code)  # as a shell says that a signal ended it
 
 
+def of_dvc() -> str | None:
+    """Address of the server of the DVC process that started this one, and that server, where it is the first stage.
+
+    None if it was not DVC that started this process, or no server can be."""
+    if "DVC_STAGE" not in os.environ:
+        return None
+    folder = Path(tempfile.gettempdir()) / f"avdistill-{os.getuid()}-{os.getppid()}"
+    try:
+        if not folder.exists():
+            folder.mkdir(0o700)
+            launch(folder, os.getppid())
+        return str(folder / SOCKET) if folder.lstat().st_uid == os.getuid() else None
+    except OSError:
+        return None
+
+
 def _send(server: socket.socket, request: Request) -> None:
     content = json.dumps(request).encode()
     socket.send_fds(server, [struct.pack("Q", len(content))], [0, 1, 2])
@@ -87,24 +104,26 @@ def _send(server: socket.socket, request: Request) -> None:
 
 
 class Server:
-    """Listens, loads, and forks. `serve` returns in the forked processes only, with what they are to do."""
+    """Loads, and forks. `serve` returns in the forked processes only, with what they are to do."""
 
-    def __init__(self, address: Path, parent: int) -> None:
-        self.code, self.parent = digest(), parent
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(address))
-        self.listener.listen(64)
+    def __init__(self, listener: socket.socket, owner: int) -> None:
+        """`owner`: number of the process to end with. Raises ProcessLookupError if it has ended."""
+        self.code = digest()
+        self.listener, self.owner = listener, os.pidfd_open(owner)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.listener, selectors.EVENT_READ)
+        self.selector.register(self.owner, selectors.EVENT_READ)
         self.libraries: list[str] = []
         self.children: set[int] = set()
 
     def serve(self) -> list[str]:
-        """Answer until the parent ends; a forked process returns with the arguments of its stage."""
+        """Answer until the owner ends; a forked process returns with the arguments of its stage."""
         asked = False
-        while os.getppid() == self.parent:
+        while True:
             # Libraries are loaded once somebody has asked, one at a time between requests.
-            for key, _ in self.selector.select(0 if self.libraries else LOOK_UP):
+            for key, _ in self.selector.select(0 if self.libraries else None):
+                if key.fd == self.owner:
+                    raise SystemExit
                 if key.data is not None:
                     self.look(*key.data)
                     continue
@@ -114,7 +133,6 @@ class Server:
                 if (arguments := self.begin()) is not None:
                     return arguments
             self.load(1)
-        raise SystemExit
 
     def load(self, count: int) -> None:
         """Import some more libraries. Whatever one of them raises, its stage will tell."""
@@ -141,6 +159,7 @@ class Server:
             return None
         if not child:
             self.listener.close()
+            os.close(self.owner)
             client.close()
             become(request, files)
             return request.arguments
@@ -240,33 +259,42 @@ def start() -> Started:
     There is none where AV_WARM names one already, or is `off`, and on systems that warm starts are not for."""
     if sys.platform != "linux" or os.environ.get(VARIABLE):
         return Started()
-    address = Path(tempfile.mkdtemp(prefix="avdistill-")) / "warm"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "stages.warm", str(address), str(os.getpid())],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    return Started({VARIABLE: str(address)}, [server])
+    folder = Path(tempfile.mkdtemp(prefix="avdistill-"))
+    return Started({VARIABLE: str(folder / SOCKET)}, [launch(folder, os.getpid())])
 
 
-def _main() -> list[str]:
-    # The parent says who it is: it may be gone before this process could ask.
-    address, parent, own = Path(sys.argv[1]), int(sys.argv[2]), os.getpid()
+def launch(folder: Path, owner: int) -> subprocess.Popen[str]:
+    """Start a server that listens in `folder`, at once, and takes it away when it ends, as process `owner` does."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / SOCKET))
+        listener.listen(64)
+        return subprocess.Popen(
+            [sys.executable, "-m", "stages.warm", str(folder), str(owner), str(listener.fileno())],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[listener.fileno()],
+            text=True,
+            start_new_session=True,
+        )
+
+
+def _main(folder: str, owner: str, listener: str) -> list[str]:
+    own = os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
-        return Server(address, parent).serve()
+        return Server(socket.socket(fileno=int(listener)), int(owner)).serve()
+    except ProcessLookupError:  # the owner has ended before
+        raise SystemExit from None
     finally:
         if os.getpid() == own:
-            shutil.rmtree(address.parent, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    arguments = _main()
+    arguments = _main(*sys.argv[1:])
     from stages.stage import run
 
     run(arguments)

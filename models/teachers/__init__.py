@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from models.teachers.cnn14 import Cnn14
 from models.teachers.resnet import ImageResNet
 
@@ -21,8 +23,8 @@ def build_teacher(kind: str, classes: int, width: float = 1.0, embedding: int | 
     if not 0 < width <= 1:
         raise ValueError(f"teacher {kind} cannot have width {width}; expected 0 < width <= 1")
     if kind == "cnn14":
-        return Cnn14(classes, embedding, width)
+        return Cnn14(classes, embedding, width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = ImageResNet(classes, {"resnet10": 10, "resnet34": 34, "resnet50": 50}[kind], width)
     if embedding not in (None, model.feature_dim):
         raise ValueError(f"teacher {kind} of width {width} has embedding {model.feature_dim}, not {embedding}")
-    return model
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

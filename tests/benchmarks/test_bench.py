@@ -17,6 +17,7 @@ from stages.stores import Store
 MACHINE = {
     "system": "Linux x86_64",
     "processor": "Some CPU",
+    "vectors": "AVX512",
     "cores": 2,
     "memory_gib": 8,
     "gpu": None,
@@ -32,13 +33,13 @@ def row(value: float, unit: str = "x", date: str = "2026-01-02") -> dict[str, ob
     return {"value": value, "unit": unit, "date": date, "took_s": 1.0, "detail": {"ours_s": 0.5, "sizes": [1, 2]}}
 
 
-def entry(name: str, unit: str = "x", suite: bool = False, **goals: float | None) -> Benchmark:
+def entry(name: str, unit: str = "x", suite: bool = False, limit: str = "", **goals: float | None) -> Benchmark:
     def function(setting: Setting) -> Measured:
         """How it
         is measured."""
         return Measured(1.0, {})
 
-    return Benchmark(name, function, f"what {name} is", "", unit, goals, suite)  # type: ignore[arg-type]
+    return Benchmark(name, function, f"what {name} is", "", unit, goals, suite, limit)  # type: ignore[arg-type]
 
 
 def plain(page: str) -> str:
@@ -95,8 +96,8 @@ def test_rows_stay_while_machine_and_versions_do(tmp_path: Path) -> None:
 
 def test_the_table_has_a_column_for_each_kind_of_machine() -> None:
     known = {
-        "fast": entry("fast", "x", cpu=1.4, gpu=5.0),
-        "slow": entry("slow", "s", cpu=3.0),
+        "fast": entry("fast", "x", cpu=1.4, gpu=5.0, limit="nothing"),
+        "slow": entry("slow", "s", cpu=3.0, limit="disks turn"),
         "grows": entry("grows", "exponent", cpu=None),
     }
     cpu = {"machine": MACHINE, "rows": {"fast": row(1.634), "slow": row(4.5, "s"), "grows": row(1.019, "exponent")}}
@@ -108,10 +109,11 @@ def test_the_table_has_a_column_for_each_kind_of_machine() -> None:
         "| what slow is | - | ≤ 3 s | (4.5 s) | - | - |",  # missed, and not for a GPU
         "| what grows is | - | - | n^1.02 | - | - |",
     ]
-    assert "CPU (2026-01-02): Some CPU, 2 cores, 8 GiB, Linux x86_64, python 3.11, torch 2" in page
+    assert "CPU (2026-01-02): Some CPU, AVX512, 2 cores, 8 GiB, Linux x86_64, python 3.11, torch 2" in page
     assert "GPU: not measured yet" in page
     assert "**what fast is** (`fast`). How it is measured." in page
     assert "- CPU, 2026-01-02: ours_s 0.5; sizes 1, 2" in page
+    assert page.count("what limits it") == 1 and "- CPU, what limits it: disks turn" in page
     gpu = {"machine": MACHINE | {"gpu": "Some GPU"}, "rows": {"fast": row(7.0)}}
     assert "| what fast is | - | ≥ 1.4x | 1.63x | ≥ 5x | 7x |" in plain(table.page(known, {"cpu": cpu, "gpu": gpu}))
 
@@ -265,14 +267,18 @@ def test_seconds_by_stage_leave_nested_runs_out(tmp_path: Path) -> None:
 
 
 def test_rows_of_the_suite_come_from_its_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"repro_s": 600.0, "no_op_s": [2.0, 3.0, 9.0], "stages_s": {"train": 300.0, "figures": 50.0}, "flow_s": 420}
+    times = {"repro_s": 600.0, "repro_busy_s": 1000.0, "no_op_s": [2.0, 3.0, 9.0], "flow_s": 420, "flow_busy_s": 800}
+    stages = {"train": 300.0, "evaluate": 150.0, "figures": 50.0}
     monkeypatch.setattr(pipeline, "SUITE", tmp_path / "suite.json")
-    pipeline.SUITE.write_text(json.dumps({**times, "stages_s": {**times["stages_s"], "evaluate": 150.0}}))  # type: ignore[dict-item]
+    pipeline.SUITE.write_text(json.dumps({**times, "stages_s": stages}))
+    monkeypatch.setattr(pipeline, "cores", lambda: 2)
     values = [
         way(setting(tmp_path)).value
         for way in (pipeline.suite_time, pipeline.suite_overhead, pipeline.suite_no_op, pipeline.suite_by_flow)
     ]
     assert values == pytest.approx([10, 25, 3, 70])
+    detail = pipeline.suite_by_flow(setting(tmp_path)).detail
+    assert detail["with_no_core_ever_idle_%"] == pytest.approx(100 * 400 / 600)
 
 
 def test_a_stub_graph_has_two_stages_a_run(tmp_path: Path) -> None:

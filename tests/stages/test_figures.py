@@ -50,7 +50,7 @@ def test_figures_are_the_same_every_time(params: Params, drawn: Path):
 def test_figures_that_params_do_not_ask_for_are_not_listed(tmp_path: Path):
     params = suite_params(tmp_path, figures={"scores": ["mnf_csc"]})
     write_suite(params)
-    assert [name for name, _, _ in figures.draw(params)] == ["accuracy", "scores", "confusion", "clips_made"]
+    assert list(figures.wanted(params)) == ["accuracy", "scores", "confusion", "clips_made"]
 
 
 def test_figures_without_data_are_named_with_the_reason(tmp_path: Path):
@@ -58,7 +58,8 @@ def test_figures_without_data_are_named_with_the_reason(tmp_path: Path):
     write_suite(params)
     (params.path("evaluate", "mnf_csc") / "scores.csv").unlink()
     (params.path("spectrogram", "made") / "store.json").unlink()
-    absent = {name: drawn for name, _, drawn in figures.draw(params) if isinstance(drawn, str)}
+    listing = [figures.draw(params, name, tmp_path) for name in figures.wanted(params)]
+    absent = {entry["name"]: entry["absent"] for entry in listing if "absent" in entry}
     assert set(absent) == {"scores", "clips_made"}
     assert "scores" in absent["scores"] and "spectrogram" in absent["clips_made"]
 

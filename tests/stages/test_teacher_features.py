@@ -39,9 +39,9 @@ def clips() -> pd.DataFrame:
     return index_of(rows)
 
 
-def hearing(tmp_path: Path, weights: str = "x.pth", seed: int = 0) -> tuple[Params, dict[str, np.ndarray]]:
-    """A suite with a narrow CNN14 and its recordings, which are returned too."""
-    entry = {"dataset": "d", "teacher": "t", "input": "spectrogram/d"}
+def hearing(tmp_path: Path, weights: str = "x.pth", seed: int = 0, **more: str) -> tuple[Params, dict[str, np.ndarray]]:
+    """A suite with a narrow CNN14 and its recordings, which are returned too; `more` is for its features."""
+    entry = {"dataset": "d", "teacher": "t", "input": "spectrogram/d", **more}
     teacher = {"kind": "cnn14", "weights": weights, "width": 1 / 16, "embedding": 24}
     params = suite(tmp_path, clips(), teachers={"t": teacher}, features={"f": entry})
     random = np.random.default_rng(seed)
@@ -76,6 +76,17 @@ def alone(model: Any, inputs: torch.Tensor) -> dict[str, np.ndarray]:
     parts = {"features": output.embedding, "logits": output.logits}
     parts |= {f"block_{number}": block for number, block in enumerate(output.blocks)}
     return {name: values.double().numpy().mean(0) for name, values in parts.items()}
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_reduced_precision_is_off_by_thousandths(tmp_path: Path, precision: str) -> None:
+    exact = run(hearing(tmp_path / "exact")[0])
+    found = run(hearing(tmp_path / "reduced", precision=precision)[0])
+    for name in ("features", "logits", *(f"block_{number}" for number in range(6))):
+        assert found[name].dtype == np.float32
+        apart = np.abs(found[name] - exact[name]).max() / np.abs(exact[name]).max()
+        assert 0 < apart < 0.02, name
+    assert np.abs(found["probabilities"] - exact["probabilities"]).max() < 0.02
 
 
 @pytest.mark.parametrize("weights", ["x.pth", "avsynth"])

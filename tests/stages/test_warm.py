@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,11 +144,12 @@ def test_a_parent_that_ended_before_the_server_was_there(checkout: Path, tmp_pat
     """It used to be taken for init, and the server ran for ever."""
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
-    address = tmp_path / "folder" / "warm"
-    address.parent.mkdir()
-    command = [sys.executable, "-m", "stages.warm", str(address), str(gone.pid)]
-    subprocess.run(command, cwd=checkout, check=True, timeout=60)
-    assert not address.parent.exists()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        command = [sys.executable, "-m", "stages.warm", str(folder), str(gone.pid), str(listener.fileno())]
+        subprocess.run(command, cwd=checkout, pass_fds=[listener.fileno()], check=True, timeout=60)
+    assert not folder.exists()
 
 
 def test_other_code_starts_by_itself(checkout: Path, served: dict[str, str], tmp_path: Path) -> None:
@@ -161,6 +164,55 @@ def test_other_code_starts_by_itself(checkout: Path, served: dict[str, str], tmp
     assert run(checkout, served).stdout.startswith("cold")
     (checkout / "models/metrics.py").write_text(original)
     assert run(checkout, served).stdout.startswith("warm")
+
+
+# In place of DVC: runs stages one after the other until one finds all libraries loaded, tells that one, and waits.
+DVC = """
+import os, subprocess, sys
+said = ""
+while not said.startswith("warm"):
+    said = subprocess.check_output([sys.executable, "-m", "stages", "download", "params.yaml", "avsynth"], text=True)
+print(said, end="", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_dvc_by_itself_has_a_server(checkout: Path, tmp_path: Path) -> None:
+    """The first stage starts it, which DVC does not have to know; it ends with DVC, killed or not."""
+    environment = {name: value for name, value in os.environ.items() if name != warm.VARIABLE}
+    environment |= {"DVC_STAGE": "download@avsynth", "TMPDIR": str(tmp_path), "SAID": "hello"}
+    command = [sys.executable, "-c", DVC]
+    with subprocess.Popen(
+        command, cwd=checkout, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as dvc:
+        assert dvc.stdout is not None
+        assert dvc.stdout.readline() == "warm hello project\n"
+        (folder,) = tmp_path.glob("avdistill-*")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        server = [p for p in psutil.process_iter() if str(folder) in arguments(p)]  # the last stage may be ending
+        assert server
+        dvc.kill()
+        assert not psutil.wait_procs(server, 60)[1]
+        assert not folder.exists()
+
+
+def arguments(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has ended, or belongs to somebody else
+        return []
+
+
+def test_a_folder_of_somebody_else_is_not_used(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "download@avsynth")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"avdistill-{os.getuid()}-{os.getppid()}"
+    folder.mkdir()
+    assert warm.of_dvc() == str(folder / "warm")
+    own = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: own + 1)
+    folder.rename(tmp_path / f"avdistill-{own + 1}-{os.getppid()}")
+    assert warm.of_dvc() is None
 
 
 def test_no_server_is_no_error(checkout: Path, served: dict[str, str], tmp_path: Path) -> None:
