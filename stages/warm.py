@@ -263,6 +263,14 @@ def start() -> Started:
     return Started({VARIABLE: str(folder / SOCKET)}, [launch(folder, os.getpid())])
 
 
+def threads() -> dict[str, str]:
+    """What PyTorch's OpenMP (libgomp) has to find in the environment when it is loaded, if nothing is there yet.
+
+    Its threads wait for each other by spinning, for so long that two stages with two threads each, on two cores, take
+    four times as long as with this; one by itself takes no longer."""
+    return {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
+
+
 def launch(folder: Path, owner: int) -> subprocess.Popen[str]:
     """Start a server that listens in `folder`, at once, and takes it away when it ends, as process `owner` does."""
     with socket.socket(socket.AF_UNIX) as listener:
@@ -271,6 +279,7 @@ def launch(folder: Path, owner: int) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "stages.warm", str(folder), str(owner), str(listener.fileno())],
             cwd=ROOT,
+            env=os.environ | threads(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -27,6 +27,7 @@ from pathlib import Path
 def main(stage):
     print("warm" if "stages.evaluate" in sys.modules else "cold", os.environ.get("SAID"), Path.cwd().name, flush=True)
     print("to stderr", file=sys.stderr)
+    assert os.environ["GOMP_SPINCOUNT"]
     Path("pid").write_text(str(os.getpid()))
     time.sleep(float(os.environ.get("WAIT", 0)))
     if os.environ.get("FAIL"):
@@ -69,6 +70,7 @@ def served(checkout: Path) -> Iterator[dict[str, str]]:
             assert time.monotonic() < until
             time.sleep(0.02)
         (server,) = psutil.Process(parent.pid).children()
+        assert server.environ()["GOMP_SPINCOUNT"] == os.environ.get("GOMP_SPINCOUNT", "1000")
         yield environment | {warm.VARIABLE: str(address)}
         parent.stdin.close()
         server.wait(60)  # by itself, once its parent has gone
