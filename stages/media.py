@@ -21,6 +21,7 @@ from stages.errors import UserError
 
 if TYPE_CHECKING:
     from av import VideoFrame
+    from av.audio.frame import AudioFrame
     from av.audio.stream import AudioStream
     from av.container import InputContainer
     from av.video.stream import VideoStream
@@ -145,10 +146,10 @@ def read_audio(path: Path, rate: int = SAMPLE_RATE, start: float = 0.0, end: flo
             first = time if first is None else first
             if end is not None and time > end:
                 break
-            chunks += [piece.to_ndarray().mean(axis=0) for piece in resampler.resample(frame)]
+            chunks += [_mono(piece) for piece in resampler.resample(frame)]
         if first is None:
             raise MediaError(f"{path}: no sound could be decoded")
-        chunks += [piece.to_ndarray().mean(axis=0) for piece in resampler.resample(None)]
+        chunks += [_mono(piece) for piece in resampler.resample(None)]
     sound = np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.float32)
     lead = round((first - start) * rate)
     sound = np.concatenate([np.zeros(lead, dtype=np.float32), sound]) if lead > 0 else sound[-lead:]
@@ -188,6 +189,12 @@ def write_video(path: Path, frames: np.ndarray, fps: int, sound: np.ndarray | No
             container.mux(voice.encode(frame))
             container.mux(voice.encode(None))
     partial.replace(path)
+
+
+def _mono(piece: AudioFrame) -> np.ndarray:
+    """The mean of the channels (samples,)."""
+    channels: np.ndarray = piece.to_ndarray()
+    return channels[0] if len(channels) == 1 else channels.mean(axis=0)
 
 
 @contextmanager
