@@ -34,7 +34,7 @@ VARIABLE = "AV_WARM"
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ["stages.stage", "torch", "stages.train", "stages.evaluate", "torchvision.models", "sklearn.metrics"]
 LIBRARIES += ["matplotlib.figure", "stages.figures", "stages.cost", "stages.report", "torchaudio"]
-SOCKET = "warm"
+SOCKET, READY = "warm", "ready"
 PATIENCE = 5.0  # seconds for a request to come whole
 PR_SET_PDEATHSIG = 1
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -79,17 +79,19 @@ def hand_over(arguments: list[str]) -> int | None:
 
 
 def of_dvc() -> str | None:
-    """Address of the server of the DVC process that started this one, and that server, where it is the first stage.
+    """Address of the server of the DVC process that started this one. The first stage starts that server.
 
-    None if it was not DVC that started this process, or no server can be."""
+    None until it has loaded its libraries: before, it could not look whether whoever asked is still there. None, too,
+    if it was not DVC that started this process, or no server can be."""
     if "DVC_STAGE" not in os.environ:
         return None
     folder = Path(tempfile.gettempdir()) / f"avdistill-{os.getuid()}-{os.getppid()}"
     try:
         if not folder.exists():
             folder.mkdir(0o700)
-            launch(folder, os.getppid())
-        return str(folder / SOCKET) if folder.lstat().st_uid == os.getuid() else None
+            launch(folder, os.getppid(), "at once")
+        ready = folder.lstat().st_uid == os.getuid() and (folder / READY).exists()
+        return str(folder / SOCKET) if ready else None
     except OSError:
         return None
 
@@ -106,9 +108,11 @@ def _send(server: socket.socket, request: Request) -> None:
 class Server:
     """Loads, and forks. `serve` returns in the forked processes only, with what they are to do."""
 
-    def __init__(self, listener: socket.socket, owner: int) -> None:
-        """`owner`: number of the process to end with. Raises ProcessLookupError if it has ended."""
-        self.code = digest()
+    def __init__(self, folder: Path, listener: socket.socket, owner: int, at_once: bool) -> None:
+        """`owner`: number of the process to end with; `at_once`: libraries are loaded before anybody has asked.
+
+        Raises ProcessLookupError if the owner has ended."""
+        self.code, self.folder, self.at_once = digest(), folder, at_once
         self.listener, self.owner = listener, os.pidfd_open(owner)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.listener, selectors.EVENT_READ)
@@ -118,9 +122,10 @@ class Server:
 
     def serve(self) -> list[str]:
         """Answer until the owner ends; a forked process returns with the arguments of its stage."""
-        asked = False
+        asked = self.at_once
+        self.libraries = list(LIBRARIES) if asked else []
         while True:
-            # Libraries are loaded once somebody has asked, one at a time between requests.
+            # Else libraries are loaded once somebody has asked, one at a time between requests.
             for key, _ in self.selector.select(0 if self.libraries else None):
                 if key.fd == self.owner:
                     raise SystemExit
@@ -139,6 +144,8 @@ class Server:
         for _ in range(min(count, len(self.libraries))):
             with suppress(Exception):
                 import_module(self.libraries.pop(0))
+            if not self.libraries:
+                (self.folder / READY).touch()
 
     def begin(self) -> list[str] | None:
         """Take one request: fork and accept it, or close it. Returns in the forked process alone with something."""
@@ -271,13 +278,13 @@ def threads() -> dict[str, str]:
     return {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
 
 
-def launch(folder: Path, owner: int) -> subprocess.Popen[str]:
-    """Start a server that listens in `folder`, at once, and takes it away when it ends, as process `owner` does."""
+def launch(folder: Path, owner: int, *more: str) -> subprocess.Popen[str]:
+    """Start a server that listens in `folder`, which it takes away when it ends, with process `owner` at the latest."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / SOCKET))
         listener.listen(64)
         return subprocess.Popen(
-            [sys.executable, "-m", "stages.warm", str(folder), str(owner), str(listener.fileno())],
+            [sys.executable, "-m", "stages.warm", str(folder), str(owner), str(listener.fileno()), *more],
             cwd=ROOT,
             env=os.environ | threads(),
             stdin=subprocess.DEVNULL,
@@ -289,12 +296,12 @@ def launch(folder: Path, owner: int) -> subprocess.Popen[str]:
         )
 
 
-def _main(folder: str, owner: str, listener: str) -> list[str]:
+def _main(folder: str, owner: str, listener: str, *more: str) -> list[str]:
     own = os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
-        return Server(socket.socket(fileno=int(listener)), int(owner)).serve()
+        return Server(Path(folder), socket.socket(fileno=int(listener)), int(owner), "at once" in more).serve()
     except ProcessLookupError:  # the owner has ended before
         raise SystemExit from None
     finally:

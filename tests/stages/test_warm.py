@@ -210,6 +210,8 @@ def test_a_folder_of_somebody_else_is_not_used(checkout: Path, tmp_path: Path, m
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = tmp_path / f"avdistill-{os.getuid()}-{os.getppid()}"
     folder.mkdir()
+    assert warm.of_dvc() is None, "its libraries are not loaded yet"
+    (folder / "ready").touch()
     assert warm.of_dvc() == str(folder / "warm")
     own = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: own + 1)
