@@ -1,11 +1,11 @@
 """Warm starts: a process that has the libraries loaded, and forks once for each stage.
 
 To load PyTorch takes seconds, which is most of what a short stage takes. The first stage that a DVC process starts
-starts `python -m stages.warm` too, and `python -m stages` hands its stage over there: arguments, working folder,
-environment and open files. A flow, which starts a DVC process for each stage, starts one server for all of them and
-names its socket in AV_WARM. Where nobody answers, or its code is another one, the stage starts by itself, and nothing
-else differs. A stage ends with whoever asked for it, and all end with the server, however those end; the server ends
-with that DVC process or flow.
+starts `python -m stages.warm` too; once that has loaded, `python -m stages` hands its stage over there: arguments,
+working folder, environment and open files. A flow, which starts a DVC process for each stage, starts one server for
+all of them and names its socket in AV_WARM. Where nobody answers, or its code is another one, the stage starts by
+itself, and nothing else differs. A stage ends with whoever asked for it, and all end with the server, however those
+end; the server ends with that DVC process or flow.
 
 For Linux alone: nothing else tells a process of the end of another one so surely.
 """
@@ -112,20 +112,19 @@ class Server:
         """`owner`: number of the process to end with; `at_once`: libraries are loaded before anybody has asked.
 
         Raises ProcessLookupError if the owner has ended."""
-        self.code, self.folder, self.at_once = digest(), folder, at_once
+        self.code, self.folder = digest(), folder
         self.listener, self.owner = listener, os.pidfd_open(owner)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.selector.register(self.owner, selectors.EVENT_READ)
-        self.libraries: list[str] = []
+        self.libraries = list(LIBRARIES) if at_once else []
         self.children: set[int] = set()
 
     def serve(self) -> list[str]:
         """Answer until the owner ends; a forked process returns with the arguments of its stage."""
-        asked = self.at_once
-        self.libraries = list(LIBRARIES) if asked else []
+        asked = bool(self.libraries)
         while True:
-            # Else libraries are loaded once somebody has asked, one at a time between requests.
+            # Libraries are loaded at once or when somebody has asked, one at a time between requests.
             for key, _ in self.selector.select(0 if self.libraries else None):
                 if key.fd == self.owner:
                     raise SystemExit
