@@ -59,11 +59,9 @@ class Dvc:
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._warm = warm.Started()
 
     def __enter__(self) -> Dvc:
         mend(self.root)
-        self._warm = warm.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,7 +73,6 @@ class Dvc:
             self._stopping.set()
             running = list(self._running)
         end(running, self.grace)
-        end(self._warm.servers, self.grace)
 
     @property
     def stopping(self) -> bool:
@@ -218,7 +215,7 @@ class Dvc:
             process = subprocess.Popen(
                 [executable(), "--wait-for-lock", *arguments],
                 cwd=self.root,
-                env=environment() | {"PYTHONUNBUFFERED": "1"} | dict(self._warm.variables) | dict(more or {}),
+                env={warm.VARIABLE: str(os.getpid()), **environment(), "PYTHONUNBUFFERED": "1", **(more or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -2,10 +2,10 @@
 
 To load PyTorch takes seconds, which is most of what a short stage takes. The first stage that a DVC process starts
 starts `python -m stages.warm` too; once that has loaded, `python -m stages` hands its stage over there: arguments,
-working folder, environment and open files. A flow, which starts a DVC process for each stage, starts one server for
-all of them and names its socket in AV_WARM. Where nobody answers, or its code is another one, the stage starts by
-itself, and nothing else differs. A stage ends with whoever asked for it, and all end with the server, however those
-end; the server ends with that DVC process or flow.
+working folder, environment and open files. A flow, which starts a DVC process for each stage, gives its own process
+number in AV_WARM, so that all of them share one server. Where nobody answers, or its code is another one, the stage
+starts by itself, and nothing else differs. A stage ends with whoever asked for it, and all end with the server,
+however those end; the server ends with that DVC process or flow.
 
 For Linux alone: nothing else tells a process of the end of another one so surely.
 """
@@ -24,7 +24,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -34,7 +33,7 @@ VARIABLE = "AV_WARM"
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ["stages.stage", "torch", "stages.train", "stages.evaluate", "torchvision.models", "sklearn.metrics"]
 LIBRARIES += ["matplotlib.figure", "stages.figures", "stages.cost", "stages.report", "torchaudio"]
-SOCKET, READY = "warm", "ready"
+SOCKET = "warm"
 PATIENCE = 5.0  # seconds for a request to come whole
 PR_SET_PDEATHSIG = 1
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -54,11 +53,11 @@ class Request(NamedTuple):
 
 def hand_over(arguments: list[str]) -> int | None:
     """Have a stage run by the server that is there for it; its exit code. None if it is to be run here."""
-    if sys.platform != "linux" or not (address := os.environ.get(VARIABLE) or of_dvc()):
+    if sys.platform != "linux" or (folder := server_folder()) is None:
         return None
     with socket.socket(socket.AF_UNIX) as server:
         try:
-            server.connect(address)
+            server.connect(str(folder / SOCKET))
             _send(server, Request(digest(), arguments, os.getcwd(), dict(os.environ)))  # noqa: PTH109 - as text
             for number in FORWARDED:
                 signal.signal(number, lambda number, _: server.send(bytes([number])))
@@ -78,22 +77,43 @@ def hand_over(arguments: list[str]) -> int | None:
     return int(code) if code >= 0 else 128 - int(code)  # as a shell says that a signal ended it
 
 
-def of_dvc() -> str | None:
-    """Address of the server of the DVC process that started this one. The first stage starts that server.
+def server_folder() -> Path | None:
+    """Folder of the server that ends with the process AV_WARM names, or with the DVC that started this one.
 
-    None until it has loaded its libraries: before, it could not look whether whoever asked is still there. None, too,
-    if it was not DVC that started this process, or no server can be."""
-    if "DVC_STAGE" not in os.environ:
+    If there is no such folder yet, the server is started; it listens once it has loaded its libraries: before, it
+    could not look whether whoever asked is still there. None if there is none to be."""
+    owner = os.environ.get(VARIABLE) or str(os.getppid() if "DVC_STAGE" in os.environ else "off")
+    folder = Path(tempfile.gettempdir()) / f"avdistill-{os.getuid()}-{owner}"
+    if not owner.isdecimal():
         return None
-    folder = Path(tempfile.gettempdir()) / f"avdistill-{os.getuid()}-{os.getppid()}"
     try:
         if not folder.exists():
             folder.mkdir(0o700)
-            launch(folder, os.getppid(), "at once")
-        ready = folder.lstat().st_uid == os.getuid() and (folder / READY).exists()
-        return str(folder / SOCKET) if ready else None
+            launch(folder, owner)
+        return folder if folder.lstat().st_uid == os.getuid() else None
     except OSError:
         return None
+
+
+def launch(folder: Path, owner: str) -> None:
+    """Start a server that listens in `folder`, which it takes away when it ends, with process `owner` at the latest."""
+    subprocess.Popen(
+        [sys.executable, "-m", "stages.warm", str(folder), owner],
+        cwd=ROOT,
+        env=os.environ | threads(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def threads() -> dict[str, str]:
+    """What PyTorch's OpenMP (libgomp) has to find in the environment when it is loaded, if nothing is there yet.
+
+    Its threads wait for each other by spinning, for so long that two stages with two threads each, on two cores, take
+    four times as long as with this; one by itself takes no longer."""
+    return {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
 
 
 def _send(server: socket.socket, request: Request) -> None:
@@ -108,43 +128,31 @@ def _send(server: socket.socket, request: Request) -> None:
 class Server:
     """Loads, and forks. `serve` returns in the forked processes only, with what they are to do."""
 
-    def __init__(self, folder: Path, listener: socket.socket, owner: int, at_once: bool) -> None:
-        """`owner`: number of the process to end with; `at_once`: libraries are loaded before anybody has asked.
-
-        Raises ProcessLookupError if the owner has ended."""
-        self.code, self.folder = digest(), folder
-        self.listener, self.owner = listener, os.pidfd_open(owner)
+    def __init__(self, folder: Path, owner: int) -> None:
+        """`owner`: number of the process to end with. Raises ProcessLookupError if that has ended."""
+        self.owner = os.pidfd_open(owner)
+        self.code = digest()
+        for library in LIBRARIES:
+            with suppress(Exception):  # whatever one of them raises, its stage will tell
+                import_module(library)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(folder / SOCKET))
+        self.listener.listen(64)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.selector.register(self.owner, selectors.EVENT_READ)
-        self.libraries = list(LIBRARIES) if at_once else []
         self.children: set[int] = set()
 
     def serve(self) -> list[str]:
         """Answer until the owner ends; a forked process returns with the arguments of its stage."""
-        asked = bool(self.libraries)
         while True:
-            # Libraries are loaded at once or when somebody has asked, one at a time between requests.
-            for key, _ in self.selector.select(0 if self.libraries else None):
+            for key, _ in self.selector.select():
                 if key.fd == self.owner:
                     raise SystemExit
                 if key.data is not None:
                     self.look(*key.data)
-                    continue
-                if not asked:
-                    asked, self.libraries = True, list(LIBRARIES)
-                    self.load(2)
-                if (arguments := self.begin()) is not None:
+                elif (arguments := self.begin()) is not None:
                     return arguments
-            self.load(1)
-
-    def load(self, count: int) -> None:
-        """Import some more libraries. Whatever one of them raises, its stage will tell."""
-        for _ in range(min(count, len(self.libraries))):
-            with suppress(Exception):
-                import_module(self.libraries.pop(0))
-            if not self.libraries:
-                (self.folder / READY).touch()
 
     def begin(self) -> list[str] | None:
         """Take one request: fork and accept it, or close it. Returns in the forked process alone with something."""
@@ -249,58 +257,12 @@ def end_with_parent(number: signal.Signals) -> None:
         os.kill(os.getpid(), number)
 
 
-# Whoever starts the server
-
-
-class Started(NamedTuple):
-    """What `python -m stages` has to find in its environment, and the server, which leads a session of its own."""
-
-    variables: Mapping[str, str] = {}
-    servers: Sequence[subprocess.Popen[str]] = ()
-
-
-def start() -> Started:
-    """Start a server, which ends with this process at the latest.
-
-    There is none where AV_WARM names one already, or is `off`, and on systems that warm starts are not for."""
-    if sys.platform != "linux" or os.environ.get(VARIABLE):
-        return Started()
-    folder = Path(tempfile.mkdtemp(prefix="avdistill-"))
-    return Started({VARIABLE: str(folder / SOCKET)}, [launch(folder, os.getpid())])
-
-
-def threads() -> dict[str, str]:
-    """What PyTorch's OpenMP (libgomp) has to find in the environment when it is loaded, if nothing is there yet.
-
-    Its threads wait for each other by spinning, for so long that two stages with two threads each, on two cores, take
-    four times as long as with this; one by itself takes no longer."""
-    return {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
-
-
-def launch(folder: Path, owner: int, *more: str) -> subprocess.Popen[str]:
-    """Start a server that listens in `folder`, which it takes away when it ends, with process `owner` at the latest."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(folder / SOCKET))
-        listener.listen(64)
-        return subprocess.Popen(
-            [sys.executable, "-m", "stages.warm", str(folder), str(owner), str(listener.fileno()), *more],
-            cwd=ROOT,
-            env=os.environ | threads(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[listener.fileno()],
-            text=True,
-            start_new_session=True,
-        )
-
-
-def _main(folder: str, owner: str, listener: str, *more: str) -> list[str]:
+def _main(folder: str, owner: str) -> list[str]:
     own = os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
-        return Server(Path(folder), socket.socket(fileno=int(listener)), int(owner), "at once" in more).serve()
+        return Server(Path(folder), int(owner)).serve()
     except ProcessLookupError:  # the owner has ended before
         raise SystemExit from None
     finally:

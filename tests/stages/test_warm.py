@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -49,32 +48,29 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(checkout: Path) -> Iterator[dict[str, str]]:
-    """Environment with the address of a server, which ends with a process of ours."""
-    script = (
-        "import sys; from stages import warm; print(warm.start().variables['AV_WARM'], flush=True); sys.stdin.read()"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != warm.VARIABLE}
-    with subprocess.Popen(
-        [sys.executable, "-c", script],
-        cwd=checkout,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as parent:
-        assert parent.stdout is not None and parent.stdin is not None
-        address = Path(parent.stdout.readline().strip())
+def served(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment in which stages share a server, which ends with a process of ours; it has loaded all."""
+    temporary = tmp_path_factory.mktemp("tmp")
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as owner:
+        assert owner.stdin is not None
+        environment = os.environ | {warm.VARIABLE: str(owner.pid), "TMPDIR": str(temporary)}
+        assert run(checkout, environment).stdout.startswith("cold"), "nothing is loaded yet"
+        (folder,) = temporary.iterdir()
         until = time.monotonic() + 120
-        while not address.exists():
+        while not (folder / warm.SOCKET).exists():
             assert time.monotonic() < until
             time.sleep(0.02)
-        (server,) = psutil.Process(parent.pid).children()
+        (server,) = servers(folder)
         assert server.environ()["GOMP_SPINCOUNT"] == os.environ.get("GOMP_SPINCOUNT", "1000")
-        yield environment | {warm.VARIABLE: str(address)}
-        parent.stdin.close()
-        server.wait(60)  # by itself, once its parent has gone
-        assert not address.parent.exists()
+        yield environment
+        owner.stdin.close()
+        server.wait(60)  # by itself, once its owner has gone
+        assert not folder.exists()
+
+
+def servers(folder: Path) -> list[psutil.Process]:
+    """Those that listen in a folder."""
+    return [process for process in psutil.process_iter() if str(folder) in arguments(process)]
 
 
 COMMAND = [sys.executable, "-m", "stages", "download", "params.yaml", "avsynth"]
@@ -96,8 +92,6 @@ def begin(folder: Path, environment: dict[str, str]) -> tuple[subprocess.Popen[s
 
 
 def test_runs_as_if_it_had_been_started(checkout: Path, served: dict[str, str]) -> None:
-    run(checkout, served)  # the first one may find the libraries half loaded
-    time.sleep(5)
     done = run(checkout, served, SAID="hello")
     assert (done.returncode, done.stdout) == (0, "warm hello project\n")
     assert done.stderr == "to stderr\n"
@@ -148,9 +142,8 @@ def test_a_parent_that_ended_before_the_server_was_there(checkout: Path, tmp_pat
         gone.wait()
     folder = tmp_path / "folder"
     folder.mkdir()
-    with socket.socket(socket.AF_UNIX) as listener:
-        command = [sys.executable, "-m", "stages.warm", str(folder), str(gone.pid), str(listener.fileno())]
-        subprocess.run(command, cwd=checkout, pass_fds=[listener.fileno()], check=True, timeout=60)
+    command = [sys.executable, "-m", "stages.warm", str(folder), str(gone.pid)]
+    subprocess.run(command, cwd=checkout, check=True, timeout=60)
     assert not folder.exists()
 
 
@@ -191,10 +184,10 @@ def test_dvc_by_itself_has_a_server(checkout: Path, tmp_path: Path) -> None:
         assert dvc.stdout.readline() == "warm hello project\n"
         (folder,) = tmp_path.glob("avdistill-*")
         assert folder.stat().st_mode & 0o777 == 0o700
-        server = [p for p in psutil.process_iter() if str(folder) in arguments(p)]  # the last stage may be ending
-        assert server
+        found = servers(folder)  # with the last stage, if that is still ending
+        assert found
         dvc.kill()
-        assert not psutil.wait_procs(server, 60)[1]
+        assert not psutil.wait_procs(found, 60)[1]
         assert not folder.exists()
 
 
@@ -205,22 +198,24 @@ def arguments(process: psutil.Process) -> list[str]:
         return []
 
 
-def test_a_folder_of_somebody_else_is_not_used(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DVC_STAGE", "download@avsynth")
+def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(warm.VARIABLE, "1234")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = tmp_path / f"avdistill-{os.getuid()}-{os.getppid()}"
-    folder.mkdir()
-    assert warm.of_dvc() is None, "its libraries are not loaded yet"
-    (folder / "ready").touch()
-    assert warm.of_dvc() == str(folder / "warm")
     own = os.getuid()
+    folder = tmp_path / f"avdistill-{own}-1234"
+    folder.mkdir()
+    assert warm.server_folder() == folder
     monkeypatch.setattr(os, "getuid", lambda: own + 1)
-    folder.rename(tmp_path / f"avdistill-{own + 1}-{os.getppid()}")
-    assert warm.of_dvc() is None
+    folder.rename(tmp_path / f"avdistill-{own + 1}-1234")
+    assert warm.server_folder() is None
 
 
 def test_no_server_is_no_error(checkout: Path, served: dict[str, str], tmp_path: Path) -> None:
-    assert run(checkout, served | {warm.VARIABLE: str(tmp_path / "nobody")}).stdout.startswith("cold")
+    """Where it was killed, its folder is still there; and there is none where none is wanted."""
+    (tmp_path / f"avdistill-{os.getuid()}-{os.getpid()}").mkdir()
+    killed = served | {warm.VARIABLE: str(os.getpid()), "TMPDIR": str(tmp_path)}
+    for environment in (killed, served | {warm.VARIABLE: "off", "DVC_STAGE": "download@avsynth"}):
+        assert run(checkout, environment).stdout.startswith("cold")
 
 
 def test_the_server_is_killed(checkout: Path, served: dict[str, str]) -> None:
@@ -228,8 +223,9 @@ def test_the_server_is_killed(checkout: Path, served: dict[str, str]) -> None:
     asked, stage = begin(checkout, served)
     server = stage.parent()
     assert server is not None and "stages.warm" in server.cmdline()
+    folder = Path(server.cmdline()[3])
     server.kill()
     assert "has gone" in asked.communicate(timeout=60)[1]
     assert asked.returncode == 1
     stage.wait(60)
-    shutil.rmtree(Path(served[warm.VARIABLE]).parent)  # which it could not do itself
+    shutil.rmtree(folder)  # which it could not do itself
