@@ -27,7 +27,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--suite", action="store_true", help="run the embedded suite first, twice, for the rows about it (half an hour)"
     )
+    parser.add_argument(
+        "--against",
+        metavar="COMMIT",
+        help="with --suite: run the suite of an earlier commit, too (a quarter of an hour)",
+    )
     given = parser.parse_args(arguments)
+    if given.against and not given.suite:
+        raise UserError("--against: it needs --suite")
 
     import torch
 
@@ -40,16 +47,16 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(
                 f"--only {name}: it is for {' and '.join(known[name].goals)} machines, this is a {kind} one"
             )
-        if known[name].suite and not given.suite:
-            raise UserError(f"--only {name}: it needs --suite")
+        if (option := known[name].needs) and not getattr(given, option):
+            raise UserError(f"--only {name}: it needs --{option}")
     if given.suite:
         from benchmarks.pipeline import run_suite
 
-        run_suite(_tell)
+        run_suite(_tell, given.against)
     chosen = [
         one
         for one in known.values()
-        if kind in one.goals and one.name in (given.only or known) and (given.suite or not one.suite)
+        if kind in one.goals and one.name in (given.only or known) and (not one.needs or getattr(given, one.needs))
     ]
     results, page = (QUICK, QUICK / PAGE.name) if given.quick else (RESULTS, PAGE)
     rows: dict[str, dict[str, Any]] = {}

@@ -29,6 +29,7 @@ from stages.jobs import cores, end_with_parent
 from stages.stores import write_json
 
 Kind = Literal["cpu", "gpu"]
+Option = Literal["suite", "against"]
 KINDS: tuple[Kind, ...] = ("cpu", "gpu")
 VERSIONS = ("torch", "torchvision", "numpy", "decord", "av", "dvc", "mlflow", "prefect")
 
@@ -53,7 +54,8 @@ class Benchmark(NamedTuple):
 
     `unit` is x (a speed-up, more is better), or %, s, min, GiB or exponent (less is better). `goals` has an entry for
     each kind of machine that the benchmark is for: the bound that the value has to keep, None where there is none.
-    `suite` says that it reads what a run of the embedded suite has left (`--suite`). `limit` is what the page says of a
+    `needs` is the option without which there is nothing to read: a run of the embedded suite (`suite`), or one of an
+    earlier commit, too (`against`). `limit` is what the page says of a
     value that misses its goal: what keeps it from there, and how that was found."""
 
     name: str
@@ -62,7 +64,7 @@ class Benchmark(NamedTuple):
     against: str
     unit: str
     goals: Mapping[Kind, float | None]
-    suite: bool
+    needs: Option | None
     limit: str = ""
 
     def keeps(self, value: float, kind: Kind) -> bool | None:
@@ -77,14 +79,14 @@ _declared: dict[str, Benchmark] = {}
 
 
 def benchmark(
-    what: str, against: str = "", unit: str = "x", suite: bool = False, limit: str = "", **goals: float | None
+    what: str, against: str = "", unit: str = "x", needs: Option | None = None, limit: str = "", **goals: float | None
 ) -> Callable[[Callable[[Setting], Measured]], Callable[[Setting], Measured]]:
     """Declare a function as the benchmark of its name; goals as `cpu=` and `gpu=`. Its docstring says how it works."""
 
     def declare(function: Callable[[Setting], Measured]) -> Callable[[Setting], Measured]:
         name = function.__name__
         bounds = {kind: goals[kind] for kind in KINDS if kind in goals}
-        _declared[name] = Benchmark(name, function, what, against, unit, bounds, suite, limit)
+        _declared[name] = Benchmark(name, function, what, against, unit, bounds, needs, limit)
         return function
 
     return declare

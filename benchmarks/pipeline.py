@@ -52,18 +52,28 @@ def start_of_a_stage(setting: Setting) -> Measured:
     return Measured(statistics.median(medians.values()), {"by_stage_s": medians})
 
 
-@benchmark("the embedded suite by `dvc repro`", unit="min", suite=True, cpu=10)
+@benchmark("the embedded suite by `dvc repro`", unit="min", needs="suite", cpu=10)
 def suite_time(setting: Setting) -> Measured:
     """Wall time of the first `dvc repro` in a fresh copy of the repository, everything trained and evaluated."""
     found = suite_times()
     return Measured(found["repro_s"] / 60, {})
 
 
+@benchmark("the embedded suite by `dvc repro`", "the same at an earlier commit", unit="%", needs="against", cpu=70)
+def suite_against_before(setting: Setting) -> Measured:
+    """That wall time as a share of the same at a commit of this repository that was named (`--against`), with the
+    packages that are installed, one after the other on one machine."""
+    found = suite_times()
+    return Measured(
+        100 * found["repro_s"] / found["before_s"], {"before_min": found["before_s"] / 60, "commit": found["before"]}
+    )
+
+
 @benchmark(
     "pipeline overhead of the embedded suite",
     "its wall time",
     unit="%",
-    suite=True,
+    needs="suite",
     limit="DVC between its stages, and the making of videos (download). Nearly all that DVC does there is to read and "
     "write the whole of dvc.lock, by a YAML library in Python, after each stage: 97 % of it by cProfile over eleven "
     "stages. Half of what a video takes is in the encoders x264 and AAC (cProfile), on all cores.",
@@ -79,7 +89,7 @@ def suite_overhead(setting: Setting) -> Measured:
     return Measured(100 * (1 - work / found["repro_s"]), detail)
 
 
-@benchmark("`dvc repro` with nothing to do", unit="s", suite=True, cpu=3)
+@benchmark("`dvc repro` with nothing to do", unit="s", needs="suite", cpu=3)
 def suite_no_op(setting: Setting) -> Measured:
     """Median of several, after the embedded suite has run."""
     times = suite_times()["no_op_s"]
@@ -90,7 +100,7 @@ def suite_no_op(setting: Setting) -> Measured:
     "the embedded suite by the flow, 2 workers of one thread",
     "`dvc repro`",
     unit="%",
-    suite=True,
+    needs="suite",
     limit="the cores: `dvc repro` trains as many students side by side as there are, so little time of theirs is left, "
     "and with no core ever idle the flow would still take the share above. It pays more processor time, for a DVC "
     "process of its own for each stage.",
@@ -113,11 +123,11 @@ def suite_times() -> dict[str, Any]:
     return found
 
 
-def run_suite(tell: Callable[[str], None], file: Path = SUITE) -> None:
+def run_suite(tell: Callable[[str], None], before: str | None = None, file: Path = SUITE) -> None:
     """Run the embedded suite twice, in fresh copies of the repository: by DVC (and then DVC again, with nothing to do)
-    and by the flow with two workers; write the times to `file`.
+    and by the flow with two workers; and by DVC as it was at commit `before`. Write the times to `file`.
 
-    Raises UserError if one of them fails."""
+    Raises UserError if one of them fails, and before anything runs if there is no such commit."""
     here = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
     for name in ("AV_TRACKING", "AV_CORES", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
@@ -136,12 +146,16 @@ def run_suite(tell: Callable[[str], None], file: Path = SUITE) -> None:
 
     with TemporaryDirectory(ignore_cleanup_errors=True) as root:  # a mirror may still have something to say
         by_dvc, by_flow = copy_repository(Path(root) / "dvc"), copy_repository(Path(root) / "flow")
+        earlier = clone_repository(Path(root) / "before", before) if before else None
         found: dict[str, Any] = dict(zip(("repro_s", "repro_busy_s"), run(by_dvc, "dvc", "repro"), strict=True))
         found["no_op_s"] = [run(by_dvc, "dvc", "repro")[0] for _ in range(5)]
         run(by_dvc, sys.executable, "-m", "stages.tracking", "sync", "params.yaml")
         found["stages_s"] = stage_seconds(by_dvc / "mlflow.db")
         flow = run(by_flow, sys.executable, "-m", "flows.paper", "--workers", "2")
         found |= zip(("flow_s", "flow_busy_s"), flow, strict=True)
+        if earlier:
+            commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=earlier, text=True).strip()
+            found |= {"before": commit, "before_s": run(earlier, "dvc", "repro")[0]}
     write_json(file, found)
 
 
@@ -162,6 +176,16 @@ def copy_repository(folder: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+def clone_repository(folder: Path, commit: str) -> Path:
+    """The repository as it was at a commit. Raises UserError if there is none of that name."""
+    for command in (["clone", "--quiet", str(ROOT), str(folder)], ["-C", str(folder), "checkout", "--quiet", commit]):
+        done = subprocess.run(["git", *command], capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"--against {commit}: {done.stderr.strip().splitlines()[0]}")
+    (folder / "dvc.lock").unlink(missing_ok=True)
     return folder
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import data, harness, made_up, pipeline, retrieval, scaling, table, training
-from benchmarks.harness import Benchmark, Measured, Setting
+from benchmarks.harness import Benchmark, Measured, Option, Setting
 from stages.errors import UserError
 from stages.stores import Store
 
@@ -33,13 +34,13 @@ def row(value: float, unit: str = "x", date: str = "2026-01-02") -> dict[str, ob
     return {"value": value, "unit": unit, "date": date, "took_s": 1.0, "detail": {"ours_s": 0.5, "sizes": [1, 2]}}
 
 
-def entry(name: str, unit: str = "x", suite: bool = False, limit: str = "", **goals: float | None) -> Benchmark:
+def entry(name: str, unit: str = "x", needs: Option | None = None, limit: str = "", **goals: float | None) -> Benchmark:
     def function(setting: Setting) -> Measured:
         """How it
         is measured."""
         return Measured(1.0, {})
 
-    return Benchmark(name, function, f"what {name} is", "", unit, goals, suite, limit)  # type: ignore[arg-type]
+    return Benchmark(name, function, f"what {name} is", "", unit, goals, needs, limit)  # type: ignore[arg-type]
 
 
 def plain(page: str) -> str:
@@ -119,7 +120,8 @@ def test_the_table_has_a_column_for_each_kind_of_machine() -> None:
 
 
 def test_a_run_writes_both_files_and_names_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"good": entry("good", cpu=1), "bad": entry("bad", cpu=1), "suite": entry("suite", suite=True, cpu=1)}
+    known = {"good": entry("good", cpu=1), "bad": entry("bad", cpu=1), "suite": entry("suite", needs="suite", cpu=1)}
+    known["before"] = entry("before", needs="against", cpu=1)
     asked: list[str] = []
 
     def run(chosen: list[Benchmark], *_: object) -> dict[str, object]:
@@ -141,6 +143,18 @@ def test_a_run_writes_both_files_and_names_what_failed(tmp_path: Path, monkeypat
         command.main(["--only", "goood"])
     with pytest.raises(UserError, match="--only suite: it needs --suite"):
         command.main(["--only", "suite"])
+    with pytest.raises(UserError, match="--only before: it needs --against"):
+        command.main(["--only", "before"])
+    with pytest.raises(UserError, match="--against: it needs --suite"):
+        command.main(["--against", "HEAD"])
+    ran: list[object] = []
+    monkeypatch.setattr(pipeline, "run_suite", lambda tell, before: ran.append(before))
+    asked.clear()
+    for more in ([], ["--against", "HEAD~1"]):
+        with pytest.raises(UserError, match="failed: bad"):
+            command.main(["--suite", *more])
+    assert ran == [None, "HEAD~1"]
+    assert asked == ["good", "bad", "suite", "good", "bad", "suite", "before"]
 
 
 def test_what_was_measured_before_an_interruption_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,16 +281,15 @@ def test_seconds_by_stage_leave_nested_runs_out(tmp_path: Path) -> None:
 
 
 def test_rows_of_the_suite_come_from_its_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"repro_s": 600.0, "repro_busy_s": 1000.0, "no_op_s": [2.0, 3.0, 9.0], "flow_s": 420, "flow_busy_s": 800}
+    times: dict[str, object] = {"before": "abc1234", "before_s": 1200.0}
+    times |= {"repro_s": 600.0, "repro_busy_s": 1000.0, "no_op_s": [2.0, 3.0, 9.0], "flow_s": 420, "flow_busy_s": 800}
     stages = {"train": 300.0, "evaluate": 150.0, "figures": 50.0}
     monkeypatch.setattr(pipeline, "SUITE", tmp_path / "suite.json")
     pipeline.SUITE.write_text(json.dumps({**times, "stages_s": stages}))
     monkeypatch.setattr(pipeline, "cores", lambda: 2)
-    values = [
-        way(setting(tmp_path)).value
-        for way in (pipeline.suite_time, pipeline.suite_overhead, pipeline.suite_no_op, pipeline.suite_by_flow)
-    ]
-    assert values == pytest.approx([10, 25, 3, 70])
+    ways = (pipeline.suite_time, pipeline.suite_against_before, pipeline.suite_overhead, pipeline.suite_no_op)
+    values = [way(setting(tmp_path)).value for way in (*ways, pipeline.suite_by_flow)]
+    assert values == pytest.approx([10, 50, 25, 3, 70])
     detail = pipeline.suite_by_flow(setting(tmp_path)).detail
     assert detail["with_no_core_ever_idle_%"] == pytest.approx(100 * 400 / 600)
 
@@ -298,3 +311,20 @@ def test_a_copy_of_the_repository_has_what_git_would_have(tmp_path: Path) -> Non
     folder = pipeline.copy_repository(tmp_path / "copy")
     assert (folder / "dvc.yaml").exists() and (folder / "paper/dvc.yaml").exists() and (folder / ".git").is_dir()
     assert not (folder / "out").exists() and not (folder / "dvc.lock").exists()
+
+
+def test_the_repository_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    git = ["git", "-C", str(origin), "-c", "user.name=A", "-c", "user.email=a@b.c"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    for text in ("old", "new"):
+        (origin / "file").write_text(text)
+        (origin / "dvc.lock").write_text(text)
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "--quiet", "--message", text], check=True)
+    monkeypatch.setattr(pipeline, "ROOT", origin)
+    folder = pipeline.clone_repository(tmp_path / "before", "HEAD~1")
+    assert (folder / "file").read_text() == "old" and not (folder / "dvc.lock").exists()
+    with pytest.raises(UserError, match=r"--against HEAD~2: .*HEAD~2"):
+        pipeline.clone_repository(tmp_path / "never", "HEAD~2")
