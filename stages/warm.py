@@ -83,10 +83,11 @@ def server_folder() -> Path | None:
     If there is no such folder yet, the server is started; it listens once it has loaded its libraries: before, it
     could not look whether whoever asked is still there. None if there is none to be."""
     owner = os.environ.get(VARIABLE) or str(os.getppid() if "DVC_STAGE" in os.environ else "off")
-    folder = Path(tempfile.gettempdir()) / f"avdistill-{os.getuid()}-{owner}"
     if not owner.isdecimal():
         return None
     try:
+        processes = Path("/proc/self/ns/pid").stat().st_ino  # a container counts its own, and may share this folder
+        folder = Path(tempfile.gettempdir()) / f"avdistill-{os.getuid()}-{processes}-{owner}"
         if not folder.exists():
             folder.mkdir(0o700)
             launch(folder, owner)
@@ -131,12 +132,12 @@ class Server:
     def __init__(self, folder: Path, owner: int) -> None:
         """`owner`: number of the process to end with. Raises ProcessLookupError if that has ended."""
         self.owner = os.pidfd_open(owner)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(folder / SOCKET))  # fails at once where the path is too long for a socket
         self.code = digest()
         for library in LIBRARIES:
             with suppress(Exception):  # whatever one of them raises, its stage will tell
                 import_module(library)
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(folder / SOCKET))
         self.listener.listen(64)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.listener, selectors.EVENT_READ)
