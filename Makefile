@@ -77,7 +77,7 @@ sync: $(READY) ## send to MLflow what was tracked and is not there yet
 	python -m stages.tracking sync params.yaml
 
 bench: $(READY) ## all benchmarks, into docs/benchmarks.md; with ALL=1 those of the whole suite too (half an hour), with AGAINST=COMMIT also as it was there
-	python -m benchmarks $(if $(ALL),--suite $(if $(AGAINST),--against $(AGAINST)))
+	python -m benchmarks $(if $(ALL),--suite) $(if $(AGAINST),--against $(AGAINST))
 
 test: $(READY) ## all tests
 	python -m pytest -n auto --dist loadfile --no-loadscope-reorder

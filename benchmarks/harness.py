@@ -55,8 +55,8 @@ class Benchmark(NamedTuple):
     `unit` is x (a speed-up, more is better), or %, s, min, GiB or exponent (less is better). `goals` has an entry for
     each kind of machine that the benchmark is for: the bound that the value has to keep, None where there is none.
     `needs` is the option without which there is nothing to read: a run of the embedded suite (`suite`), or one of an
-    earlier commit, too (`against`). `limit` is what the page says of a
-    value that misses its goal: what keeps it from there, and how that was found."""
+    earlier commit, too (`against`). `limit` is what the page says of a value that misses its goal: what keeps it from
+    there, and how that was found."""
 
     name: str
     function: Callable[[Setting], Measured]
