@@ -21,6 +21,7 @@ $(READY): requirements.lock
 		uv venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(VENV) && \
 		VIRTUAL_ENV="$$PWD/$(VENV)" uv pip sync --require-hashes --compile-bytecode requirements.lock; \
 	else \
+		$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "error: $(PYTHON) cannot make environments; install its package: apt install python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" >&2; exit 1; }; \
 		$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --no-deps --require-hashes --requirement requirements.lock; \
 	fi
 	@touch $@
@@ -79,8 +80,8 @@ sync: $(READY) ## send to MLflow what was tracked and is not there yet
 bench: $(READY) ## all benchmarks, into docs/benchmarks.md; with ALL=1 those of the whole suite too (half an hour), with AGAINST=COMMIT also as it was there
 	python -m benchmarks $(if $(ALL),--suite) $(if $(AGAINST),--against $(AGAINST))
 
-test: $(READY) ## all tests
-	python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+test: $(READY) ## all tests, or some: make test [TESTS=tests/models]
+	python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-faults: $(READY) ## kill, fill, damage, overload: tests of half an hour
 	python -m pytest tests/faults -m faults -n 0
@@ -99,7 +100,7 @@ lint: $(READY) ## style and types
 	mypy
 
 lock: ## resolve the dependencies of pyproject.toml again (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make lock" --group dev --group bench --group browser pyproject.toml --output-file requirements.lock
 
 clean: ## delete all that was made (not the environment)

@@ -7,13 +7,17 @@ as they are stored.
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -31,6 +35,8 @@ SILENCE = 1e-4  # -80 dB of full scale: below it 16-bit sound is three steps of 
 NO_AUDIO = "no audio stream"
 # FFmpeg's names of the containers that endings promise.
 CONTAINERS = {".avi": "avi", ".mkv": "matroska", ".webm": "matroska"} | dict.fromkeys((".mp4", ".m4v", ".mov"), "mov")
+# What a file cannot be blamed for: a library that is missing, or has another interface than this module expects.
+ENVIRONMENT = (ImportError, AttributeError, NameError, TypeError)
 UNKNOWN_RIFF = 0xFFFFFF00  # what a program writes that cannot go back to the header
 TICK = 1e-6  # s, tolerance in comparing times
 
@@ -191,6 +197,30 @@ def write_video(path: Path, frames: np.ndarray, fps: int, sound: np.ndarray | No
     partial.replace(path)
 
 
+@cache
+def check_readers() -> None:
+    """Write a small video and read it back with each reader, before any user's file is blamed for a failure.
+
+    Raises UserError with the exception's own words if this environment cannot read video at all. Looks once a process.
+    """
+    frames = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.full((1, 32, 32, 3), 60, dtype=np.uint8)
+    for reader in ("pyav", "decord") if _has_decord() else ("pyav",):
+        try:
+            with TemporaryDirectory() as folder:
+                path = Path(folder) / "check.mp4"
+                write_video(path, frames, 4, np.zeros(SAMPLE_RATE, dtype=np.float32))
+                if not read_frames(path, 4, 32, reader=reader).shape == frames.shape:
+                    raise RuntimeError("frames of another shape than were written")
+                read_audio(path)
+        except Exception as error:
+            name = "av" if reader == "pyav" else reader
+            raise UserError(
+                f"this environment cannot read video: {name} {version(name)} on Python {sys.version.split()[0]}: "
+                f"{type(error).__name__}: {error}; delete .venv and run make again, or install the version of "
+                f"{name} that requirements.lock names"
+            ) from error
+
+
 def _mono(piece: AudioFrame) -> np.ndarray:
     """The mean of the channels (samples,)."""
     channels: np.ndarray = piece.to_ndarray()
@@ -203,10 +233,12 @@ def _open(path: Path) -> Iterator[InputContainer]:
     import av
 
     try:
+        # PyAV 19 reads any metadata; before, titles that are not UTF-8 were errors unless asked otherwise.
+        lenient: Any = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
         # "file:" because a name like "a:b.mp4" is a protocol to FFmpeg.
-        with av.open(f"file:{path}", metadata_errors="ignore") as container:
+        with av.open(f"file:{path}", **lenient) as container:
             yield container
-    except MediaError:
+    except (MediaError, *ENVIRONMENT):
         raise
     except Exception as error:  # noqa: BLE001 - FFmpeg's errors have many classes, decord's and NumPy's have others
         reason = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())

@@ -41,8 +41,10 @@ def pack(
     """
     import pandas as pd
 
+    from stages import media
     from stages.stores import StoreWriter, write_csv
 
+    media.check_readers()
     problems: list[tuple[str, str]] = []
     with StoreWriter(folder, dtype, SHARD_BYTES, encoding) as store:
         for clip, outcome in each(read, [clip for clip in clips if clip.id not in store], description):

@@ -46,6 +46,7 @@ def look(clips: pd.DataFrame, videos: Path) -> pd.DataFrame:
     """The clips with what their files hold: start, end, seconds, audio, status and reason."""
     import pandas as pd
 
+    media.check_readers()
     places = datasets.locate(clips, videos)
     told = [(status, clips[status]) for status in UNUSABLE if status in clips]
     found = {

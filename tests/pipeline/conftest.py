@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +164,16 @@ def tiny_checkout(folder: Path, root: Path, *suites: str) -> Checkout:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
-    """One checkout for a module, with the tiny suite."""
-    return tiny_checkout(tmp_path_factory.mktemp("checkout"), root)
+def checkout(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[Checkout]:
+    """One checkout for a module, with the tiny suite, on a machine that grants little: a locale without UTF-8, a home
+    folder that cannot be written (but by root), temporary files on another disk, files that are the user's alone."""
+    made = tiny_checkout(tmp_path_factory.mktemp("checkout"), root)
+    home, temporary = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("temporary")
+    home.chmod(0o500)
+    with contextlib.suppress(OSError):
+        temporary = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    made.environment |= {"LC_ALL": "C", "HOME": str(home), "TMPDIR": str(temporary)}
+    before = os.umask(0o077)
+    yield made
+    os.umask(before)
+    shutil.rmtree(temporary, ignore_errors=True)

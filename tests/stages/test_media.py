@@ -13,6 +13,7 @@ import pytest
 from little import RATE, levels, ramp, tone
 
 from stages import media
+from stages.errors import UserError
 from stages.media import MediaError, probe, read_audio, read_frames, write_video
 
 READERS = ["pyav", "decord"] if media._has_decord() else ["pyav"]
@@ -241,3 +242,35 @@ def test_real_silence_and_missing_sound(shared_data: Path) -> None:
     assert probe(videos / "Archery/v_Archery_g03_c03.avi").audio == "silent"
     assert probe(videos / "BasketballDunk/v_BasketballDunk_g15_c04.avi").audio == "no"
     assert probe(videos / "Surfing/v_Surfing_g01_c01.avi").audio == "yes"
+
+
+def test_a_title_that_is_not_utf8_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "T" * 8
+        stream = container.add_stream("libx264", rate=4)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        for picture in ramp(4, 32, 32):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    path.write_bytes(path.read_bytes().replace(b"T" * 8, b"\xff\xfe\xe9\xe8\xff\xfe\xe9\xe8"))
+    assert len(read_frames(path, 4, 32, reader="pyav")) == 4
+
+
+def test_a_library_that_fails_for_every_file_is_not_the_files_fault(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_interface(*_: object, **__: object) -> None:
+        raise TypeError("open() got an unexpected keyword argument 'metadata_errors'")
+
+    monkeypatch.setattr(av, "open", other_interface)
+    with pytest.raises(TypeError):
+        probe(clip)
+    media.check_readers.cache_clear()
+    with pytest.raises(UserError, match=r"cannot read video: av [\d.]+ on Python [\d.]+: TypeError: open\(\) got"):
+        media.check_readers()
+
+
+def test_readers_that_work_pass_the_check() -> None:
+    media.check_readers.cache_clear()
+    media.check_readers()

@@ -1,0 +1,65 @@
+"""What a fresh machine may bring: another Python, none of Debian's venv, a broken reader, a bare home."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Packages whose code makes bits, or that read what users have: one version for every Python that the README names.
+EXACT = {"torch", "torchvision", "torchaudio", "numpy", "scipy", "scikit-learn", "librosa", "av", "decord", "pillow"}
+
+
+def test_packages_that_make_bits_have_one_version_for_every_python(root: Path) -> None:
+    pins = re.findall(r"^([a-z0-9-]+)==(\S+)(.*)$", (root / "requirements.lock").read_text(), re.M)
+    found = {name: [(version, marker) for other, version, marker in pins if other == name] for name in EXACT}
+    for name, versions in found.items():
+        assert len(versions) == 1 and "python" not in versions[0][1], (name, versions)
+
+
+def run_make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    # Without uv, wherever that lies.
+    path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not (Path(p) / "uv").exists())
+    return subprocess.run(
+        ["make", *arguments, f"PYTHON={sys.executable}"],
+        cwd=folder,
+        env=os.environ | {"PATH": path, "MAKEFLAGS": "", "MAKELEVEL": ""} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def makefile(tmp_path: Path, root: Path) -> Path:
+    for name in ("Makefile", "requirements.lock"):
+        shutil.copy(root / name, tmp_path / name)
+    return tmp_path
+
+
+def test_a_python_without_venv_gets_the_name_of_the_package(makefile: Path) -> None:
+    (makefile / "ensurepip.py").write_text("raise ImportError")  # as Debian's own python3 does without python3-venv
+    done = run_make(makefile, ".venv/.ready", PYTHONPATH=str(makefile))
+    number = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert done.returncode and f"apt install python{number}-venv" in done.stderr
+    assert not (makefile / ".venv").exists()
+
+
+def test_prefect_finds_a_place_where_home_has_none(tmp_path: Path, root: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()  # a home that is no folder cannot be written by anybody
+    code = "import flows, os; print(os.environ.get('PREFECT_HOME'))"
+    for home, expected in ((blocked / "home", str(root / "out/.prefect")), (tmp_path, "None")):
+        environment = {key: value for key, value in os.environ.items() if key != "PREFECT_HOME"}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=root,
+            env=environment | {"HOME": str(home)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == expected
