@@ -39,7 +39,7 @@ PARAMS  := $(if $(filter .,$(SUITE)),params.yaml,$(SUITE)/params.yaml)
 DVCFILE := $(if $(filter .,$(SUITE)),,$(SUITE)/dvc.yaml:)
 
 study: $(READY) ## rerun one study of a suite and draw its report again: make study STUDY=xia [SUITE=paper]
-	@targets=$$(python -m stages.studies $(PARAMS) $(STUDY)) && $(DVC) repro $$targets
+	@targets=$$(python -m avdistill.config.studies $(PARAMS) $(STUDY)) && $(DVC) repro $$targets
 	$(DVC) repro --single-item $(DVCFILE)cost $(DVCFILE)figures $(DVCFILE)report
 
 paper-quick: $(READY) ## two epochs of two cells of the paper suite on UCF51, to try the machine
@@ -48,7 +48,7 @@ paper-quick: $(READY) ## two epochs of two cells of the paper suite on UCF51, to
 
 check-videos: $(READY) ## list a suite's broken, empty, silent and missing videos: make check-videos [SUITE=paper]
 	$(DVC) repro $(DVCFILE)split
-	python -m stages.check_videos $(PARAMS)
+	python -m avdistill.reporting.check_videos $(PARAMS)
 
 DATASET ?= avsynth
 PORT    ?= 5001
@@ -75,7 +75,7 @@ ui: $(READY) ## MLflow and Prefect in the browser
 	python -m flows.ui
 
 sync: $(READY) ## send to MLflow what was tracked and is not there yet
-	python -m stages.tracking sync params.yaml
+	python -m avdistill.tracking sync params.yaml
 
 bench: $(READY) ## all benchmarks, into docs/benchmarks.md; with ALL=1 those of the whole suite too (half an hour), with AGAINST=COMMIT also as it was there
 	python -m benchmarks $(if $(ALL),--suite) $(if $(AGAINST),--against $(AGAINST))

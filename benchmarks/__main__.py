@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from avdistill.data.files import write_text
+from avdistill.pipeline.errors import UserError, nearest
 from benchmarks import harness, table
-from stages.errors import UserError, nearest
-from stages.stores import write_text
 
 RESULTS = Path("benchmarks/results")
 PAGE = Path("docs/benchmarks.md")

@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from avdistill.config.schema import Params, Recipe
+from avdistill.data import media
+from avdistill.data.loader import NORMALISATION, Batch, ClipSet, to_input, training_loader
+from avdistill.data.packed import StoreWriter
+from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.processes import cores
+from avdistill.pipeline.workers import each
 from benchmarks import made_up
 from benchmarks.harness import Measured, Setting, benchmark, speedup
-from stages import media
-from stages.errors import UserError
-from stages.jobs import cores
-from stages.loader import NORMALISATION, Batch, ClipSet, to_input, training_loader
-from stages.params import Params, Recipe
-from stages.stores import StoreWriter
-from stages.workers import each
 
 FPS = 4
 # As the frames stage reads a video: (T, 128, 171, 3).
@@ -175,7 +175,8 @@ def decoding(setting: Setting) -> Measured:
 
 @benchmark("the same over all cores", "as many times the speed of one core", cpu=0.8, gpu=0.8)
 def decoding_over_cores(setting: Setting) -> Measured:
-    """`stages.workers.each`, which the frames stage reads videos with, on all cores, against a loop on one; the start
+    """`avdistill.pipeline.workers.each`, which the frames stage reads videos with, on all cores, against a loop on
+    one; the start
     of the workers included. 1x would be linear; the goal is our reading of "near-linear"."""
     paths = write_videos(setting) * (1 if setting.quick else 32)
     measured = speedup(

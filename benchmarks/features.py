@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from avdistill.config.schema import Teacher
+from avdistill.config.types import Precision
+from avdistill.data.files import read_arrays
+from avdistill.data.packed import Store, StoreWriter
 from benchmarks.harness import Measured, Setting, benchmark, median_seconds, speedup
 from models.logmel import MELS
 from models.teachers.cnn14 import Cnn14
-from stages.params import Precision, Teacher
-from stages.stores import Store, StoreWriter, read_arrays
 from stages.teacher_features import SHARD, Work, extract, load_teacher, shard
 
 # Largest difference of a feature that is let pass, as a share of the largest feature.

@@ -25,8 +25,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import benchmarks
-from stages.jobs import cores, end_with_parent
-from stages.stores import write_json
+from avdistill.data.files import write_json
+from avdistill.pipeline.processes import cores, end_with_parent
 
 Kind = Literal["cpu", "gpu"]
 Option = Literal["suite", "against"]

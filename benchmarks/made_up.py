@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.params import Params
-from stages.stores import StoreWriter, write_arrays, write_index
-from stages.train import Task, Trainer
+from avdistill.config.schema import Params
+from avdistill.data.files import write_arrays
+from avdistill.data.index import write_index
+from avdistill.data.packed import StoreWriter
+from avdistill.training.trainer import Task, Trainer
 
 CLASSES = 10
 SELECT = 4  # clips that are not trained on

@@ -17,17 +17,17 @@ from typing import Any
 
 import yaml
 
+from avdistill.data.files import write_json
+from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.processes import cores
 from benchmarks.harness import Measured, Setting, alternate, benchmark
-from stages.errors import UserError
-from stages.jobs import cores
-from stages.stores import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITE = Path("out/benchmarks/suite.json")  # what `run_suite` leaves
 WORK = ("teachers", "teacher_head", "train", "evaluate")  # stages that train or evaluate; all else is overhead
 START = """
 import stages.{stage}
-from stages.stage import run
+from avdistill.pipeline.stage import run
 stages.{stage}.main = lambda stage: None
 run(["{stage}", "params.yaml"])
 """
@@ -164,7 +164,7 @@ def run_suite(tell: Callable[[str], None], before: str | None = None, file: Path
         earlier = clone_repository(Path(root) / "before", before) if before else None
         found: dict[str, Any] = dict(zip(("repro_s", "repro_busy_s"), run(by_dvc, "dvc", "repro"), strict=True))
         found["no_op_s"] = [run(by_dvc, "dvc", "repro")[0] for _ in range(5)]
-        run(by_dvc, sys.executable, "-m", "stages.tracking", "sync", "params.yaml")
+        run(by_dvc, sys.executable, "-m", "avdistill.tracking", "sync", "params.yaml")
         found["stages_s"] = stage_seconds(by_dvc / "mlflow.db")
         flow = run(by_flow, sys.executable, "-m", "flows.paper", "--workers", "2")
         found |= zip(("flow_s", "flow_busy_s"), flow, strict=True)

@@ -50,9 +50,9 @@ def pipeline_against_runs(setting: Setting) -> Measured:
 
 @benchmark("index against clips (1e3 to 2e5)", "linear growth", unit="exponent", cpu=1.1)
 def index_against_clips(setting: Setting) -> Measured:
-    """Writing and reading the index of clips, by `stages.stores`."""
+    """Writing and reading the index of clips, by `avdistill.data`."""
+    from avdistill.data.index import read_index, write_index
     from benchmarks import made_up
-    from stages.stores import read_index, write_index
 
     def index(clips: int) -> float:
         table, path = made_up.clip_index(clips), setting.folder / "index.csv"

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avdistill.data.loader import NORMALISATION, Batch
+from avdistill.pipeline.processes import cores
+from avdistill.training.teachers import build_distiller
+from avdistill.training.trainer import Trainer
 from benchmarks import made_up
 from benchmarks.harness import Measured, Setting, alternate, benchmark, speedup
 from models import students
 from models.distillers.mnf_csc import MnfCsc, calibrated_contrast, temperatures, triplet_loss
-from stages.jobs import cores
-from stages.loader import NORMALISATION, Batch
-from stages.train import Trainer, build_distiller
 
 LOOP = "float32 loop of the same network: contiguous, eager, two backward passes"
 # How far losses and gradients of the two may lie apart, as a share. Batch norms over few clips make gradients

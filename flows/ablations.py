@@ -5,7 +5,7 @@
 
 The ablations by name are the deployments of prefect.yaml. Each point is a DVC experiment (flows/points.py); one that is
 there already is not run again. What came out of it: `dvc exp show`, a run in MLflow with one nested run a point and
-run, artifacts in Prefect, and the page out/ablations/<name>/index.html (stages/ablation.py).
+run, artifacts in Prefect, and the page out/ablations/<name>/index.html (avdistill/reporting/ablation_page.py).
 """
 
 from __future__ import annotations
@@ -39,16 +39,18 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Completed, Failed
 from pydantic import Field
 
+from avdistill.config.loading import load
+from avdistill.config.schema import Params
+from avdistill.config.types import Seed, Share
+from avdistill.data.files import write_csv
+from avdistill.pipeline.errors import UserError, nearest
+from avdistill.pipeline.processes import cores
+from avdistill.reporting.ablation_page import Ablation, markdown, value, verdict, write
+from avdistill.tracking.journal import start
 from flows.devices import gpus, held
 from flows.dvc import Dvc, StageError, StoppedError
 from flows.paper import LOOK_SECONDS, cancelled
 from flows.points import AXES, Point, cell_of, checkout, git, points, run_point, uncommitted
-from stages import tracking
-from stages.ablation import Ablation, markdown, value, verdict, write
-from stages.errors import UserError, nearest
-from stages.jobs import cores
-from stages.params import Params, Seed, Share, load
-from stages.stores import write_csv
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Suite = Annotated[str, Field(pattern=r"(^|/)dvc\.yaml$")]
@@ -315,7 +317,7 @@ def _measured(folder: Path, todo: list[Point], runs: list[str]) -> pd.DataFrame:
 
 def _log(ablation: Ablation, params: Params, table: pd.DataFrame, folder: Path) -> None:
     """The ablation as an MLflow run of `stage` ablation, with a nested one for each run at each point."""
-    with tracking.start("ablation", ablation.name, params) as parent:
+    with start("ablation", ablation.name, params) as parent:
         parent.set_tags({"mlflow.source.name": f"python -m flows.ablations {ablation.name}", "dvc.stage": ""})
         parent.describe("\n\n".join(verdict(ablation, table)))
         parent.log_params({"runs": ", ".join(ablation.runs), "metric": ablation.metric, **ablation.grid})

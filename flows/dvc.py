@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from avdistill.pipeline import warm
+from avdistill.pipeline.errors import UserError
 from flows.processes import end
-from stages import warm
-from stages.errors import UserError
 
 # What `dvc repro` did: ran the command; brought back outputs of an earlier run; found nothing to do.
 State = Literal["ran", "cached", "skipped"]

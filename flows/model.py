@@ -2,12 +2,13 @@
 
 MLflow's scoring server, as `mlflow models serve` starts it, with bounds: it would take requests of any size and any
 number. A body that is too large is refused (413), one that comes too slowly is given up (408), and where those that
-wait for their answers fill the room, further ones are refused (503). stages/recognise.py says what it is asked.
+wait for their answers fill the room, further ones are refused (503). avdistill/serving/recognise.py says what it is
+asked.
 
 It listens on this machine only unless another address is asked for, and then takes no paths of its files.
 
 Environment: MLFLOW_TRACKING_URI, where the model is registered; AV_SERVE_MB (64), the largest video, and the other
-limits of stages/recognise.py; MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT (60), seconds that an answer may take.
+limits of avdistill/serving/recognise.py; MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT (60), seconds that an answer may take.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def _main() -> None:
     except KeyboardInterrupt:
         pass
     except Exception as error:  # noqa: BLE001 - the registry's, the network's, the model's
-        from stages.errors import redact
+        from avdistill.pipeline.errors import redact
 
         sys.exit(f"error: student-{given.dataset}: {redact(' '.join(str(error).split()))}")
 

@@ -36,14 +36,15 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
+from avdistill.config.loading import load
+from avdistill.config.schema import Params
+from avdistill.config.studies import targets as study_targets
+from avdistill.data.files import write_json
+from avdistill.pipeline.errors import UserError, nearest, redact
+from avdistill.pipeline.processes import cores
+from avdistill.tracking.journal import ledger
 from flows.devices import gpus, held
 from flows.dvc import Dvc, StageError, StoppedError
-from stages import tracking
-from stages.errors import UserError, nearest, redact
-from stages.jobs import cores
-from stages.params import Params, load
-from stages.stores import write_json
-from stages.studies import targets as study_targets
 
 MLFLOW_UI = "http://127.0.0.1:5000"  # of `python -m flows.ui`
 DONE = ("ran", "cached", "skipped")
@@ -191,7 +192,7 @@ def _makers(params: Params, outcomes: dict[str, Outcome], locked: dict[str, str]
     the content of the stage's entry in dvc.lock."""
     file = params.path(".tracking") / "makers.json"
     known: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    newest = tracking.ledger(params)
+    newest = ledger(params)
     makers = {}
     for stage, outcome in outcomes.items():
         if outcome.state not in DONE or stage not in locked:
@@ -257,7 +258,7 @@ def cancelled() -> bool:
 def _sync(params: Params, log: Any) -> None:
     """Bring what is left of the runs to MLflow, in a process of its own: this one keeps Prefect's libraries only."""
     if os.environ.get("AV_TRACKING") != "off":
-        command = [sys.executable, "-m", "stages.tracking", "sync", params.suite.file]
+        command = [sys.executable, "-m", "avdistill.tracking", "sync", params.suite.file]
         done = subprocess.run(command, capture_output=True, text=True)
         log((done.stdout + done.stderr).strip())
 

@@ -21,10 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from avdistill.config.origins import Avsynth
+from avdistill.config.schema import Params
+from avdistill.config.types import NO_TEACHER
+from avdistill.pipeline.errors import UserError, nearest
+from avdistill.tracking.shared import tracking_uri
 from flows.dvc import Dvc
-from stages import tracking
-from stages.errors import UserError, nearest
-from stages.params import NO_TEACHER, Avsynth, Params
 
 PREFIX = "ablation-"
 LOSSES = {"both": (True, True), "triplet": (True, False), "contrast": (False, True), "none": (False, False)}
@@ -170,13 +172,13 @@ def run_point(dvc: Dvc, suite: str, point: Point, log: Any, environment: Mapping
     """Run a point in the checkout that `dvc` works in, and send what its stages logged to MLflow.
 
     Raises StageError or StoppedError."""
-    address = {"MLFLOW_TRACKING_URI": tracking.tracking_uri()}  # of the workspace: the checkout will be gone
+    address = {"MLFLOW_TRACKING_URI": tracking_uri()}  # of the workspace: the checkout will be gone
     # Without a process that follows: what a point's stages log is sent at its end, before its folder goes.
     dvc.experiment(
         point.name, point.changes, point.targets, log, {**environment, **address, "AV_TRACKING": "off"}, pull
     )
     if os.environ.get("AV_TRACKING") != "off":
-        command = [sys.executable, "-m", "stages.tracking", "sync", str(Path(suite).with_name("params.yaml"))]
+        command = [sys.executable, "-m", "avdistill.tracking", "sync", str(Path(suite).with_name("params.yaml"))]
         done = subprocess.run(command, cwd=dvc.root, env=os.environ | address, capture_output=True, text=True)
         log((done.stdout + done.stderr).strip())
 

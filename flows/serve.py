@@ -17,10 +17,10 @@ from pathlib import Path
 
 import httpx
 
+from avdistill.pipeline.errors import UserError
 from flows import ui
 from flows.processes import end
 from flows.ui import HOST, START_SECONDS
-from stages.errors import UserError
 
 POOL = "avdistill"  # of prefect.yaml
 LOGS = Path("out/servers")

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from avdistill.pipeline.errors import UserError
+from avdistill.tracking.shared import SQLITE, artifact_location, tracking_uri
 from flows.processes import end
-from stages import tracking
-from stages.errors import UserError
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
@@ -36,10 +36,10 @@ class Server(NamedTuple):
 
 def servers(mlflow_port: int, prefect_port: int) -> list[Server]:
     """What is to be started here. Raises UserError if that is nothing."""
-    bin_folder, uri = Path(sys.executable).parent, tracking.tracking_uri()
+    bin_folder, uri = Path(sys.executable).parent, tracking_uri()
     found = []
-    if uri.startswith(tracking.SQLITE):
-        store = ["--backend-store-uri", uri, "--default-artifact-root", str(tracking.artifact_location())]
+    if uri.startswith(SQLITE):
+        store = ["--backend-store-uri", uri, "--default-artifact-root", str(artifact_location())]
         address = ["--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
         environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # evaluation of language models
         found.append(
@@ -114,7 +114,7 @@ def pages(mlflow_port: int, prefect_port: int) -> None:
     """Serve the pages of this checkout's database and of this user's Prefect."""
     # Also creates the database, before the server's processes open it.
     files = [str(file) for pattern in ("params.yaml", "*/params.yaml") for file in sorted(Path().glob(pattern))]
-    subprocess.run([sys.executable, "-m", "stages.tracking", "sync", *files])
+    subprocess.run([sys.executable, "-m", "avdistill.tracking", "sync", *files])
     serve(servers(mlflow_port, prefect_port), Path("out/servers"))
 
 

@@ -1,14 +1,15 @@
-"""python -m stages STAGE PARAMS [ITEM]: run a stage, started warm where that is offered (stages/warm.py)."""
+"""python -m stages STAGE PARAMS [ITEM]: run a stage, started warm where that is offered
+(avdistill/pipeline/warm.py)."""
 
 import os
 import sys
 
-from stages import warm
+from avdistill.pipeline import warm
 
 os.environ.update(warm.threads())
 arguments = sys.argv[1:]
 if (code := warm.hand_over(arguments)) is not None:
     sys.exit(code)
-from stages.stage import run  # noqa: E402 - what it imports takes time
+from avdistill.pipeline.stage import run  # noqa: E402 - what it imports takes time
 
 run(arguments)

@@ -1,6 +1,6 @@
 """Stage check: the whole params file, before hours of work start.
 
-`stages.params` checks types, ranges and names; this adds what needs the methods' own code and a look at the
+`avdistill.config` checks types, ranges and names; this adds what needs the methods' own code and a look at the
 datasets' folders. Makes, under check/: <section>.json, <section>/<entry>.json, and datasets/<entry>/<part>.json. That
 is what other stages depend on, so that a change reruns those alone that it concerns. They hold defaults, too: a changed
 default is a change, a new key that nobody has set is none.
@@ -11,10 +11,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stages import checkpoints, datasets, published, results, stores
-from stages.errors import UserError, nearest
-from stages.params import NO_TEACHER, Params, Teacher
-from stages.stage import Stage
+from avdistill.config.schema import Params, Teacher
+from avdistill.config.types import NO_TEACHER
+from avdistill.data import datasets
+from avdistill.data.files import write_json, write_text
+from avdistill.data.sources import published_features, weights
+from avdistill.pipeline.errors import UserError, nearest
+from avdistill.pipeline.stage import Stage
+from avdistill.reporting import results
 
 
 def check(file: str, params: Params) -> None:
@@ -28,7 +32,7 @@ def check(file: str, params: Params) -> None:
         _check_weights(f"{file}: teachers.{name}", teacher)
     for name, features in params.features.items():
         try:
-            published.check(features)
+            published_features.check(features)
         except UserError as error:
             raise UserError(f"{file}: features.{name}.{error}") from None
     results.check_tables(params)
@@ -50,16 +54,16 @@ def check(file: str, params: Params) -> None:
 
 def _check_weights(key: str, teacher: Teacher) -> None:
     """A teacher's weights are made here, published for a teacher of its kind, or a file that is there."""
-    known = checkpoints.CHECKPOINTS.get(teacher.weights)
+    known = weights.CHECKPOINTS.get(teacher.weights)
     if known is not None and known.kind != teacher.kind:
         raise UserError(f"{key}.kind: {teacher.weights} is a checkpoint of a {known.kind}, not of a {teacher.kind}")
     if known is None and (teacher.mirror or teacher.checksum):
         raise UserError(
             f"{key}.weights: mirror and checksum are for published checkpoints, and '{teacher.weights}' is none; "
-            f"{nearest(teacher.weights, checkpoints.CHECKPOINTS)}"
+            f"{nearest(teacher.weights, weights.CHECKPOINTS)}"
         )
     if known is None and teacher.weights != "avsynth" and not Path(teacher.weights).is_file():
-        fitting = [name for name, other in checkpoints.CHECKPOINTS.items() if other.kind == teacher.kind]
+        fitting = [name for name, other in weights.CHECKPOINTS.items() if other.kind == teacher.kind]
         raise UserError(
             f"{key}.weights: there is no file '{teacher.weights}', and no published checkpoint of that name; give the "
             f"path of a {teacher.kind} checkpoint, avsynth to train a small one here, or a published one: "
@@ -74,12 +78,12 @@ def main(stage: Stage) -> None:
         for name, section in stage.params.model_dump(mode="json", exclude_none=True).items():
             _write(folder / name, section, depth=3 if name == "datasets" else 2)
     for kind in ("teachers", "teacher_features", "teacher_head", "train"):
-        stores.write_text(stage.params.path(kind, NO_TEACHER) / "README", "the absence of a teacher\n")
+        write_text(stage.params.path(kind, NO_TEACHER) / "README", "the absence of a teacher\n")
 
 
 def _write(path: Path, value: Any, depth: int) -> None:
     """A file <path>.json, and down to `depth` levels one for each part of it in the folder of that name."""
-    stores.write_json(path.with_name(f"{path.name}.json"), value)
+    write_json(path.with_name(f"{path.name}.json"), value)
     if depth > 1 and isinstance(value, dict):
         for key, part in value.items():
             _write(path / key, part, depth - 1)

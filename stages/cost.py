@@ -28,10 +28,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from stages import results, stores
-from stages.jobs import resolve_device, run_jobs
-from stages.stage import Stage
-from stages.train import Task, Trainer, count_parameters, make_deterministic
+from avdistill.data.files import write_csv
+from avdistill.pipeline.devices import resolve_device, run_jobs
+from avdistill.pipeline.stage import Stage
+from avdistill.reporting import results
+from avdistill.training.trainer import Task, Trainer, count_parameters, make_deterministic
 
 WARM_UP = 2  # steps that are not measured: they allocate the optimizer's state and choose convolution algorithms
 STEPS = 10
@@ -178,7 +179,7 @@ def main(stage: Stage) -> None:
     rows = run_jobs(row, [(stage, run, device) for run in params.report.cost], device, "cost")
     table = pd.DataFrame(rows, columns=["run", "method", "teachers", "baseline", "device", *MEASURED])
     with stage.output() as folder:
-        stores.write_csv(folder / "cost.csv", table)
+        write_csv(folder / "cost.csv", table)
         stage.run.log_artifact(folder / "cost.csv")
     stage.run.log_params({"device": device, "steps": STEPS})
     for found in rows:

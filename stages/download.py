@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from stages import datasets
-from stages.stage import Stage
+from avdistill.data import datasets
+from avdistill.pipeline import code
+from avdistill.pipeline.stage import Stage
 
 
 def main(stage: Stage) -> None:
     """Bring the videos of `stage.item` into its folder, or list those that are used where they lie."""
-    from stages.stores import digest
+    from avdistill.data.files import digest
 
     name = str(stage.item)
     origin = stage.params.datasets[name].origin
     kind = datasets.of(origin)
     kind.check(origin)
     stage.run.log_params(origin.model_dump())
-    with stage.output(key=f"{origin!r} {digest(Path(__file__).with_name('datasets'))}") as folder:
+    with stage.output(key=repr(origin), keep=origin.kind not in code.MADE_HERE) as folder:
         kind.download(origin, folder)
         clips = datasets.clips(folder)
     path = stage.params.path("download", name)

@@ -21,17 +21,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from avdistill.config.schema import Recipe
+from avdistill.data.files import digest, write_arrays, write_csv
+from avdistill.data.loader import ClipSet, centre_crop, take_window, test_windows, to_input
+from avdistill.pipeline.devices import resolve_device, run_jobs
+from avdistill.pipeline.stage import Stage
+from avdistill.training.inference import autocast, load_student, predict
+from avdistill.training.teachers import build_distiller, teacher_tables
+from avdistill.training.trainer import Task
 from models import metrics
 from models.distillers import Distiller, methods
 from models.outputs import TeacherBatch
 from models.students import Student
 from models.students.r2plus1d import R2Plus1d
-from stages import stores
-from stages.jobs import resolve_device, run_jobs
-from stages.loader import ClipSet, centre_crop, take_window, test_windows, to_input
-from stages.params import Recipe
-from stages.stage import Stage
-from stages.train import Task, autocast, build_distiller, load_student, predict, teacher_tables
 
 RECALL_AT = (1, 5, 10)
 PRECISION_AT = (100, 500)
@@ -51,7 +53,7 @@ def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
     _, gallery_features = predict(student, gallery, recipe, device)
     values = {"accuracy": metrics.top1(probabilities, test.labels), "queries": len(test), "gallery": len(gallery)}
     values |= metrics.retrieval(features, test.labels, gallery_features, gallery.labels, RECALL_AT, PRECISION_AT)
-    stores.write_arrays(
+    write_arrays(
         task.folder / task.run / f"seed-{task.seed}.npz",
         ids=np.array(test.ids),
         labels=test.labels.numpy(),
@@ -89,7 +91,7 @@ def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
         if task.seed == cell.seeds_of(task.run)[0] and isinstance(student, R2Plus1d):
             arrays = attention(student, distiller, clips, teachers, recipe, device)
             if arrays is not None:
-                stores.write_arrays(task.folder / task.run / "attention.npz", **arrays)
+                write_arrays(task.folder / task.run / "attention.npz", **arrays)
     with task.tracked.child(f"{task.run} seed {task.seed}", {"run": task.run, "seed": task.seed}) as tracked:
         tracked.log_params({"method": cell.method, "teachers": run.teachers, "seed": task.seed})
         tracked.log_metrics(values)
@@ -196,13 +198,13 @@ def main(stage: Stage) -> None:
     stage.input("train", name)
     device = resolve_device(params.device)
     index = stage.input("split", cell.dataset) / "index.csv"
-    stage.run.log_dataset(name=cell.dataset, path=index, digest=stores.digest(index), context="evaluation")
+    stage.run.log_dataset(name=cell.dataset, path=index, digest=digest(index), context="evaluation")
     with stage.output() as folder:
         tasks = [(Task(params, name, run, seed, device, folder, stage.run),) for run, seed in cell.trainings()]
         results = run_jobs(evaluate_one, tasks, device, f"evaluate {name}")
         for table in dict.fromkeys(table for result in results for table in result):
             rows = pd.concat([result[table] for result in results if table in result], ignore_index=True)
-            stores.write_csv(folder / f"{table}.csv", rows)
+            write_csv(folder / f"{table}.csv", rows)
             stage.run.log_artifact(folder / f"{table}.csv")
         rows = pd.read_csv(folder / "metrics.csv")
     means = rows.groupby(["run", "metric"], sort=False)["value"].mean()

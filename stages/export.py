@@ -35,20 +35,20 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from avdistill.config.schema import Params
+from avdistill.data.files import digest, read_arrays, replacing, write_arrays, write_json, write_text
+from avdistill.data.index import read_index
+from avdistill.data.jpeg import JpegClip
+from avdistill.data.loader import ClipSet, test_windows, to_input
+from avdistill.data.media import write_video
+from avdistill.pipeline import code
+from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.stage import Stage
+from avdistill.serving import recognise
+from avdistill.training.inference import load_student
 from models.students import Student
-from stages import recognise, stores
-from stages.errors import UserError
-from stages.jpeg import JpegClip
-from stages.loader import ClipSet, test_windows, to_input
-from stages.media import write_video
-from stages.params import Params
-from stages.stage import Stage
-from stages.train import load_student
 
 TOLERANCE = 1e-4
-# All that stages.recognise imports of this project, and the packages that these files import.
-STAGES = ("errors", "jpeg", "loader", "media", "params", "recognise", "stores")
-CODE = ("models/__init__.py", "models/outputs.py", *(f"stages/{name}.py" for name in STAGES))
 PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pydantic", "pyyaml", "pillow", "av", "decord")
 VIDEO = {"name": "video", "type": "string", "required": True}
 NEIGHBOUR = {
@@ -130,7 +130,7 @@ def save_program(student: Standalone, windows: Tensor, path: Path) -> None:
     # By itself torch would write to the file from C++, which ends the whole process where there is no room.
     content = io.BytesIO()
     torch.export.save(program, content)
-    with stores.replacing(path) as partial:
+    with replacing(path) as partial:
         partial.write_bytes(content.getvalue())
 
 
@@ -174,11 +174,10 @@ def difference(path: Path, student: Standalone, windows: Tensor) -> float:
 
 def describe_model(folder: Path, example: bytes) -> None:
     """Write what MLflow needs around the programs. `example`: a video file."""
-    code = folder / "code"
-    root = Path(__file__).resolve().parents[1]
-    for name in CODE:
-        (code / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / name, code / name)
+    for file in code.files_of("avdistill.serving.recognise"):
+        copy = folder / "code" / file.relative_to(code.ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
     installed = []
     for package in PACKAGES:
         try:
@@ -186,15 +185,15 @@ def describe_model(folder: Path, example: bytes) -> None:
             installed.append(f"{package}=={version(package).partition('+')[0]}\n")
         except PackageNotFoundError:  # decord is not everywhere
             continue
-    stores.write_text(folder / "requirements.txt", "".join(installed))
+    write_text(folder / "requirements.txt", "".join(installed))
     environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
-    stores.write_text(folder / "python_env.yaml", yaml.safe_dump(environment, sort_keys=False))
+    write_text(folder / "python_env.yaml", yaml.safe_dump(environment, sort_keys=False))
     table = {"columns": ["video"], "data": [[base64.b64encode(example).decode()]]}
-    stores.write_json(folder / "input_example.json", table)
-    stores.write_json(folder / "serving_input_example.json", {"dataframe_split": table})
+    write_json(folder / "input_example.json", table)
+    write_json(folder / "serving_input_example.json", {"dataframe_split": table})
     nearest = {"name": "nearest", "type": "long", "default": recognise.NEAREST, "shape": None}
     flavour = {
-        "loader_module": "stages.recognise",
+        "loader_module": "avdistill.serving.recognise",
         "code": "code",
         "env": {"virtualenv": "python_env.yaml"},
         "python_version": platform.python_version(),
@@ -210,7 +209,7 @@ def describe_model(folder: Path, example: bytes) -> None:
             "pandas_orient": "split",
         },
     }
-    stores.write_text(folder / "MLmodel", yaml.safe_dump(model, sort_keys=False))
+    write_text(folder / "MLmodel", yaml.safe_dump(model, sort_keys=False))
 
 
 def example_video(clip: np.ndarray | JpegClip, fps: float) -> bytes:
@@ -235,12 +234,12 @@ def main(stage: Stage) -> None:
     index = stage.input("split", name) / "index.csv"
     clips = ClipSet(index, stage.input(*cell.input.split("/")), ("train",))
     evaluated = stage.input("evaluate", choice.cell) / choice.run / f"seed-{choice.seed}.npz"
-    gallery = stores.read_arrays(evaluated)
+    gallery = read_arrays(evaluated)
     student, _ = load_student(params, choice.cell, choice.run, choice.seed, clips.classes, torch.device("cpu"))
     alone = Standalone(student, recipe.normalisation).eval()
     windows = next(test_windows(clips, recipe, 8))[0]
     windows = torch.cat([windows, windows.flip(1)])  # at least two
-    labels = stores.read_index(index)[["label", "class"]].drop_duplicates().sort_values("label")
+    labels = read_index(index)[["label", "class"]].drop_duplicates().sort_values("label")
     with stage.output() as folder:
         save_program(alone, windows, folder / "student.pt2")
         differences = {"student.pt2": difference(folder / "student.pt2", alone, windows)}
@@ -248,7 +247,7 @@ def main(stage: Stage) -> None:
             save_onnx(alone, windows, folder / "student.onnx")
             differences["student.onnx"] = difference(folder / "student.onnx", alone, windows)
         arrays = {key: gallery[f"gallery_{key}"] for key in ("ids", "labels", "features")}
-        stores.write_arrays(folder / "gallery.npz", **arrays)
+        write_arrays(folder / "gallery.npz", **arrays)
         about: dict[str, Any] = {
             "dataset": name,
             "method": cell.method,
@@ -258,12 +257,12 @@ def main(stage: Stage) -> None:
             "preprocessing": frames.model_dump(exclude={"dataset"})
             | recipe.model_dump(include={"frames", "stride", "size", "normalisation"}),
         }
-        stores.write_json(folder / "export.json", about)
+        write_json(folder / "export.json", about)
         describe_model(folder, example_video(clips.store[clips.ids[0]], frames.fps))
         stage.run.log_params({key: about[key] for key in ("cell", "run", "seed", "method", "epoch")})
         stage.run.log_metrics({"select_accuracy": choice.select_accuracy, "select_loss": choice.select_loss})
         stage.run.log_metrics({f"difference/{key}": value for key, value in differences.items()})
-        stage.run.log_dataset(name=name, path=index, digest=stores.digest(index), context="export")
+        stage.run.log_dataset(name=name, path=index, digest=digest(index), context="export")
         stage.run.log_model(
             f"student-{name}",
             folder,

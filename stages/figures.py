@@ -1,8 +1,9 @@
 """Stage figures: what the numbers look like. Each figure is a PNG drawn from a CSV file that lies beside it.
 
 A figure whose data the suite does not have is left out; figures.json says why. Adding a figure: a function in
-`stages.drawing` that returns a `Drawn` or raises `NoDataError`, a line in `FIGURES`, and, unless every suite has it, a
-key of its name in `stages.params.Figures`.
+`avdistill.reporting.figures` that returns a `Drawn` or raises `NoDataError`, a line in `FIGURES`, and, unless every
+suite has it, a
+key of its name in `avdistill.config.report.Figures`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.drawing import STYLE, Drawn, NoDataError, classes, clips, runs
-from stages.jobs import run_jobs
-from stages.params import Figures, Params
-from stages.stage import Stage
-from stages.stores import write_csv, write_json
+from avdistill.config.report import Figures
+from avdistill.config.schema import Params
+from avdistill.data.files import write_csv, write_json
+from avdistill.pipeline.devices import run_jobs
+from avdistill.pipeline.stage import Stage
+from avdistill.reporting.figures import STYLE, Drawn, NoDataError, classes, clips, runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,16 +6,17 @@ from functools import partial
 
 import numpy as np
 
-from stages import datasets, media
-from stages.jpeg import encode
-from stages.packing import pack
-from stages.params import Frames
-from stages.stage import Stage
+from avdistill.config.schema import Frames
+from avdistill.data import datasets, media
+from avdistill.data.jpeg import encode
+from avdistill.data.packing import pack
+from avdistill.pipeline.stage import Stage
 
 
 def main(stage: Stage) -> None:
     """Write a store of uint8 (T, H, W, 3) by clip id, raw or as JPEGs, and problems.csv."""
-    from stages.stores import digest, read_index
+    from avdistill.data.files import digest
+    from avdistill.data.index import read_index
 
     frames = stage.params.frames[str(stage.item)]
     origin = stage.params.datasets[frames.dataset].origin

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from stages import datasets
-from stages.errors import UserError
-from stages.packing import pack
+from avdistill.data import datasets
+from avdistill.data.packing import pack
+from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.stage import Stage
 from stages.spectrogram import listen, spectrogram
-from stages.stage import Stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,8 @@ def main(stage: Stage) -> None:
     """Write a store as spectrogram does, pairs.csv (id, noise_id, snr_db as measured), and problems.csv."""
     import pandas as pd
 
-    from stages.stores import digest, read_index, write_csv
+    from avdistill.data.files import digest, write_csv
+    from avdistill.data.index import read_index
 
     params = stage.params.noise_mixes[str(stage.item)]
     origin = stage.params.datasets[params.dataset].origin

@@ -7,7 +7,7 @@ Makes, under report/:
   accuracy.csv    run, seed, accuracy: for `dvc plots`
 
 What the page says in words is generated from the numbers. A gain or a loss is claimed only where a paired test,
-corrected for the number of comparisons, found it (stages/significance.py).
+corrected for the number of comparisons, found it (avdistill/reporting/significance.py).
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages import results
-from stages.beyond import (
+from avdistill.data.files import write_csv, write_text
+from avdistill.data.index import read_index
+from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.stage import Stage
+from avdistill.reporting import results
+from avdistill.reporting.extra_tables import (
     cost_sheet,
     cost_table,
     detection_sentence,
@@ -38,10 +42,10 @@ from stages.beyond import (
     tests_sheets,
     tests_table,
 )
-from stages.errors import UserError
-from stages.page import PLUS_MINUS, Chapter, Section, listed, plain, plural, render, verdicts
-from stages.papers import PAPERS, SHORT, datasets_note, paper_section, paper_table
-from stages.sheets import (
+from avdistill.reporting.page import PLUS_MINUS, Chapter, Section, listed, plain, plural, render, verdicts
+from avdistill.reporting.paper_tables import PAPERS, SHORT, datasets_note, paper_section, paper_table
+from avdistill.reporting.suite import Suite
+from avdistill.reporting.suite_tables import (
     METRICS,
     dataset_sheet,
     dataset_table,
@@ -55,9 +59,6 @@ from stages.sheets import (
     teachers_sheet,
     teachers_table,
 )
-from stages.stage import Stage
-from stages.stores import read_index, write_csv, write_text
-from stages.suite import Suite
 
 PAPER_FIGURES = {
     "xia2023": ("training_curves", "attention"),

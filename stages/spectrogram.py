@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages import datasets, media
-from stages.packing import pack
-from stages.stage import Stage
+from avdistill.data import datasets, media
+from avdistill.data.packing import pack
+from avdistill.pipeline.stage import Stage
 
 
 def main(stage: Stage) -> None:
     """Write a store of float32 (frames, 64), in dB, 100 frames a second, by clip id, and problems.csv."""
-    from stages.stores import digest, read_index
+    from avdistill.data.files import digest
+    from avdistill.data.index import read_index
 
     name = str(stage.item)
     origin = stage.params.datasets[name].origin

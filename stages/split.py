@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import datasets, media, workers
-from stages.errors import UserError, nearest
-from stages.params import Split
-from stages.stage import Stage
+from avdistill.config.schema import Split
+from avdistill.data import datasets, media
+from avdistill.pipeline import workers
+from avdistill.pipeline.errors import UserError, nearest
+from avdistill.pipeline.stage import Stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,8 @@ def main(stage: Stage) -> None:
     """Write index.csv, one row a clip: gone, broken and silent ones stay in it, marked, with a reason.
 
     The metrics have `expected_clips` of each part where a paper says how many it had."""
-    from stages.stores import digest, write_index
+    from avdistill.data.files import digest
+    from avdistill.data.index import write_index
 
     name = str(stage.item)
     dataset = stage.params.datasets[name]

@@ -4,7 +4,7 @@ Makes features.npz under teacher_features/<entry>/, a row for every clip of the 
   ids (N,)  features (N, Dt) float32  mask (N,) False where the clip has no usable input, its row then zero
   logits (N, K) float32 of the teacher's own classes  block_0 … (N, D_l) float32 pooled output of each block
   probabilities (N, K) float16 of the teacher's own classes: independent ones for PANNs, else of a softmax
-Published features have ids, features and mask alone (stages/published.py).
+Published features have ids, features and mask alone (avdistill/data/sources/published_features.py).
 
 Clips are worked on in shards, side by side on several cores or GPUs; those that are done outlive an interruption.
 """
@@ -22,16 +22,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import models.teachers
+from avdistill.config.schema import Teacher
+from avdistill.config.types import Precision
+from avdistill.data.files import digest, intact, read_arrays, replacing, write_arrays
+from avdistill.data.index import read_index
+from avdistill.data.loader import centre_crop
+from avdistill.data.packed import Store
+from avdistill.data.sources import published_features
+from avdistill.pipeline.devices import resolve_device, run_jobs
+from avdistill.pipeline.stage import Stage
+from avdistill.training.inference import autocast
+from avdistill.training.tensors import load_tensors
 from models.teachers import Teacher as Network
-from stages import published, stores
-from stages.jobs import resolve_device, run_jobs
-from stages.loader import centre_crop
-from stages.params import Precision, Teacher
-from stages.stage import Stage
-from stages.stores import Store
 from stages.teachers import IMAGE_SIZE, head, image_input, network_of
-from stages.train import autocast, load_tensors
 
 SHARD = 128  # clips
 # What one batch may hold: it bounds the memory, about 1 GB for CNN14.
@@ -117,7 +120,7 @@ def extract(work: Work, number: int, ids: np.ndarray) -> None:
         for part, values in parts.items():
             arrays[part][rows] = values.float().unflatten(0, (len(names), -1)).mean(1).cpu().numpy()
         arrays["mask"][rows] = True
-    stores.write_arrays(shard(work.folder, number), ids=ids, **arrays)
+    write_arrays(shard(work.folder, number), ids=ids, **arrays)
 
 
 def shard(folder: Path, number: int) -> Path:
@@ -127,9 +130,9 @@ def shard(folder: Path, number: int) -> Path:
 
 def join(shards: Sequence[Path], path: Path) -> None:
     """One .npz file of the arrays of all shards, one below the other. Memory holds no more than one of them."""
-    top = stores.read_arrays(shards[0])
+    top = read_arrays(shards[0])
     rows = sum(len(read_array(part, "mask")) for part in shards)
-    with stores.replacing(path) as partial, zipfile.ZipFile(partial, "w") as whole:
+    with replacing(path) as partial, zipfile.ZipFile(partial, "w") as whole:
         for name, array in top.items():
             with whole.open(f"{name}.npy", "w", force_zip64=True) as file:
                 shape = (rows, *array.shape[1:])
@@ -142,28 +145,27 @@ def join(shards: Sequence[Path], path: Path) -> None:
 
 def read_array(path: Path, name: str) -> np.ndarray:
     """One array of an .npz file; the others are not read."""
-    return stores.read_arrays(path, (name,))[name]
+    return read_arrays(path, (name,))[name]
 
 
 def main(stage: Stage) -> None:
     """Compute the features of all clips of a dataset, or map published ones to them."""
     entry = stage.params.features[stage.item or ""]
     if entry.published is not None:
-        published.main(stage)
+        published_features.main(stage)
         return
     teacher = stage.params.teachers[entry.teacher]
     device = resolve_device(stage.params.device)
     split, weights = stage.input("split", entry.dataset), stage.input("teachers", entry.teacher)
     store = stage.input(*entry.input.split("/"))
     stage.run.log_params({"features": entry.model_dump(), "teacher": teacher.model_dump(), "device": device})
-    ids = stores.read_index(split / "index.csv")["id"].to_numpy(dtype=str)
-    code = [Path(__file__), Path(models.teachers.__file__).parent]
-    digest = stores.digest(split / "index.csv", weights, store, *code)
-    key = f"{digest} {teacher.model_dump_json()} {entry.precision} {device} {torch.__version__}"
+    ids = read_index(split / "index.csv")["id"].to_numpy(dtype=str)
+    inputs = digest(split / "index.csv", weights, store)
+    key = f"{inputs} {teacher.model_dump_json()} {entry.precision} {device}"
     with stage.output(key=key) as folder:
         work = Work(key, weights, teacher, entry.precision, store, device, folder / "shards")
         parts = np.array_split(ids, range(SHARD, len(ids), SHARD))
-        todo = [number for number in range(len(parts)) if not stores.intact(shard(work.folder, number))]
+        todo = [number for number in range(len(parts)) if not intact(shard(work.folder, number))]
         run_jobs(extract, [(work, number, parts[number]) for number in todo], device, "features")
         join([shard(work.folder, number) for number in range(len(parts))], folder / "features.npz")
         shutil.rmtree(work.folder)

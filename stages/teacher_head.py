@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages import stores
-from stages.errors import UserError
-from stages.jobs import resolve_device
-from stages.stage import Stage
+from avdistill.data.files import read_arrays, write_arrays, write_json
+from avdistill.data.index import read_index
+from avdistill.pipeline.devices import resolve_device
+from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.stage import Stage
 
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -50,9 +51,9 @@ def main(stage: Stage) -> None:
     entry = stage.params.features[stage.item or ""]
     device = resolve_device(stage.params.device)
     torch.set_num_threads(1)  # the same bits whatever the number of cores
-    index = stores.read_index(stage.input("split", entry.dataset) / "index.csv")
+    index = read_index(stage.input("split", entry.dataset) / "index.csv")
     path = stage.input("teacher_features", stage.item) / "features.npz"
-    arrays = stores.read_arrays(path, ("ids", "features", "mask"))
+    arrays = read_arrays(path, ("ids", "features", "mask"))
     features = torch.from_numpy(arrays["features"]).to(device)
     labels = torch.tensor(index["label"].to_numpy()).to(device)
     classes = int(labels.max()) + 1
@@ -82,9 +83,9 @@ def main(stage: Stage) -> None:
         "weight_decay": DECAYS[best],
     }
     with stage.output() as folder:
-        stores.write_arrays(folder / "head.npz", weight=weight.cpu().numpy(), bias=bias.cpu().numpy())
-        stores.write_arrays(folder / "logits.npz", ids=arrays["ids"], logits=logits.cpu().numpy())
-        stores.write_json(folder / "metrics.json", summary)
+        write_arrays(folder / "head.npz", weight=weight.cpu().numpy(), bias=bias.cpu().numpy())
+        write_arrays(folder / "logits.npz", ids=arrays["ids"], logits=logits.cpu().numpy())
+        write_json(folder / "metrics.json", summary)
     stage.run.log_params({"features": entry.model_dump(), "weight_decay": DECAYS[best]})
     stage.run.log_metrics({f"accuracy/{name}": value for name, value in summary["accuracy"].items()})
     stage.metrics(summary)

@@ -3,7 +3,8 @@
 Makes, under teachers/<teacher>/: weights.pt (a state dict) and teacher.json (its kind and the names of its classes;
 where it came from and its checksum, or how well it does on held-out examples).
 `weights: avsynth` trains a small teacher here, on made sounds or images of other categories than the actions; a name
-such as `panns:Cnn14_mAP=0.431` or `torchvision:resnet50` downloads a published checkpoint (stages/checkpoints.py); any
+such as `panns:Cnn14_mAP=0.431` or `torchvision:resnet50` downloads a published checkpoint
+(avdistill/data/sources/weights.py); any
 other value is the path of a checkpoint: PANNs' layout for cnn14, torchvision's for the ResNets.
 """
 
@@ -21,19 +22,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avdistill.config.schema import Teacher
+from avdistill.data.datasets import avsynth
+from avdistill.data.files import intact, write_json
+from avdistill.data.loader import NORMALISATION
+from avdistill.data.sources import weights
+from avdistill.pipeline.devices import resolve_device
+from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.progress import progress
+from avdistill.pipeline.stage import Stage
+from avdistill.training.tensors import save_tensors
 from models import teachers
 from models.teachers import Teacher as Network
 from models.teachers import build_teacher
 from models.teachers.cnn14 import Cnn14, load_panns
-from stages import checkpoints, stores
-from stages.datasets import avsynth
-from stages.errors import UserError
-from stages.jobs import resolve_device
-from stages.loader import NORMALISATION
-from stages.params import Teacher
-from stages.progress import progress
-from stages.stage import Stage
-from stages.train import save_tensors
 
 # How the small teachers are pre-trained: a fair ear and eye within half a minute on one core, not the best ones.
 HELD_OUT, SECONDS, BATCH, LEARNING_RATE = 200, 1.0, 16, 1e-3
@@ -119,7 +121,7 @@ def load_checkpoint(teacher: Teacher, path: Path) -> Network:
 
     Nothing but tensors, and the arrays of numbers that PANNs' checkpoints keep for their sampler, is ever unpickled."""
     try:
-        if is_zipfile(path) and not stores.intact(path):  # torch does not look; before 2020 its files had no checksums
+        if is_zipfile(path) and not intact(path):  # torch does not look; before 2020 its files had no checksums
             raise ValueError("damaged: a part is missing, or its checksum differs")
         with torch.serialization.safe_globals(NUMPY_ARRAYS):
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -169,13 +171,13 @@ def main(stage: Stage) -> None:
                 stage.run.log_metrics(measured, step=epoch)
         else:
             path = Path(teacher.weights)
-            if teacher.weights in checkpoints.CHECKPOINTS:
-                path, origin = checkpoints.download(teacher, folder / "download")
+            if teacher.weights in weights.CHECKPOINTS:
+                path, origin = weights.download(teacher, folder / "download")
             model = load_checkpoint(teacher, path)
             names = class_names(head(model).out_features)
         save_tensors(folder / "weights.pt", {name: value.cpu() for name, value in model.state_dict().items()})
         description = {"kind": teacher.kind, "feature_dim": model.feature_dim, "classes": names, **origin, **measured}
-        stores.write_json(folder / "teacher.json", description)
+        write_json(folder / "teacher.json", description)
         shutil.rmtree(folder / "download", ignore_errors=True)
     stage.run.log_params(origin)
     stage.metrics({"feature_dim": model.feature_dim, **measured})

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.jobs import cores
+from avdistill.config.schema import Params
+from avdistill.pipeline.processes import cores
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,3 +47,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data at hand (AV_SHARED)")
     return folder
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """Params of a tiny suite in tmp_path: split, frames, features and heads of random numbers are there already."""
+    from tests.helpers.tiny import make  # late: these imports take time, and few tests need them
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AV_TRACKING", "off")
+    return make(tmp_path, root)

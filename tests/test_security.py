@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("benchmarks", "flows", "models", "stages")
+FOLDERS = ("avdistill", "benchmarks", "flows", "models", "stages")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 # Calls that execute what they read, whatever their arguments are.

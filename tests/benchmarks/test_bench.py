@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from avdistill.data.packed import Store
+from avdistill.pipeline.errors import UserError
 from benchmarks import __main__ as command
 from benchmarks import data, harness, made_up, pipeline, retrieval, scaling, table, training
 from benchmarks.harness import Benchmark, Measured, Option, Setting
-from stages.errors import UserError
-from stages.stores import Store
 
 MACHINE = {
     "system": "Linux x86_64",

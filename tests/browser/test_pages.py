@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from playwright import sync_api
 
+from tests.helpers.servers import free_port, running
 from tests.pipeline.conftest import Checkout, checkout
-from tests.servers import free_port, running
 
 pytestmark = pytest.mark.browser
 __all__ = ["checkout"]  # a fixture

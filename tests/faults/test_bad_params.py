@@ -17,9 +17,9 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from avdistill.config.loading import load
+from avdistill.pipeline.errors import UserError
 from stages.check import check
-from stages.errors import UserError
-from stages.params import load
 from tests.faults.record import count, record
 
 pytestmark = pytest.mark.faults

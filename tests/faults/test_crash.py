@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.conftest import REPRO, Suite, send
 from tests.faults.record import count, record
-from tests.servers import prefect_server
+from tests.helpers.servers import prefect_server
 
 pytestmark = pytest.mark.faults
 

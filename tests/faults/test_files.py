@@ -19,15 +19,18 @@ import pandas as pd
 import pytest
 import torch
 
-from stages import archives, media, stores
-from stages.errors import UserError
-from stages.jpeg import encode
-from stages.params import Teacher
-from stages.stores import Store, StoreWriter
+from avdistill.config.schema import Teacher
+from avdistill.data import media
+from avdistill.data.files import read_arrays, write_arrays
+from avdistill.data.index import read_index, write_index
+from avdistill.data.jpeg import encode
+from avdistill.data.packed import Store, StoreWriter
+from avdistill.data.sources import archives
+from avdistill.pipeline.errors import UserError
+from avdistill.training.tensors import load_state, load_tensors, save_tensors
 from stages.teachers import load_checkpoint
-from stages.train import load_state, load_tensors, save_tensors
 from tests.faults.record import count, record
-from tests.stages.teaching import cnn14, index_of, save_panns
+from tests.helpers.teaching import cnn14, index_of, save_panns
 
 pytestmark = pytest.mark.faults
 
@@ -101,8 +104,8 @@ def index(folder: Path) -> Case:
         {"id": f"c{n}", "file": f"x/{n}.mp4", "class": f"class {n % 3}", "group": f"g{n}", "part": "train"}
         for n in range(30)
     ]
-    stores.write_index(folder / "index.csv", index_of(rows))
-    return Case(folder, [folder / "index.csv"], lambda: stores.read_index(folder / "index.csv"))
+    write_index(folder / "index.csv", index_of(rows))
+    return Case(folder, [folder / "index.csv"], lambda: read_index(folder / "index.csv"))
 
 
 def raw_store(folder: Path) -> Case:
@@ -124,8 +127,8 @@ def jpeg_store(folder: Path) -> Case:
 def features(folder: Path) -> Case:
     arrays = {"ids": np.array(["a", "b"]), "features": np.random.default_rng(0).normal(size=(2, 64))}
     names = tuple(arrays)
-    stores.write_arrays(folder / "features.npz", **arrays)
-    return Case(folder, [folder / "features.npz"], lambda: stores.read_arrays(folder / "features.npz", names))
+    write_arrays(folder / "features.npz", **arrays)
+    return Case(folder, [folder / "features.npz"], lambda: read_arrays(folder / "features.npz", names))
 
 
 def student(folder: Path) -> Case:
@@ -225,14 +228,14 @@ def test_files_in_each_other_s_place(tmp_path: Path) -> None:
         with StoreWriter(tmp_path / f"store {seed}", "uint8") as store:
             store.put("c", np.full((20, 20), seed, np.uint8))
         rows = [{"id": f"c{seed}", "file": "x", "class": "a", "group": "g", "part": "train"}]
-        stores.write_index(tmp_path / f"split {seed}/index.csv", index_of(rows))
+        write_index(tmp_path / f"split {seed}/index.csv", index_of(rows))
     tried = 0
     for names, read in (
         (["seed-{}.pt"], lambda: load_state(tmp_path / "seed-0.pt", torch.device("cpu"), "kd", 0)),
         (["store {}/shard-00000.bin"], lambda: Store(tmp_path / "store 0")["c"]),
         (["store {}/shard-00000.npz"], lambda: Store(tmp_path / "store 0")["c"]),
         (["store {}/shard-00000.bin", "store {}/shard-00000.npz"], lambda: Store(tmp_path / "store 0")["c"]),
-        (["split {}/index.csv"], lambda: stores.read_index(tmp_path / "split 0/index.csv")),
+        (["split {}/index.csv"], lambda: read_index(tmp_path / "split 0/index.csv")),
     ):
         read()
         for name in names:

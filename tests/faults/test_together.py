@@ -25,15 +25,16 @@ PROCESSES = 8
 STAGE = """
 import sys, time
 from pathlib import Path
-from stages import tracking
-from tests.stages.test_tracking import CELL, suite
+from avdistill.tracking import journal as tracking
+from avdistill.tracking.mirror import sync
+from tests.avdistill.tracking.test_mirror import CELL, suite
 out, number = sys.argv[1:]
 while not Path(out, "go").exists():
     time.sleep(0.001)
 params = suite(out)
 with tracking.start("train", CELL, params) as run:
     run.log_metrics({"loss": float(number)})
-tracking.sync(params)
+sync(params)
 """
 BUSY = re.compile(r"is busy, it is being blocked by:\s+\(PID \d+\): .*dvc.* repro|Unable to acquire lock")
 ONE_LINE = re.compile(r"^error: .*: in use by .*dvc.* \(process \d+\)", re.MULTILINE)
@@ -75,7 +76,7 @@ def test_processes_on_a_fresh_database(folders: int, tmp_path: Path) -> None:
 def end_mirrors(folder: Path) -> None:
     for process in psutil.process_iter():
         try:
-            if process.cmdline()[1:4] == ["-m", "stages.tracking", "mirror"] and str(folder) in process.cmdline()[4]:
+            if process.cmdline()[1:4] == ["-m", "avdistill.tracking", "mirror"] and str(folder) in process.cmdline()[4]:
                 process.terminate()
         except (psutil.NoSuchProcess, psutil.AccessDenied, IndexError):
             continue

@@ -22,10 +22,10 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from stages import tracking
+from avdistill.tracking.mirror import _client, deliver
 from tests.faults.record import count, record
+from tests.helpers.servers import free_port, running
 from tests.pipeline.conftest import Checkout, tiny_params
-from tests.servers import free_port, running
 
 pytestmark = pytest.mark.faults
 
@@ -33,8 +33,9 @@ SLOWER = 1.10  # at most, than with a tracker that works
 EPOCHS = 60  # a training of several seconds
 PREPARE = """
 from importlib import import_module
-from stages import params, tracking
-from stages.stage import Stage
+from stages import params
+from avdistill.tracking import journal as tracking
+from avdistill.pipeline.stage import Stage
 suite = params.load("params.yaml")
 for name in ("check", "download", "split", "frames"):
     item = None if name == "check" else "avsynth"
@@ -100,7 +101,7 @@ def end_mirrors(folder: Path) -> None:
     """End the mirrors of a checkout, which would go on with the tracker that they were started for."""
     for process in psutil.process_iter():
         try:
-            if process.cmdline()[1:4] == ["-m", "stages.tracking", "mirror"] and str(folder) in process.cmdline()[4]:
+            if process.cmdline()[1:4] == ["-m", "avdistill.tracking", "mirror"] and str(folder) in process.cmdline()[4]:
                 process.kill()
                 process.wait(10)
         except (psutil.NoSuchProcess, psutil.AccessDenied, IndexError):
@@ -128,7 +129,7 @@ def test_a_training_needs_no_tracker(trainable: Checkout, trackers: dict[str, st
     least = {kind: min(values) for kind, values in seconds.items()}  # what else the machine does only adds to it
     ratios = {kind: least[kind] / least["works"] for kind in trackers if kind != "works"}
 
-    sync = ("python", "-m", "stages.tracking", "sync", "params.yaml")
+    sync = ("python", "-m", "avdistill.tracking", "sync", "params.yaml")
     trainings = 1 + rounds * len(trackers)
     assert "nothing is lost" in trainable.run(*sync, check=False, MLFLOW_TRACKING_URI=trackers["answers 500"]).stdout
     # Whatever works has sent what the others left, as far as it came in its time: not what came after it.
@@ -210,7 +211,8 @@ def unreliable(target: str, faults: random.Random, lost: list[str]) -> type[Base
 
 LOG = """
 from pathlib import Path
-from stages import params, tracking
+from stages import params
+from avdistill.tracking import journal as tracking
 suite = params.load("params.yaml")
 folder = Path("model"); folder.mkdir(exist_ok=True); (folder / "MLmodel").write_text("flavors: {}")
 for number in range(3):
@@ -235,12 +237,12 @@ def test_a_tracker_that_loses_answers_gets_no_doubles(
     folder, lost, tries = trainable.folder / "out/avsynth/.tracking", list[str](), 0
     with mlflow_server(tmp_path) as server, listening(unreliable(server, random.Random(1), lost)) as between:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", between)
-        tracking._client.cache_clear()
+        _client.cache_clear()
         while any(folder.glob("*.jsonl")):
             tries += 1
             assert tries < 500
             with contextlib.suppress(MlflowException, OSError):
-                tracking.deliver(folder)
+                deliver(folder)
         client = MlflowClient(server)
         (experiment,) = [found for found in client.search_experiments() if found.name == "avsynth"]
         (export,) = client.search_runs([experiment.experiment_id], "tags.stage = 'export'")

@@ -33,8 +33,8 @@ stages:
 STEP = """
 import os, subprocess, sys, time
 from pathlib import Path
-from stages import tracking
-from stages.params import load
+from avdistill.tracking import journal as tracking
+from avdistill.config.loading import load
 
 _, file, stage, out = sys.argv
 name, _, item = stage.partition("@")

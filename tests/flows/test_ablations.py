@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 import yaml
 
+from avdistill.config.loading import load
+from avdistill.config.schema import Params
+from avdistill.pipeline.errors import UserError
+from avdistill.reporting import ablation_page
+from avdistill.reporting.ablation_page import Ablation
 from flows import devices, points
 from flows.dvc import Dvc, StoppedError, hydra
-from stages import ablation
-from stages.ablation import Ablation
-from stages.errors import UserError
-from stages.params import Params, load
 from tests.flows import project
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -210,7 +211,7 @@ def test_numbers_of_an_ablation(tmp_path: Path) -> None:
     base, low, high = [0.50, 0.52, 0.48], [0.51, 0.51, 0.50], [0.60, 0.63, 0.58]
     rows = measured(grid, {(0.1,): {"base": base, "ours": low}, (0.5,): {"base": base, "ours": high}})
     asked = Ablation("delta", ("base", "ours"), "base", "accuracy", grid, {"delta": "δ"})
-    table = ablation.write(asked, rows, tmp_path)
+    table = ablation_page.write(asked, rows, tmp_path)
     ours = table[table["run"] == "ours"].set_index("delta")
     for delta, values in ((0.1, low), (0.5, high)):
         gains = 100 * (np.array(values) - np.array(base))
@@ -219,7 +220,7 @@ def test_numbers_of_an_ablation(tmp_path: Path) -> None:
         found = ours.loc[delta, ["accuracy", "gain", "gain_low", "gain_high"]].astype(float)
         np.testing.assert_allclose(found, expected, rtol=1e-9)  # SciPy's quantile has ten digits
     assert ours.loc[0.5, "p"] < 0.05 < ours.loc[0.1, "p"]
-    assert ablation.best(asked, table)["delta"] == 0.5
+    assert ablation_page.best(asked, table)["delta"] == 0.5
     page = (tmp_path / "index.html").read_text()
     assert "ours at delta 0.5" in page and "data:image/png;base64," in page
     assert "http" not in page  # nothing from elsewhere
@@ -231,8 +232,8 @@ def test_a_map_of_two_things(tmp_path: Path) -> None:
     grid: dict[str, list[Any]] = {"relevant": [0.0, 1.0], "train_groups": [2, 5, 10]}
     accuracy = {(r, n): {"base": [0.4, 0.5], "ours": [0.4 + r * n / 100, 0.51]} for r in (0.0, 1.0) for n in (2, 5)}
     asked = Ablation("map", ("base", "ours"), "base", "accuracy", grid, {})
-    table = ablation.summarise(asked, measured(grid, accuracy))
-    figure = ablation.draw(asked, table)
+    table = ablation_page.summarise(asked, measured(grid, accuracy))
+    figure = ablation_page.draw(asked, table)
     (image,) = figure.axes[0].images
     np.testing.assert_allclose(image.get_array()[:2], [[0.5, 1.5], [0.5, 3.0]])  # rows: groups; columns: relevant
     assert np.isnan(np.asarray(image.get_array().filled(np.nan))[2]).all()  # points that are not there
@@ -241,9 +242,11 @@ def test_a_map_of_two_things(tmp_path: Path) -> None:
 def test_words_are_an_axis_and_one_seed_has_no_interval(tmp_path: Path) -> None:
     grid: dict[str, list[Any]] = {"losses": ["both", "none"]}
     asked = Ablation("losses", ("ours",), None, "accuracy", grid, {})
-    table = ablation.write(asked, measured(grid, {("both",): {"ours": [0.5]}, ("none",): {"ours": [0.4]}}), tmp_path)
+    table = ablation_page.write(
+        asked, measured(grid, {("both",): {"ours": [0.5]}, ("none",): {"ours": [0.4]}}), tmp_path
+    )
     assert table["accuracy_low"].isna().all()
-    assert ablation.best(asked, table)["losses"] == "both"
+    assert ablation_page.best(asked, table)["losses"] == "both"
     assert "50.0 †" in (tmp_path / "index.html").read_text()
 
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from flows.processes import end
+from tests.helpers.servers import prefect_server
 from tests.pipeline.conftest import Checkout, keep_cells, tiny_checkout
-from tests.servers import prefect_server
 
 pytestmark = pytest.mark.e2e
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from avdistill.pipeline.errors import UserError
 from flows import dvc, processes
 from flows.dvc import Dvc, StageError, StoppedError
-from stages.errors import UserError
 from tests.flows import project
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from avdistill.config.loading import load
+from avdistill.pipeline.errors import UserError
+from avdistill.tracking.journal import ledger
+from avdistill.tracking.mirror import _client, sync
 from flows.paper import Outcome, table
-from stages import tracking
-from stages.errors import UserError
-from stages.params import load
 from tests.flows import project
 from tests.flows.test_dvc import alive, mood, wait_for
 
@@ -53,7 +54,7 @@ def repo(server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
             monkeypatch.setenv(name, value)
     monkeypatch.chdir(made)
     yield made
-    tracking._client.cache_clear()
+    _client.cache_clear()
 
 
 def reproduce(*arguments: Any) -> Any:
@@ -94,15 +95,15 @@ def test_ran_skipped_cached_and_the_runs_that_made_them(repo: Path, monkeypatch:
     assert {run["name"] for run in ask("task_runs", flow_run_id)} == set(GRAPH)
     (flow_run,) = ask("flow_runs", flow_run_id)
     assert flow_run["name"].startswith("small 20")
-    run_id = tracking.ledger(load("params.yaml"))["train", "kd"]
+    run_id = ledger(load("params.yaml"))["train", "kd"]
     assert f"[{run_id[:8]}](http://127.0.0.1:5000/#/runs/{run_id})" in rows(flow_run_id)["train@kd"]
-    assert tracking._client().get_run(run_id).data.tags["prefect.flow_run_id"] == str(flow_run_id)
+    assert _client().get_run(run_id).data.tags["prefect.flow_run_id"] == str(flow_run_id)
 
     # From here on without a process for each delivery: that one brought everything over has been seen.
     from flows import paper
 
     monkeypatch.setenv("AV_TRACKING", "off")
-    monkeypatch.setattr(paper, "_sync", lambda params, log: tracking.sync(params))
+    monkeypatch.setattr(paper, "_sync", lambda params, log: sync(params))
     second = reproduce("dvc.yaml", 2)
     assert states(second.state_details.flow_run_id) == dict.fromkeys(GRAPH, "skipped")
     assert second.message == "4 stages: 4 skipped"
@@ -111,7 +112,7 @@ def test_ran_skipped_cached_and_the_runs_that_made_them(repo: Path, monkeypatch:
     assert states(reproduce("dvc.yaml").state_details.flow_run_id) == {
         "check": "skipped", "train@kd": "ran", "train@mnf_csc": "skipped", "report": "ran"
     }  # fmt: skip
-    assert tracking.ledger(load("params.yaml"))["train", "kd"] != run_id
+    assert ledger(load("params.yaml"))["train", "kd"] != run_id
     mood(repo, "kd", "waits for the other")
     back = reproduce("dvc.yaml").state_details.flow_run_id
     assert states(back)["train@kd"] == "cached"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from avdistill.pipeline.errors import UserError
 from flows import ui
 from flows.ui import Server
-from stages.errors import UserError
-from tests.servers import free_port
+from tests.helpers.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-PARTS = ("flows", "models", "stages", "mlflow_project")
+PARTS = ("avdistill", "flows", "models", "stages", "mlflow_project")
 PARTS += ("dvc.yaml", "params.yaml", "Makefile", "requirements.lock", ".dvcignore", ".gitignore")
 
 

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from avdistill.data import media
+from avdistill.data.sources import weights
 from models.teachers import build_teacher
-from stages import checkpoints, media
-from tests.stages import replicas
-from tests.stages.little import ramp, tone
-from tests.stages.replicas import kinetics_name, ucf101_name
-from tests.stages.teaching import cnn14, save_panns
+from tests.helpers import replicas
+from tests.helpers.little import ramp, tone
+from tests.helpers.replicas import kinetics_name, ucf101_name
+from tests.helpers.teaching import cnn14, save_panns
 
 WIDTH = 1 / 16  # of the teachers and of the students
 FEATURES = 32  # length of what students and teachers make of a clip, 512 in full width
-CNN14 = checkpoints.CHECKPOINTS["panns:Cnn14_emb512_mAP=0.420"].path
+CNN14 = weights.CHECKPOINTS["panns:Cnn14_emb512_mAP=0.420"].path
 CCL = "/CCL/audiocnn14embed512_features.tar.gz"
 TEXT = b"<!DOCTYPE html><p>Not found"
 
@@ -160,12 +161,12 @@ class Sites:
         content = save_panns(cnn14(embedding=FEATURES), self.folder / CNN14.lstrip("/")).read_bytes()
         record = {"files": [{"key": Path(CNN14).name, "checksum": f"md5:{hashlib.md5(content).hexdigest()}"}]}
         (self.folder / "api/records").mkdir(parents=True)
-        (self.folder / f"api/records/{checkpoints.RECORD}").write_text(json.dumps(record))
+        (self.folder / f"api/records/{weights.RECORD}").write_text(json.dumps(record))
         (self.folder / "models").mkdir()
         checksums = {}
         for kind in ("resnet34", "resnet50"):
             torch.manual_seed(0)
-            path = self.folder / checkpoints.CHECKPOINTS[f"torchvision:{kind}"].path.lstrip("/")
+            path = self.folder / weights.CHECKPOINTS[f"torchvision:{kind}"].path.lstrip("/")
             torch.save(build_teacher(kind, 1000, WIDTH).state_dict(), path)
             checksums[kind] = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
         return checksums

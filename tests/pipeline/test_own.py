@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from stages import media
+from avdistill.data import media
 from tests.pipeline.conftest import Checkout, tiny_checkout
 
 pytestmark = pytest.mark.e2e

@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from stages import archives
-from stages.datasets import ucf51
+from avdistill.data.datasets import ucf51
+from avdistill.data.sources import archives
+from tests.helpers.packed import write_rar
+from tests.helpers.serving import Server, serve
 from tests.pipeline.conftest import Checkout, keep_cells, tiny_checkout
 from tests.pipeline.sites import CCL, CNN14, ODD, WIDTH, Sites
-from tests.stages.packed import write_rar
-from tests.stages.serving import Server, serve
 
 pytestmark = pytest.mark.e2e
 
@@ -189,7 +189,7 @@ def test_a_folder_that_the_user_has_is_used_in_place(paper: Checkout, web: Serve
 
 def test_an_archive_that_writes_elsewhere_is_refused(paper: Checkout, web: Server) -> None:
     write_rar(web.folder / f"evil/{ucf51.ARCHIVE}", {"../../../../../v_Archery_g01_c01.avi": b"evil"})
-    origin = {"kind": "ucf51", "source": "stages/datasets/ucf51.py", "mirror": f"{web.url}/evil"}
+    origin = {"kind": "ucf51", "source": "avdistill/data/datasets/unwatched", "mirror": f"{web.url}/evil"}
     paper.change("datasets", "ucf51", "origin", value=origin, file="paper/params.yaml")
     done = paper.run("python", "-m", "stages", "download", "paper/params.yaml", "ucf51", check=False)
     assert done.returncode == 1 and "refused, the path leads out of the folder" in done.stdout.splitlines()[-1]

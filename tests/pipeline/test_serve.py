@@ -18,16 +18,17 @@ import pandas as pd
 import pytest
 import yaml
 
+from tests.helpers.servers import free_port, running
 from tests.pipeline.conftest import Checkout, tiny_params
-from tests.servers import free_port, running
 
 pytestmark = pytest.mark.e2e
 
 # One process for all stages: each would import torch anew.
 RUN_STAGES = """
 from importlib import import_module
-from stages import params, tracking
-from stages.stage import Stage
+from stages import params
+from avdistill.tracking import journal as tracking
+from avdistill.pipeline.stage import Stage
 suite = params.load("params.yaml")
 for name, item in [
     ("check", None), ("download", "avsynth"), ("split", "avsynth"), ("frames", "avsynth"),
@@ -52,7 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
     (made.folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     made.environment |= {"AV_TRACKING": "off", "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
     made.run("python", "-c", RUN_STAGES)
-    made.run("python", "-m", "stages.tracking", "sync", "params.yaml")
+    made.run("python", "-m", "avdistill.tracking", "sync", "params.yaml")
     return made
 
 

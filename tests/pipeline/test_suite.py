@@ -88,7 +88,7 @@ def test_mlflow_has_a_run_for_every_stage(checkout: Checkout) -> None:
 LIST_RUNS = """
 import json
 from mlflow import MlflowClient
-from stages.tracking import tracking_uri
+from avdistill.tracking.shared import tracking_uri
 client = MlflowClient(tracking_uri())
 runs = client.search_runs([client.get_experiment_by_name("avsynth").experiment_id], max_results=1000)
 print(json.dumps([{**run.data.tags, "status": run.info.status} for run in runs]))

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
-from stages import params as params_module
-from stages import tracking
+from avdistill.config.loading import load
+from avdistill.pipeline.stage import Stage
+from avdistill.tracking.journal import start
 from stages.check import main
-from stages.stage import Stage
 
 
 def written(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What the stage makes of a params file, by path under check/."""
     raw["suite"]["out"] = str(folder / "out")
     (folder / "params.yaml").write_text(yaml.safe_dump(raw))
-    params = params_module.load(folder / "params.yaml")
-    with tracking.start("check", None, params) as run:
+    params = load(folder / "params.yaml")
+    with start("check", None, params) as run:
         main(Stage("check", None, params, run))
     made = folder / "out/check"
     return {str(path.relative_to(made)): json.loads(path.read_text()) for path in made.rglob("*.json")}

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from stages import cost, tracking
-from stages.errors import UserError
-from stages.params import Params
-from stages.stage import Stage
-from stages.train import Trainer
+from avdistill.config.schema import Params
+from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.stage import Stage
+from avdistill.tracking.journal import start
+from avdistill.training.trainer import Trainer
+from stages import cost
 
 RUNS = ("uni_modal", "kd", "mnf_csc")
 
@@ -20,7 +21,7 @@ RUNS = ("uni_modal", "kd", "mnf_csc")
 def stage(tiny: Params) -> Iterator[Stage]:
     report = tiny.report.model_copy(update={"cost": RUNS})
     params = tiny.model_copy(update={"report": report})
-    with tracking.start("cost", None, params) as run:
+    with start("cost", None, params) as run:
         yield Stage("cost", None, params, run)
 
 

@@ -5,18 +5,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages import tracking
+from avdistill.config.schema import Params
+from avdistill.data.loader import ClipSet, to_input
+from avdistill.tracking.journal import start
+from avdistill.training.teachers import teacher_tables
+from avdistill.training.trainer import Task, Trainer
 from stages.evaluate import attention
-from stages.loader import ClipSet, to_input
-from stages.params import Params
-from stages.train import Task, Trainer, teacher_tables
 
 
 def attended(
     params: Params, tmp_path: Path, run: str, name: str = "mnf_csc"
 ) -> tuple[Trainer, ClipSet, dict[str, np.ndarray]]:
     """An untrained student, the clips, and what the attention of its distiller picks."""
-    with tracking.start("train", name, params) as tracked:
+    with start("train", name, params) as tracked:
         trainer = Trainer(Task(params, name, run, 0, "cpu", tmp_path, tracked))
     cell = params.cells[name]
     index, store = params.path("split", cell.dataset) / "index.csv", params.path(*cell.input.split("/"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
@@ -13,13 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from little import Recorder
 
+from avdistill.config.schema import Params
+from avdistill.data.files import digest, write_arrays, write_csv
+from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.stage import Stage
 from models.students import build_student
-from stages import export, stores
-from stages.errors import UserError
-from stages.params import Params
-from stages.stage import Stage
+from stages import export
+from tests.helpers.little import Recorder
 
 FEATURES = 32  # of the tiny student
 
@@ -32,7 +32,7 @@ def history(params: Params, cell: str, rows: dict[tuple[str, int], list[tuple[fl
         for run, seed in entry.trainings()
         for epoch, (accuracy, loss) in enumerate(rows.get((run, seed), [(0.1, 2.0), (0.2, 1.0)]), start=1)
     ]
-    stores.write_csv(params.path("train", cell) / "history.csv", pd.DataFrame(table))
+    write_csv(params.path("train", cell) / "history.csv", pd.DataFrame(table))
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def trained(tiny: Params) -> Params:
         "gallery_labels": np.arange(9) % 3,
         "gallery_features": random.random((9, FEATURES), dtype=np.float32),
     }
-    stores.write_arrays(tiny.path("evaluate", "kd") / "kd" / "seed-1.npz", **gallery, ids=np.array(["c0_g0_0"]))
+    write_arrays(tiny.path("evaluate", "kd") / "kd" / "seed-1.npz", **gallery, ids=np.array(["c0_g0_0"]))
     return tiny
 
 
@@ -98,7 +98,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from stages import export
-from stages.errors import UserError
+from avdistill.pipeline.errors import UserError
 
 class Student(torch.nn.Module):
     def __init__(self):
@@ -154,9 +154,9 @@ def test_the_program_says_what_the_student_says(trained: Params) -> None:
 
 def test_what_is_written(trained: Params) -> None:
     folder, _ = exported(trained)
-    digest = stores.digest(folder)
+    before = digest(folder)
     folder, recorder = exported(trained)
-    assert stores.digest(folder) == digest
+    assert digest(folder) == before
     about = json.loads((folder / "export.json").read_text())
     assert (about["cell"], about["run"], about["seed"], about["epoch"]) == ("kd", "kd", 1, 3)
     assert about["classes"] == ["class 0", "class 1", "class 2"]
@@ -175,22 +175,17 @@ def test_what_is_written(trained: Params) -> None:
     assert logged[1]["tags"]["run"] == "kd" and logged[1]["tags"]["seed"] == 1
 
 
-def imported(name: str, root: Path) -> set[str]:
-    """Files of this project that a file needs, found in its import statements."""
-    found = {name}
-    for node in ast.walk(ast.parse((root / name).read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("stages", "models"):
-            for module in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
-                path = module.replace(".", "/") + ".py"
-                if (root / path).exists() and path not in found:
-                    found |= imported(path, root)
-    return found
-
-
-def test_the_model_brings_all_its_code(root: Path) -> None:
-    needed = imported("stages/recognise.py", root)
-    assert "stages/params.py" in needed  # by way of the loader
-    assert needed | {"models/__init__.py"} == set(export.CODE)
+def test_the_model_brings_all_its_code(trained: Params, tmp_path: Path) -> None:
+    folder, _ = exported(trained)
+    program = (
+        "import sys; import avdistill.serving.recognise as r, avdistill.data.media as m; print(r.__file__, m.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder / "code", capture_output=True, text=True, check=True
+    )
+    assert all(Path(file).is_relative_to(folder.resolve() / "code") for file in done.stdout.split())
+    names = {file.relative_to(folder / "code").as_posix() for file in (folder / "code").rglob("*.py")}
+    assert "avdistill/data/loader.py" in names and "avdistill/training/trainer.py" not in names
 
 
 def test_a_program_that_differs_is_refused(tmp_path: Path) -> None:
@@ -220,7 +215,7 @@ def test_onnx(tmp_path: Path) -> None:
 
 
 def test_the_example_is_a_video(tmp_path: Path) -> None:
-    from stages.media import read_frames
+    from avdistill.data.media import read_frames
 
     frames = np.full((9, 21, 35, 3), 200, dtype=np.uint8)
     (tmp_path / "example.mp4").write_bytes(export.example_video(frames, 2.0))

@@ -14,12 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from stages import datasets, loader, stores
-from stages.errors import UserError, no_room
-from stages.params import Params, load
-from stages.stores import Store, StoreWriter
-from stages.train import Trainer, load_state, load_tensors, save_tensors, train_one
-from tests.stages.teaching import stage
+from avdistill.config.loading import load
+from avdistill.config.schema import Params
+from avdistill.data import datasets, loader
+from avdistill.data.files import read_arrays, write_arrays, write_text
+from avdistill.data.index import read_index
+from avdistill.data.packed import Store, StoreWriter
+from avdistill.pipeline.errors import UserError, no_room
+from avdistill.training.tensors import load_state, load_tensors, save_tensors
+from avdistill.training.trainer import Trainer, train_one
+from tests.helpers.teaching import stage
 from tests.stages.test_train import state_of, task
 
 
@@ -55,8 +59,8 @@ def test_no_room_is_told_by_errno_wherever_it_stands() -> None:
 def test_a_file_for_which_there_is_no_room_is_named_and_the_old_one_stays(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "out" / kind
     write = {
-        "text": lambda n: stores.write_text(path, "x" * n),
-        "arrays": lambda n: stores.write_arrays(path, a=np.zeros(n)),
+        "text": lambda n: write_text(path, "x" * n),
+        "arrays": lambda n: write_arrays(path, a=np.zeros(n)),
         "tensors": lambda n: save_tensors(path, {"a": torch.zeros(n)}),
     }[kind]
     write(10)
@@ -86,7 +90,7 @@ def test_a_stage_without_room_ends_with_one_line(tmp_path: Path, root: Path) -> 
     program = (
         "import resource\n"
         "from stages import check\n"
-        "from stages.stage import run\n"
+        "from avdistill.pipeline.stage import run\n"
         "def main(stage):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))\n"
         "    with stage.output() as folder, (folder / 'large').open('wb') as file:\n"
@@ -193,21 +197,21 @@ def test_an_index_that_is_not_what_was_written(tiny: Params) -> None:
     text = path.read_text()
     path.write_text(text.replace(",train,", ",test,", 1))
     with pytest.raises(UserError, match=rf"{path}: damaged \(its checksum differs\)"):
-        stores.read_index(path)
+        read_index(path)
     path.write_text(text)
-    assert len(stores.read_index(path)) == text.count("\n") - 1
+    assert len(read_index(path)) == text.count("\n") - 1
 
 
 def test_arrays_that_are_lacking_are_named(tmp_path: Path) -> None:
-    stores.write_arrays(tmp_path / "a.npz", ids=np.arange(3))
+    write_arrays(tmp_path / "a.npz", ids=np.arange(3))
     with pytest.raises(UserError, match=r"a.npz: damaged .*there is no logits"):
-        stores.read_arrays(tmp_path / "a.npz", ("ids", "logits"))
+        read_arrays(tmp_path / "a.npz", ("ids", "logits"))
 
 
 def test_logits_of_other_clips(tiny: Params) -> None:
     features, head = tiny.path("teacher_features", "avsynth_audio"), tiny.path("teacher_head", "avsynth_audio")
-    arrays = stores.read_arrays(head / "logits.npz")
-    stores.write_arrays(head / "logits.npz", ids=arrays["ids"][::-1], logits=arrays["logits"])
+    arrays = read_arrays(head / "logits.npz")
+    write_arrays(head / "logits.npz", ids=arrays["ids"][::-1], logits=arrays["logits"])
     clips = loader.ClipSet(tiny.path("split", "avsynth") / "index.csv", tiny.path("frames", "avsynth"), ("train",))
     with pytest.raises(UserError, match=r"its logits are not of the clips of"):
         loader.teacher_table(features, head, clips)
@@ -234,7 +238,7 @@ def test_what_a_killed_writer_left_is_no_output(tiny: Params) -> None:
     made = stage(tiny, "figures", "x")
     with pytest.raises(RuntimeError), made.output(key="same") as folder:
         for name in ("whole", ".half.csv.123", ".video.mp4.part"):
-            stores.write_text(folder / "run" / name, "")
+            write_text(folder / "run" / name, "")
         raise RuntimeError
     with made.output(key="same") as folder:
         assert sorted(path.name for path in (folder / "run").iterdir()) == [".video.mp4.part", "whole"]

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from avdistill.config.schema import Params
+from avdistill.reporting.figures import new_figure
 from stages import figures
-from stages.drawing import new_figure
-from stages.params import Params
-from tests.stages.pictured import FIGURES, pictured_params, write_pictured
-from tests.stages.synthetic import read_json, stage, suite_params, write_suite
+from tests.helpers.pictured import FIGURES, pictured_params, write_pictured
+from tests.helpers.synthetic import read_json, stage, suite_params, write_suite
 
 ALL = ["accuracy", *FIGURES, "confusion", "clips_made"]
 

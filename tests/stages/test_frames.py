@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from little import folder_of_videos, levels, stage
 
-from stages import datasets, download, frames, packing, split
-from stages.errors import UserError
-from stages.stores import Store
+from avdistill.data import datasets, packing
+from avdistill.data.packed import Store
+from avdistill.pipeline.errors import UserError
+from stages import download, frames, split
+from tests.helpers.little import folder_of_videos, levels, stage
 
 
 @pytest.fixture

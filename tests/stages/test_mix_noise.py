@@ -8,12 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from little import RATE, folder_of_videos, stage, tone
 
+from avdistill.data import datasets, media
+from avdistill.data.index import read_index
+from avdistill.data.packed import Store
+from avdistill.pipeline.errors import UserError
 from models.logmel import log_mel
-from stages import datasets, download, media, mix_noise, spectrogram, split
-from stages.errors import UserError
-from stages.stores import Store, read_index
+from stages import download, mix_noise, spectrogram, split
+from tests.helpers.little import RATE, folder_of_videos, stage, tone
 
 
 def heard(labels: list[int], parts: list[str]) -> pd.DataFrame:

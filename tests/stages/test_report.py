@@ -8,14 +8,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from stages import figures, page, report, tracking
-from stages.errors import UserError
-from stages.page import Cell, Column, Sheet, claim, verdicts
-from stages.params import Params
-from stages.results import Interval
-from stages.stores import read_index, write_index
-from tests.stages import both_papers
-from tests.stages.synthetic import LEVELS, read_json, stage, suite_params, write_suite
+from avdistill.config.schema import Params
+from avdistill.data.index import read_index, write_index
+from avdistill.pipeline.errors import UserError
+from avdistill.reporting import page
+from avdistill.reporting.page import Cell, Column, Sheet, claim, verdicts
+from avdistill.reporting.results import Interval
+from stages import figures, report
+from tests.helpers import both_papers
+from tests.helpers.synthetic import LEVELS, read_json, stage, suite_params, write_suite
 
 VOID = {"meta", "img", "br", "line", "circle", "path", "link", "input"}
 
@@ -63,7 +64,7 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Params:
 def made(params: Params, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The report's folder, made at a fixed time with runs that were tracked."""
     ids = {("evaluate", "kd", seed): f"{seed}" * 32 for seed in range(5)}
-    monkeypatch.setattr(tracking, "ledger", lambda params: {**ids, ("train", "kd"): "abcdef0123456789"})
+    monkeypatch.setattr("avdistill.reporting.suite.ledger", lambda params: {**ids, ("train", "kd"): "abcdef0123456789"})
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
     report.main(stage("report", params))
     return params.path("report")

@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from little import folder_of_videos, stage
 
-from stages import datasets, split, stores
-from stages.errors import UserError
-from stages.params import Split
+from avdistill.config.schema import Split
+from avdistill.data import datasets
+from avdistill.data.index import read_index
+from avdistill.pipeline.errors import UserError
+from stages import split
+from tests.helpers.little import folder_of_videos, stage
 
 
 def table(groups: dict[str, list[str]], clips: int = 2) -> pd.DataFrame:
@@ -115,7 +117,7 @@ def test_the_whole_stage(tmp_path: Path) -> None:
     download.main(stage("download", "d", tmp_path, origin))
     split_stage = stage("split", "d", tmp_path, origin)
     split.main(split_stage)
-    index = stores.read_index(tmp_path / "out/split/d/index.csv").set_index("id")
+    index = read_index(tmp_path / "out/split/d/index.csv").set_index("id")
     assert len(index) == 12
     assert index.loc["class 0/it's_g0_é.mp4", ["audio", "status", "reason"]].tolist() == ["no", "ok", "no audio stream"]
     assert index.loc["class 1/it's_g0_é.mp4", "audio"] == "silent"

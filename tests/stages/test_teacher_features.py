@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
+from avdistill.config.schema import Params
+from avdistill.data.files import read_arrays
+from avdistill.data.index import write_index
+from avdistill.data.packed import Store, StoreWriter
 from models.teachers import build_teacher
-from stages import stores, teacher_features
-from stages.params import Params
-from stages.stores import StoreWriter
-from tests.stages.teaching import cnn14, index_of, stage, suite
+from stages import teacher_features
+from tests.helpers.teaching import cnn14, index_of, stage, suite
 
 CLASSES = 6
 LENGTHS = (31, 40, 40, 75, 40, 31, 33, 40, 31, 40)  # spectra of each clip
@@ -66,7 +68,7 @@ def save(params: Params, model: torch.nn.Module) -> None:
 
 def run(params: Params) -> dict[str, np.ndarray]:
     teacher_features.main(stage(params, "teacher_features", "f"))
-    return stores.read_arrays(params.path("teacher_features", "f") / "features.npz")
+    return read_arrays(params.path("teacher_features", "f") / "features.npz")
 
 
 @torch.inference_mode()
@@ -176,7 +178,7 @@ def test_shards_of_other_weights_are_not_gone_on_with(tmp_path: Path, monkeypatc
     other = cnn14(CLASSES, seed=1)
     save(params, other)
     found = run(params)
-    sounds = stores.Store(params.path("spectrogram", "d"))
+    sounds = Store(params.path("spectrogram", "d"))
     expected = alone(other, torch.from_numpy(np.array(sounds["clip 0"]))[None])
     np.testing.assert_allclose(found["features"][0], expected["features"], rtol=1e-4, atol=1e-5)
 
@@ -197,7 +199,7 @@ def test_several_processes_give_the_same_bits(tmp_path: Path, monkeypatch: pytes
 
 def test_a_dataset_without_any_sound_has_empty_rows(tmp_path: Path) -> None:
     params, _ = hearing(tmp_path)
-    stores.write_index(params.path("split", "d") / "index.csv", clips().assign(id=[f"x{n}" for n in range(10)]))
+    write_index(params.path("split", "d") / "index.csv", clips().assign(id=[f"x{n}" for n in range(10)]))
     found = run(params)
     assert not found["mask"].any()
     assert found["features"].shape == (10, 24)

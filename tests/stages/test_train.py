@@ -9,16 +9,18 @@ import pandas as pd
 import pytest
 import torch
 
-from stages import tracking
-from stages.errors import UserError
-from stages.jobs import cores, resolve_device, run_jobs
-from stages.params import Params
-from stages.stage import Stage
-from stages.train import Task, Trainer, main, train_one
+from avdistill.config.schema import Params
+from avdistill.pipeline.devices import resolve_device, run_jobs
+from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.processes import cores
+from avdistill.pipeline.stage import Stage
+from avdistill.tracking.journal import start
+from avdistill.training.trainer import Task, Trainer, train_one
+from stages.train import main
 
 
 def task(params: Params, folder: Path, cell: str, run: str, seed: int = 0) -> Task:
-    with tracking.start("train", cell, params) as tracked:
+    with start("train", cell, params) as tracked:
         return Task(params, cell, run, seed, "cpu", folder, tracked)
 
 
@@ -64,7 +66,7 @@ def test_two_and_two_epochs_are_four(tiny: Params, tmp_path: Path, cell: str, ru
 def test_two_processes_train_as_one_does(tiny: Params, tmp_path: Path, cell: str, run: str) -> None:
     """Two processes on halves of each batch: the losses of one process, until rounding has grown.
 
-    tests/stages/test_parallel.py compares one step in double precision."""
+    tests/avdistill/training/test_parallel.py compares one step in double precision."""
     histories = []
     for processes in (1, 2):
         recipe = tiny.recipes["small"].model_copy(update={"processes": processes})
@@ -136,10 +138,10 @@ def test_the_stage_makes_weights_and_history_and_is_the_same_with_any_number_of_
 ) -> None:
     found = []
     # Spawned: a test that ran before in this process may have started threads of autograd, which cannot be forked.
-    monkeypatch.setattr("stages.jobs.sys.platform", "darwin")
+    monkeypatch.setattr("avdistill.pipeline.devices.sys.platform", "darwin")
     for number in ("1", "2"):
         monkeypatch.setenv("AV_CORES", number)
-        with tracking.start("train", "mnf_csc", tiny) as run:
+        with start("train", "mnf_csc", tiny) as run:
             main(Stage("train", "mnf_csc", tiny, run))
         folder = tiny.path("train", "mnf_csc")
         history = pd.read_csv(folder / "history.csv")
@@ -160,7 +162,7 @@ def test_the_stage_makes_weights_and_history_and_is_the_same_with_any_number_of_
 def test_a_changed_input_is_not_resumed_from(tiny: Params) -> None:
     """What an interrupted execution left is used for the same inputs and settings only."""
     partial = Path(tiny.suite.out) / ".partial" / "train-kd"
-    with tracking.start("train", "kd", tiny) as run:
+    with start("train", "kd", tiny) as run:
         stage = Stage("train", "kd", tiny, run)
         with pytest.raises(RuntimeError), stage.output(key="one") as folder:
             (folder / "left").write_text("half")
@@ -200,7 +202,7 @@ def meet(folder: Path, number: int) -> int:
 
 
 def test_three_jobs_share_two_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("stages.jobs.cores", lambda: 2)
+    monkeypatch.setattr("avdistill.pipeline.devices.cores", lambda: 2)
     assert run_jobs(meet, [(tmp_path, n) for n in range(3)], "cpu", "jobs") == [3, 3, 3]
 
 
@@ -213,7 +215,7 @@ def test_jobs_on_several_gpus_have_one_each(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda place: setattr(torch.cuda, "chosen", place))
     monkeypatch.setattr(
-        "stages.jobs.multiprocessing.get_context", lambda _, get=multiprocessing.get_context: get("fork")
+        "avdistill.pipeline.devices.multiprocessing.get_context", lambda _, get=multiprocessing.get_context: get("fork")
     )
     assert set(run_jobs(seen_device, [(n,) for n in range(40)], "cuda", "jobs")) <= {0, 1}
     assert run_jobs(seen_device, [(1,), (2,)], "cuda:1", "jobs") == [-1, -1], "one device: no other process"

@@ -146,7 +146,7 @@ def test_ablations_leave_terms_out():
 
 
 def test_every_row_of_the_paper_s_ablation_has_options():
-    file = Path(__file__).parents[3] / "stages" / "reported_results.csv"
+    file = Path(__file__).parents[3] / "avdistill/reporting/reported_results.csv"
     with file.open(encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if (row["source"], row["table"]) == ("chen2021", "3")]
     assert {row["method"] for row in rows} - {"baseline"} == set(TABLE_3)

@@ -1,0 +1,1 @@
+"""What the stages are made of: config, data, training, tracking, pipeline, reporting, serving."""

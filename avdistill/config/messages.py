@@ -1,0 +1,87 @@
+"""params.yaml as typed, validated objects: the one place that says what a suite may contain.
+
+A *suite* is one params file and the graph it spans. A *run* is a named entry under a cell: a method, its teachers
+and what is changed. A *cell* is a group of runs and seeds that one process trains.
+
+`load` checks everything that needs no tensor library (types, ranges, unknown keys, names that refer to each
+other); `stages.check` adds what does (the options of each method).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from avdistill.config.origins import AnyOrigin
+from avdistill.config.schema import Params
+from avdistill.pipeline.errors import nearest
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's findings as one line: key, what is wrong, the nearest valid choice."""
+    problems = error.errors()
+    # A key that must be there and is misspelt is both missing and unknown: the latter says more.
+    problem = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    location = problem["loc"]
+    # pydantic adds the tag of a discriminated union, which is no key of the file.
+    where = [
+        str(part)
+        for before, part in zip((None, *location), location, strict=False)
+        if before != "origin" or part not in _tags()
+    ]
+    key = ".".join(where)
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key; {nearest(where[-1], _fields_at(problem['loc'][:-1]))}"
+    if kind in {"literal_error", "union_tag_invalid"}:
+        context = problem["ctx"]
+        expected = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags")))
+        given = context.get("tag", problem["input"])
+        return f"{key}: {given!r} is none of the choices; {nearest(given, [c for c in expected if c])}"
+    if kind == "missing":
+        return f"{key}: missing"
+    if kind == "union_tag_not_found":
+        return f"{key}.kind: missing; {nearest('', _tags())}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]} (found {problem['input']!r})"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """Names of the keys that params.yaml may have at a location, found by walking the models."""
+    model: Any = Params
+    for part in location:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            if part not in model.model_fields:
+                return []
+            annotation = model.model_fields[str(part)].annotation
+            model = _models_in(annotation)
+        elif isinstance(model, list):
+            tagged = [m for m in model if "kind" in m.model_fields and part == _tag(m)]
+            model = tagged[0] if tagged else (model[0] if len(model) == 1 else model)
+    if isinstance(model, list):
+        model = model[0] if model else None
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _tags() -> set[str]:
+    return {_tag(model) for model in _models_in(AnyOrigin)}
+
+
+def _tag(model: type[BaseModel]) -> str:
+    """The `kind` by which a model of a discriminated union is chosen."""
+    return str(get_args(model.model_fields["kind"].annotation)[0])
+
+
+def _models_in(annotation: Any) -> Any:
+    """The model, or the list of models, inside an annotation such as dict[str, Avsynth | Folder]."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found: list[Any] = []
+    for inner in getattr(annotation, "__args__", ()):
+        models = _models_in(inner)
+        found += models if isinstance(models, list) else [models]
+    if getattr(annotation, "__origin__", None) is Annotated:
+        return _models_in(annotation.__origin__)
+    return found

@@ -1,0 +1,39 @@
+"""The DVC targets of a study, for a shell to pass on.
+
+    dvc repro $(python -m avdistill.config.studies PARAMS STUDY)
+
+brings every run of one study up to date, from the videos to its evaluation, and nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from avdistill.config.loading import load
+from avdistill.config.schema import Params
+from avdistill.pipeline.errors import UserError, nearest
+
+
+def targets(params: Params, study: str) -> list[str]:
+    """The last stage of each cell of a study, as `dvc repro` takes it from the repository's root: `evaluate@kd`, or
+    `paper/dvc.yaml:evaluate@kd` for a suite in a folder. Raises UserError for a study that is not there."""
+    if study not in params.studies:
+        raise UserError(f"{params.suite.file}: studies: there is no study '{study}'; {nearest(study, params.studies)}")
+    folder = Path(params.suite.file).parent
+    graph = "" if folder == Path() else f"{folder.as_posix()}/dvc.yaml:"
+    return [f"{graph}evaluate@{cell}" for cell in params.studies[study].cells]
+
+
+def main(arguments: list[str]) -> None:
+    """Print the targets in one line."""
+    if len(arguments) != 2:
+        sys.exit("usage: python -m avdistill.config.studies PARAMS STUDY")
+    try:
+        print(*targets(load(arguments[0]), arguments[1]))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,33 @@
+"""params.yaml as typed, validated objects: the one place that says what a suite may contain.
+
+A *suite* is one params file and the graph it spans. A *run* is a named entry under a cell: a method, its teachers
+and what is changed. A *cell* is a group of runs and seeds that one process trains.
+
+`load` checks everything that needs no tensor library (types, ranges, unknown keys, names that refer to each
+other); `stages.check` adds what does (the options of each method).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+NO_TEACHER = "none"
+
+
+class Section(BaseModel):
+    """A part of params.yaml: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Precision = Literal["float32", "bfloat16", "float16"]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+# Without a user or password: what stands in params is seen in git, MLflow and the report.
+Url = Annotated[str, Field(pattern=r"^(https?://[^/\s@]+(/\S*)?|file://\S*)$")]

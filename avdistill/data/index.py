@@ -1,0 +1,68 @@
+"""Files that stages hand to each other: packed stores of arrays, named arrays, and the index of clips.
+
+A *store* is a folder of few large files that are read by memory map:
+
+    store.json          version, element type, encoding (raw, or jpeg: see avdistill/data/jpeg.py), per file its SHA-256
+    shard-00000.bin     the arrays, one after the other
+    shard-00000.npz     which array lies where: keys (n), offsets (n, in elements), shapes (n, dims), crcs (n)
+
+Shards are written to a temporary name and renamed, so an interrupted writer goes on at the last whole shard.
+What is read is what was written: a listing is compared with its SHA-256 as the store is opened, each array with its
+CRC-32 as it is first read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from avdistill.data.files import AGAIN, sha256, write_csv, write_text
+from avdistill.pipeline.errors import UserError
+
+INDEX_COLUMNS = {
+    "id": "string",  # unique, and the key of the clip in every store
+    "file": "string",  # relative to the dataset's videos
+    "label": "int64",  # number of the class, by alphabetical order
+    "class": "string",
+    "group": "string",
+    "part": "string",  # train, select or test
+    "start": "float64",  # seconds into the file
+    "end": "float64",
+    "seconds": "float64",
+    "audio": "string",  # yes, silent, or no (no audio stream)
+    "status": "string",  # ok, broken, gone (there is no file), or excluded (by the dataset)
+    "reason": "string",  # why a clip cannot be used, or why it has no usable sound
+}
+
+
+def write_index(path: Path, index: pd.DataFrame) -> None:
+    """Write the index of clips, sorted by id, and beside it its checksum, as `sha256sum` does."""
+    missing = set(INDEX_COLUMNS) - set(index.columns)
+    if missing:
+        raise ValueError(f"index lacks columns {sorted(missing)}")
+    extra = [column for column in index.columns if column not in INDEX_COLUMNS]
+    write_csv(path, index[[*INDEX_COLUMNS, *extra]].sort_values("id", ignore_index=True))
+    write_text(_checksum_of(path), f"{sha256(path)}  {path.name}\n")
+
+
+def read_index(path: Path) -> pd.DataFrame:
+    """Read the index of clips: the columns of INDEX_COLUMNS, and those that a dataset adds (its truth).
+
+    Raises UserError if it is not what was written."""
+    try:
+        if not _checksum_of(path).read_text(encoding="utf-8", errors="replace").startswith(sha256(path)):
+            raise ValueError("its checksum differs")
+        # A class may be called "None" or "NA": only an empty field is empty.
+        index = pd.read_csv(path, dtype=INDEX_COLUMNS, keep_default_na=False, na_values={"start": "", "end": ""})
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: missing; run stage split") from None
+    except ValueError as error:  # pandas' own errors are ValueErrors
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {AGAIN}") from None
+    if not index["id"].is_unique:
+        raise UserError(f"{path}: clip ids are not unique")
+    return index
+
+
+def _checksum_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")

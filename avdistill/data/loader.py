@@ -1,0 +1,224 @@
+"""From packed stores to batches: windows, crops, and an order that any number of workers keeps.
+
+Every random choice is a pure function of (seed, epoch, clip), and the order of clips one of (seed, epoch). So a
+resumed run sees what an uninterrupted one would have seen, and the number of loader workers changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from avdistill.config.schema import Recipe
+from avdistill.data.files import read_arrays
+from avdistill.data.index import read_index
+from avdistill.data.jpeg import JpegClip
+from avdistill.data.packed import Store
+from avdistill.pipeline.errors import UserError
+from models.outputs import TeacherBatch
+
+# Means and standard deviations of RGB in 0..1: ImageNet as torchvision documents them, Kinetics as Chen's program.
+NORMALISATION = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "kinetics": ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),
+}
+# Log-mel in decibels is brought to about zero mean and unit spread.
+LOG_MEL_MEAN, LOG_MEL_STD = -30.0, 20.0
+
+
+class Batch(NamedTuple):
+    """Clips (B, T, H, W, 3) uint8 or (B, T, 64) float32, their labels (B,), and their rows (B,) in the training set."""
+
+    clips: Tensor
+    labels: Tensor
+    rows: Tensor
+
+
+class ClipSet:
+    """Clips of some parts that can be fed to a student: whole, and present in the store of its input."""
+
+    def __init__(self, index_file: Path, store: Path, parts: tuple[str, ...], groups: int | None = None) -> None:
+        """`groups` keeps that many groups a class only, the first by name (to train on less)."""
+        index = read_index(index_file)
+        self.store = Store(store)
+        self.classes = int(index["label"].max()) + 1
+        usable = index["part"].isin(parts) & (index["status"] == "ok") & index["id"].isin(set(self.store))
+        rows = index[usable]
+        if groups is not None:
+            kept = rows.groupby("label")["group"].transform(lambda names: names.isin(sorted(set(names))[:groups]))
+            rows = rows[kept.astype(bool)]
+        if rows.empty:
+            raise UserError(f"{index_file}: no usable clip in part {' + '.join(parts)}")
+        self.rows: pd.DataFrame = rows.reset_index(drop=True)
+        self.ids: list[str] = self.rows["id"].tolist()
+        self.labels = torch.tensor(self.rows["label"].to_numpy(), dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class TrainingWindows(Dataset[tuple[Tensor, int, int]]):
+    """One random window a clip, randomly cropped. Items are asked for as (epoch, row)."""
+
+    def __init__(self, clips: ClipSet, recipe: Recipe, seed: int) -> None:
+        self.clips, self.recipe, self.seed = clips, recipe, seed
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
+        epoch, row = key
+        random = np.random.default_rng((self.seed, epoch, row))
+        data = self.clips.store[self.clips.ids[row]]
+        start = int(random.integers(max(0, len(data) - self.recipe.frames) + 1))
+        window = take_window(data, start, self.recipe.frames)
+        if window.ndim == 4:
+            window = random_crop(window, self.recipe, random)
+        return torch.from_numpy(np.array(window)), int(self.clips.labels[row]), row
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, row) in an order that depends on (seed, epoch) alone.
+
+    The last batch is dropped where it is not full, since batch statistics and batch-relational losses of a few
+    clips are noise; a training set smaller than one batch is one batch. Of several processes that train one student,
+    each has its `share` (number, of how many) of every batch."""
+
+    def __init__(self, size: int, batch: int, seed: int, share: tuple[int, int] = (0, 1)) -> None:
+        self.batch = min(batch, size) // share[1] * share[1]
+        self.size, self.seed, self.share, self.epoch = size, seed, share, 0
+
+    def __len__(self) -> int:
+        return self.size // self.batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size).tolist()
+        number, shares = self.share
+        width = self.batch // shares
+        for start in range(number * width, len(self) * self.batch, self.batch):
+            yield [(self.epoch, row) for row in order[start : start + width]]
+
+
+def training_loader(
+    clips: ClipSet, recipe: Recipe, seed: int, share: tuple[int, int] = (0, 1)
+) -> tuple[DataLoader[tuple[Tensor, int, int]], EpochSampler]:
+    """Loader and the sampler whose `epoch` is to be set before each pass.
+
+    Its workers start anew each epoch and end with it: persistent ones end only when the loader is collected, which
+    may take 5 s a worker."""
+    sampler = EpochSampler(len(clips), recipe.batch, seed, share)
+    loader = DataLoader(
+        TrainingWindows(clips, recipe, seed),
+        batch_sampler=sampler,
+        collate_fn=_collate,
+        num_workers=recipe.loader_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return loader, sampler
+
+
+def test_windows(clips: ClipSet, recipe: Recipe, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All windows of all clips in order, `stride` apart, centre-cropped: batches of windows and their rows."""
+    windows: list[Tensor] = []
+    rows: list[int] = []
+    for row, name in enumerate(clips.ids):
+        data = clips.store[name]
+        for start in range(0, max(1, len(data) - recipe.frames + 1), recipe.stride):
+            window = take_window(data, start, recipe.frames)
+            if window.ndim == 4:
+                window = centre_crop(window, recipe.size)
+            windows.append(torch.from_numpy(np.array(window)))
+            rows.append(row)
+            if len(windows) == batch:
+                yield torch.stack(windows), torch.tensor(rows)
+                windows, rows = [], []
+    if windows:
+        yield torch.stack(windows), torch.tensor(rows)
+
+
+def take_window(data: np.ndarray | JpegClip, start: int, length: int) -> np.ndarray:
+    """`length` consecutive frames from `start`; a clip that is too short is repeated from its beginning."""
+    if start + length <= len(data):
+        return data[start : start + length]
+    return data[np.arange(start, start + length) % len(data)]
+
+
+def random_crop(window: np.ndarray, recipe: Recipe, random: np.random.Generator) -> np.ndarray:
+    """Random resized crop and flip, the same for all frames of a window (T, H, W, 3) -> (T, size, size, 3) uint8.
+
+    Area drawn uniformly from `scale`, log of the aspect ratio uniformly from `ratio`, as the papers' programs do."""
+    height, width = window.shape[1:3]
+    low, high = (math.log(value) for value in recipe.ratio)
+    for _ in range(10):
+        area = height * width * random.uniform(*recipe.scale)
+        aspect = math.exp(random.uniform(low, high))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            break
+    else:
+        h = w = min(height, width)
+    top, left = int(random.integers(height - h + 1)), int(random.integers(width - w + 1))
+    crop = resize(window[:, top : top + h, left : left + w], recipe.size)
+    return crop[:, :, ::-1] if recipe.flip and random.random() < 0.5 else crop
+
+
+def centre_crop(window: np.ndarray, size: int) -> np.ndarray:
+    """The largest centred square, scaled to `size`: (T, H, W, 3) -> (T, size, size, 3) uint8."""
+    height, width = window.shape[1:3]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return resize(window[:, top : top + side, left : left + side], size)
+
+
+def resize(frames: np.ndarray, size: int) -> np.ndarray:
+    """Scale frames (T, H, W, 3) uint8 to a square by antialiased bilinear interpolation."""
+    if frames.shape[1:3] == (size, size):
+        return frames
+    tensor = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2)
+    scaled = F.interpolate(tensor, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    return scaled.permute(0, 2, 3, 1).numpy()
+
+
+def to_input(clips: Tensor, normalisation: str) -> Tensor:
+    """A batch as the student takes it: (B, 3, T, H, W) normalised frames, or (B, 1, T, 64) normalised log-mel."""
+    if clips.ndim == 3:
+        return ((clips - LOG_MEL_MEAN) / LOG_MEL_STD).unsqueeze(1)
+    width = clips.shape[3]
+    # A row of pixels at a time: along an axis of three channels alone this takes twenty times as long on a CPU.
+    mean, std = ((torch.tensor(v, device=clips.device) * 255).repeat(width) for v in NORMALISATION[normalisation])
+    return clips.flatten(3).float().sub_(mean).div_(std).unflatten(3, (width, 3)).permute(0, 4, 1, 2, 3)
+
+
+def teacher_table(features: Path, head: Path, clips: ClipSet, with_blocks: bool = False) -> TeacherBatch:
+    """What a teacher knows of all clips, in their order. Raises UserError if it has no row for one of them."""
+    wanted = ("ids", "features", "mask", *["block_*"] * with_blocks)
+    stored = read_arrays(features / "features.npz", wanted)
+    judged = read_arrays(head / "logits.npz", ("ids", "logits"))
+    row_of = {name: row for row, name in enumerate(stored["ids"].tolist())}
+    missing = [name for name in clips.ids if name not in row_of]
+    if missing:
+        raise UserError(f"{features}: no row for clip {missing[0]!r} and {len(missing) - 1} more")
+    if not np.array_equal(judged["ids"], stored["ids"]):
+        raise UserError(f"{head}: its logits are not of the clips of {features}; run stage teacher_head again")
+    rows = [row_of[name] for name in clips.ids]
+    names = sorted(name for name in stored if name.startswith("block_"))
+    return TeacherBatch(
+        torch.from_numpy(stored["features"][rows]),
+        torch.from_numpy(judged["logits"][rows]),
+        torch.from_numpy(stored["mask"][rows]),
+        tuple(torch.from_numpy(stored[name][rows]) for name in names),
+    )
+
+
+def _collate(items: list[tuple[Tensor, int, int]]) -> Batch:
+    clips, labels, rows = zip(*items, strict=True)
+    return Batch(torch.stack(clips), torch.tensor(labels), torch.tensor(rows))

@@ -1,0 +1,1 @@
+"""Where data come from: HTTP, archives, YouTube, published weights and features."""

@@ -1,0 +1,180 @@
+"""Archives that others made, unpacked so that nothing can be written outside the folder: tar, tar.gz, zip and RAR.
+
+Only files and folders come out. An archive with a path that climbs out, a link or a device is refused, whether or not
+that member is wanted.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path, PureWindowsPath
+from typing import IO, NamedTuple, cast
+
+from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.progress import progress
+
+CHUNK = 1 << 20  # bytes
+RAR_TOOLS = "unrar, unar, 7z or bsdtar"
+
+
+class Member(NamedTuple):
+    """A file in an archive. `size`: bytes that it says it has; `kind`: file, folder, or what else it is."""
+
+    name: str
+    size: int
+    kind: str
+    open: Callable[[], IO[bytes]]
+
+
+def unpack(archive: Path, folder: Path, wanted: Callable[[str], bool] | None = None) -> list[Path]:
+    """Unpack the members whose name (with "/") is `wanted`, by default all, into `folder`; return their paths.
+
+    A file that is there with the member's size is left alone, so an interrupted call goes on where it stopped.
+    Each file is written under a temporary name and renamed when it is whole: it has the size that the archive says,
+    and the checksum where the archive has one. Stored members of a RAR are read here; compressed ones need one of
+    RAR_TOOLS on this machine.
+    Raises UserError naming archive and member: path outside of `folder`, link, device, password, damage, no tool,
+    no room on the disk.
+    """
+    import rarfile
+
+    if not archive.is_file():
+        raise UserError(f"{archive}: there is no such archive")
+    unpacked: list[Path] = []
+    name = ""
+    try:
+        for member in progress(_members(archive), f"unpack {archive.name}"):
+            name = member.name
+            if not _inside(name):
+                raise UserError(f"{archive}: {name!r}: refused, the path leads out of the folder")
+            if member.kind not in {"file", "folder"}:
+                raise UserError(f"{archive}: {name!r}: refused, {member.kind}; only files and folders are unpacked")
+            if member.kind == "file" and (wanted is None or wanted(name)):
+                unpacked.append(_write(archive, member, folder / name))
+    except rarfile.RarCannotExec:
+        raise UserError(
+            f"{archive}: {name!r}: to unpack it, one of {RAR_TOOLS} is needed; `apt install unar`, or "
+            "`apt install libarchive-tools` for bsdtar"
+        ) from None
+    except (
+        rarfile.Error,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        zlib.error,
+        struct.error,
+        gzip.BadGzipFile,
+        EOFError,
+    ) as error:
+        where = f"{archive}: {name!r}" if name else str(archive)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        other = (
+            ", or this machine's unpacker cannot read it (unar reads most)" if isinstance(error, rarfile.Error) else ""
+        )
+        raise UserError(
+            f"{where}: the archive is damaged{other} ({reason}); delete it to have it fetched again"
+        ) from None
+    return unpacked
+
+
+def _inside(name: str) -> bool:
+    """Whether a path stays below where it starts, on every system: "a\\..\\b" and "C:b" lead out on Windows."""
+    path = PureWindowsPath(name)
+    return bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name
+
+
+def _write(archive: Path, member: Member, path: Path) -> Path:
+    """Bring one member to `path`, whole or not at all."""
+    if path.is_file() and path.stat().st_size == member.size:
+        return path
+    where = f"{archive}: {member.name!r}"
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if member.size > free:
+            raise UserError(f"{where}: needs {member.size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free in {path.parent}")
+        with partial.open("wb") as file, member.open() as source:
+            while chunk := source.read(CHUNK):
+                if file.tell() + len(chunk) > member.size:
+                    raise UserError(f"{where}: refused, longer than the {member.size} bytes that the archive says")
+                file.write(chunk)
+            if file.tell() < member.size:
+                raise EOFError(f"{file.tell()} of {member.size} bytes")
+        partial.replace(path)
+    except gzip.BadGzipFile:
+        raise
+    except OSError as error:
+        raise UserError(f"{where}: cannot be written to {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+    return path
+
+
+def _members(archive: Path) -> Iterator[Member]:
+    """What is in an archive, in its order. The type is told by the first bytes, not by the name."""
+    with archive.open("rb") as file:
+        first = file.read(6)
+    if first == b"Rar!\x1a\x07":
+        return _rar(archive)
+    if first[:4] in {b"PK\x03\x04", b"PK\x05\x06"}:
+        return _zip(archive)
+    return _tar(archive, compressed=first[:2] == b"\x1f\x8b")
+
+
+def _tar(archive: Path, compressed: bool) -> Iterator[Member]:
+    """Read as a stream, from front to end: gzip cannot go back without beginning anew."""
+
+    def opener(member: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
+        return lambda: cast(IO[bytes], tar.extractfile(member))
+
+    with gzip.open(archive) if compressed else archive.open("rb") as stream:
+        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|") as tar:
+            for member in tar:
+                plain = "file" if member.isfile() else "folder" if member.isdir() else ""
+                kind = plain or ("a link" if member.issym() or member.islnk() else "a device")
+                yield Member(member.name, member.size, kind, opener(member))
+        while stream.read(CHUNK):  # gzip's checksum stands at the very end
+            pass
+
+
+def _zip(archive: Path) -> Iterator[Member]:
+    def opener(member: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
+        return lambda: file.open(member)
+
+    with zipfile.ZipFile(archive) as file:
+        if any(member.flag_bits & 1 for member in file.infolist()):
+            raise UserError(f"{archive}: needs a password")
+        for member in file.infolist():
+            type_ = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was packed on Windows
+            plain = "folder" if member.is_dir() else "file" if type_ in {0, stat.S_IFREG} else ""
+            kind = plain or ("a link" if type_ == stat.S_IFLNK else "a device")
+            yield Member(member.filename, member.file_size, kind, opener(member))
+
+
+def _rar(archive: Path) -> Iterator[Member]:
+    import rarfile
+
+    def opener(member: rarfile.RarInfo) -> Callable[[], IO[bytes]]:
+        return lambda: file.open(member)
+
+    with rarfile.RarFile(archive, errors="strict") as file:
+        if file.needs_password():
+            raise UserError(f"{archive}: needs a password")
+        if file.is_solid():
+            raise UserError(
+                f"{archive}: a solid RAR, of which single files can be had only very slowly; unpack it with a tool of "
+                "your own and give the folder"
+            )
+        for member in file.infolist():
+            plain = "folder" if member.is_dir() else "file" if member.is_file() and member.file_redir is None else ""
+            yield Member(member.filename, member.file_size, plain or "a link", opener(member))

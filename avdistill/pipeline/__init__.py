@@ -1,0 +1,1 @@
+"""What every stage shares: its command line, outputs, worker processes, progress and errors."""

@@ -1,0 +1,1 @@
+"""From the files of `evaluate` to statistics, tables, figures and pages."""

@@ -1,0 +1,252 @@
+"""Figures that compare runs: how accurate, how fast, at which noise, and what their scores tell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from avdistill.config.schema import Params
+from avdistill.reporting import results
+from avdistill.reporting.figures import (
+    BLUE,
+    COLORS,
+    GREY,
+    INK,
+    MINUS,
+    ORANGE,
+    RED,
+    Drawn,
+    NoDataError,
+    fraction,
+    measured_metrics,
+    new_figure,
+    symbol,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LARGE_SET = {"accuracy": "Recognition: top-1", "R@1": "Retrieval: R@1", "mAP@100": "Retrieval: mAP@100"}
+
+
+def accuracy_of_runs(params: Params) -> Drawn:
+    """All runs, those that can be compared with each other together: every seed, the mean and its interval."""
+    measured = measured_metrics(params)
+    data = measured[measured["metric"] == "accuracy"][["cell", "run", "seed", "value"]]
+    data = data.rename(columns={"value": "accuracy"})
+    means = data.groupby("run")["accuracy"].mean().sort_values()
+    groups: dict[tuple[str, str], list[str]] = {}
+    for run in means.index:
+        cell = params.cells[params.runs()[run][0]]
+        groups.setdefault((cell.input, cell.recipe), []).append(run)
+    ours = params.cells[params.runs()[params.report.baseline][0]]
+    order = sorted(groups, key=lambda group: (group != (ours.input, ours.recipe), group))
+    row = 0.25 if len(means) <= 20 else 0.19
+    heights = [len(groups[group]) + 0.6 for group in order]
+    figure, axes = new_figure(
+        0.7 + 0.25 * len(order) + row * sum(heights), len(order), sharex=True, gridspec_kw={"height_ratios": heights}
+    )
+    for axis, group in zip(axes[:, 0], order, strict=True):
+        runs = groups[group]
+        plain = [run for run in runs if params.cells[params.runs()[run][0]].method == "uni_modal"]
+        baseline = params.report.baseline if params.report.baseline in runs else next(iter(plain), "")
+        for place, run in enumerate(runs):
+            color = RED if run == baseline else BLUE
+            dots(axis, place, 100 * data[data["run"] == run]["accuracy"], color, shade=run == baseline)
+        axis.set_yticks(range(len(runs)), runs, fontsize=8)
+        axis.grid(axis="y", visible=False)
+        axis.set_ylim(-0.8, len(runs) - 0.2)
+        axis.margins(x=0.04)
+        if len(order) > 1:
+            axis.set_title(f"{group[0]}, recipe {group[1]}")
+    axes[-1, 0].set_xlabel("accuracy on the test part (%)")
+    cut_at_percent(axes[-1, 0], "x")
+    caption = (
+        "Every run: its seeds (rings), their mean (diamond) and the mean's 95 % interval over seeds (line). Red: the "
+        "baseline, the student without a teacher, its interval shaded."
+    )
+    if len(order) > 1:
+        caption += " Runs of different panels differ in input or recipe and cannot be compared."
+    return Drawn(figure, caption, data)
+
+
+def cut_at_percent(axis: Axes, name: str) -> None:
+    """Show nothing below 0 or above 100 on an axis ("x" or "y"): intervals of few seeds reach far beyond."""
+    low, high = axis.get_xlim() if name == "x" else axis.get_ylim()
+    axis.set(**{f"{name}lim": (max(low, -1.0), min(high, 101.0))})  # a marker at the end is whole
+
+
+def dots(axis: Axes, place: float, seeds: pd.Series, color: str, shade: bool) -> None:
+    """A run in row `place`: its seeds, their mean and its interval; shaded over all rows if asked for."""
+    mean = results.student_interval(seeds)
+    if mean.defined:
+        axis.plot([mean.low, mean.high], [place, place], color=color, linewidth=2.2, solid_capstyle="round", zorder=2)
+        if shade:
+            axis.axvspan(mean.low, mean.high, color=color, alpha=0.07, linewidth=0)
+    ring: dict[str, Any] = {"color": "none", "markeredgecolor": color, "alpha": 0.75}
+    axis.plot(seeds, [place] * len(seeds), "o", markersize=4, zorder=3, **ring)
+    axis.plot(mean.mean, place, "D", markersize=5.5, color=color, markeredgecolor="white", zorder=4)
+
+
+def training_curves(params: Params) -> Drawn:
+    """Xia Fig. 3: accuracy by epoch of each strategy, and of the baseline."""
+    history = results.gather(params, "train", "history.csv", ("run", "seed", "epoch"))
+    baseline = params.report.baseline
+    labels = {run: label for label, run in params.report.figures.training_curves.items()}
+    labels.setdefault(baseline, f"{baseline} (baseline)")
+    history = history[history["run"].isin(labels)]
+    panels = {"train_accuracy": "training part", "select_accuracy": "selection part"}
+    if history.empty or not set(panels) <= set(history.columns):
+        raise NoDataError("train wrote no accuracy by epoch for these runs")
+    rows = []
+    for metric in panels:
+        known = history.dropna(subset=[metric])
+        for (run, epoch), values in known.groupby(["run", "epoch"], sort=False)[metric]:
+            spread = {"mean": values.mean(), "lowest": values.min(), "highest": values.max(), "seeds": len(values)}
+            rows.append({"strategy": labels[run], "run": run, "metric": metric, "epoch": epoch, **spread})
+    data = pd.DataFrame(rows)
+    figure, axes = new_figure(3.2, 1, 2, sharey=True)
+    for axis, (metric, title) in zip(axes[0], panels.items(), strict=True):
+        for run, label in labels.items():
+            line = data[(data["run"] == run) & (data["metric"] == metric)]
+            style: dict[str, Any] = {"color": GREY, "linestyle": "--"} if run == baseline else {}
+            (drawn,) = axis.plot(line["epoch"], 100 * line["mean"], label=label, linewidth=1.6, **style)
+            band = (100 * line["lowest"], 100 * line["highest"])
+            axis.fill_between(line["epoch"], *band, color=drawn.get_color(), alpha=0.13, linewidth=0)
+        axis.set(title=f"Accuracy on the {title}", xlabel="epoch")
+        axis.margins(x=0.01)
+    axes[0, 0].set_ylabel("accuracy (%)")
+    axes[0, 1].legend(loc="lower right")
+    caption = "Accuracy by epoch: the mean over seeds, and a band from the lowest to the highest seed."
+    return Drawn(figure, caption, data)
+
+
+def noise_curve(params: Params) -> Drawn:
+    """Accuracy against the signal-to-noise ratio of the sound that students learned from."""
+    measured, baseline = measured_metrics(params), params.report.baseline
+    curves = params.report.figures.noise
+    levels = sorted({float(level) for curve in curves.values() for level in curve if level != "clean"}, reverse=True)
+    step = float(np.median(-np.diff(levels))) if len(levels) > 1 else 10.0
+    clean = levels[0] + step if levels else 0.0
+    figure, axes = new_figure(3.4)
+    axis = axes[0, 0]
+    ground = results.percent(results.student_interval(results.by_seed(measured, baseline, "accuracy")))
+    if ground.seeds:
+        axis.axhline(ground.mean, color=GREY, linestyle="--", linewidth=1.4, label=f"{baseline} (baseline)")
+    if ground.defined:
+        axis.axhspan(ground.low, ground.high, color=GREY, alpha=0.12, linewidth=0)
+    rows = [{"curve": "", "run": baseline, "snr_db": "", **results.named("accuracy", ground)}]
+    for number, (label, curve) in enumerate(curves.items()):
+        points = []
+        for level, run in sorted(curve.items(), key=lambda entry: -clean if entry[0] == "clean" else -float(entry[0])):
+            mean = results.percent(results.student_interval(results.by_seed(measured, run, "accuracy")))
+            if mean.seeds:
+                points.append((clean if level == "clean" else float(level), mean))
+                rows.append({"curve": label, "run": run, "snr_db": level, **results.named("accuracy", mean)})
+        shift = 0.018 * (levels[-1] - clean if levels else 1.0) * (number - (len(curves) - 1) / 2)
+        at = [place + shift for place, _ in points]
+        half = [mean.half if mean.defined else 0.0 for _, mean in points]
+        means = [mean.mean for _, mean in points]
+        style: dict[str, Any] = {"color": COLORS[number % 6], "marker": "osD^vP"[number % 6], "capsize": 3}
+        axis.errorbar(at, means, half, label=label, linewidth=1.6, markersize=5, **style)
+    if len(rows) == 1:
+        raise NoDataError("none of these runs has been evaluated")
+    axis.set_xticks([clean, *levels], ["clean", *(f"{level:g}".replace("-", MINUS) for level in levels)])
+    axis.invert_xaxis()
+    axis.set(xlabel="signal-to-noise ratio of the sound (dB)", ylabel="accuracy on the test part (%)")
+    cut_at_percent(axis, "y")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    caption = (
+        "Accuracy of students whose teacher heard each recording mixed with one of another class: the mean over seeds, "
+        "and its 95 % interval where there are several seeds. A ratio of 0 dB means that both are equally loud; clean, "
+        f"that nothing was mixed in. Grey: {baseline}, which hears nothing, with its interval."
+    )
+    return Drawn(figure, caption, pd.DataFrame(rows))
+
+
+def large_set(params: Params) -> Drawn:
+    """Chen Fig. 4: recognition and retrieval on the large set, side by side."""
+    measured, runs = measured_metrics(params), list(params.report.figures.large)
+    rows = []
+    for run in runs:
+        for metric in LARGE_SET:
+            values = results.student_interval(results.by_seed(measured, run, metric))
+            rows.append({"run": run, "metric": metric, **results.named("value", results.percent(values))})
+    data = pd.DataFrame(rows)
+    if not data["value_seeds"].any():
+        raise NoDataError("none of these runs has been evaluated")
+    figure, axes = new_figure(0.8 + 0.34 * len(runs), 1, len(LARGE_SET), sharey=True)
+    plain = [run for run in runs if params.cells[params.runs()[run][0]].method == "uni_modal"]
+    colors = [GREY if run in plain else BLUE for run in runs]
+    for axis, (metric, title) in zip(axes[0], LARGE_SET.items(), strict=True):
+        values = data[data["metric"] == metric].reset_index(drop=True)
+        axis.barh(range(len(runs)), values["value"], height=0.66, color=colors)
+        widest = min(100.0, values[["value", "value_high"]].max(axis=None))
+        for place, row in values.iterrows():
+            mean = results.interval_of(row, "value")
+            end = min(100.0, mean.high) if mean.defined else mean.mean
+            if mean.defined:
+                axis.plot([mean.low, end], [place, place], color=INK, linewidth=1.3)
+            if mean.seeds:
+                axis.text(end + 0.02 * widest, place, f"{mean.mean:.1f}", va="center", fontsize=8)
+        axis.set(title=title, xlabel="%", xlim=(0, 1.16 * widest))
+        axis.grid(axis="y", visible=False)
+    axes[0, 0].set_yticks(range(len(runs)), runs)
+    axes[0, 0].invert_yaxis()
+    cell = params.cells[params.runs()[runs[0]][0]]
+    caption = (
+        f"Runs on {cell.dataset}, recipe {cell.recipe}: top-1 accuracy on the test part, and retrieval with test "
+        "videos as queries and training videos as gallery. "
+    )
+    caption += "Lines: 95 % intervals over seeds." if data["value_low"].notna().any() else "One seed: no interval."
+    return Drawn(figure, caption, data)
+
+
+def score_histograms(params: Params) -> Drawn:
+    """What the mask and τ say of clips whose sound belongs to the action, and of the others."""
+    given = ["cell", "run", "seed", "id", "part", "relevant"]
+    scores = results.gather(params, "evaluate", "scores.csv", tuple(given[1:]))
+    shown = [run for run in params.report.figures.scores if run in set(scores["run"])]
+    scores = scores[scores["run"].isin(shown)]
+    if scores.empty:
+        raise NoDataError("none of these runs has scores of clips")
+    names = [name for name in scores.columns if name not in given and scores[name].notna().any()]
+    scores = scores[(scores["part"] == "test") & scores["relevant"].isin(["yes", "no"])]
+    if scores.empty:
+        raise NoDataError("the datasets do not know whose sound belongs to the action")
+    found = results.gather(params, "evaluate", "detection.csv", ("run", "seed", "score", "part", "auroc"))
+    found = found[found["part"] == "test"]
+    figure, axes = new_figure(0.7 + 1.45 * len(shown), len(shown), len(names))
+    bins = []
+    for row, run in enumerate(shown):
+        for column, name in enumerate(names):
+            axis = axes[row, column]
+            rows = scores[(scores["run"] == run) & scores[name].notna()]
+            auroc = results.student_interval(found[(found["run"] == run) & (found["score"] == name)]["auroc"])
+            axis.set_title(f"{run}: {symbol(name)}{' · AUROC ' + fraction(auroc) if auroc.seeds else ''}")
+            axis.set_yticks([])
+            axis.spines["left"].set_visible(False)
+            if rows.empty:
+                axis.text(0.5, 0.5, "this run has none", transform=axis.transAxes, ha="center", color=GREY)
+                continue
+            edges = np.histogram_bin_edges(rows[name], bins=20)
+            for relevant, color, label in (("yes", BLUE, "sound belongs"), ("no", ORANGE, "sound does not belong")):
+                values = rows[rows["relevant"] == relevant][name]
+                share = np.histogram(values, edges)[0] / max(len(values), 1)
+                axis.stairs(share, edges, fill=True, color=color, alpha=0.28)
+                axis.stairs(share, edges, color=color, linewidth=1.3, label=f"{label}")
+                bins += [
+                    {"run": run, "score": name, "relevant": relevant, "from": low, "to": high, "share": value}
+                    for low, high, value in zip(edges[:-1], edges[1:], share, strict=True)
+                ]
+    handles, labels = next(legend for axis in axes.flat if (legend := axis.get_legend_handles_labels())[0])
+    figure.legend(handles, labels, loc="outside upper right", ncols=2)
+    caption = (
+        "Test clips, all seeds together: the mean of the mask over its elements, and the temperature τ of a clip with "
+        "itself, for clips whose sound belongs to the action and for the others. AUROC, a mean over seeds with its "
+        "95 % interval: the chance that a clip of the first kind scores higher than one of the second (0.5: it says "
+        "nothing)."
+    )
+    return Drawn(figure, caption, pd.DataFrame(bins))

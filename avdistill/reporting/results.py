@@ -1,0 +1,266 @@
+"""What a suite measured, read from the files of `evaluate`, and the statistics that figures and report share.
+
+Every interval is Student's t over seeds, at 95 %. It says how much a number changes when training starts from
+another seed; it does not cover what other test clips would change. Two runs are compared seed by seed (paired).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from avdistill.config.report import Table
+from avdistill.config.schema import Params
+from avdistill.pipeline.errors import UserError, nearest
+
+REPORTED = Path(__file__).with_name("reported_results.csv")
+# Columns of names; all others hold numbers.
+TEXT = {"id", "class", "true", "predicted", "run", "metric", "score", "part", "relevant"}
+TEXT |= {"source", "task", "dataset", "setup", "method", "teachers", "baseline", "device"}
+CONFIDENCE = 0.95
+RESERVED = ("studies", "runs", "tests", "noise", "detection", "cost", "teachers")  # tables that a report has anyway
+
+
+class Interval(NamedTuple):
+    """A mean over `seeds` seeds and its 95 % interval. `low` and `high` are NaN where it is undefined."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def defined(self) -> bool:
+        """Whether there is an interval: it takes two seeds."""
+        return not np.isnan(self.low)
+
+    @property
+    def half(self) -> float:
+        """Half of the interval's width: the number after ±."""
+        return self.high - self.mean
+
+    def excludes(self, value: float) -> bool:
+        """Whether the interval is defined and lies wholly above or wholly below a value."""
+        return self.defined and not self.low <= value <= self.high
+
+
+UNKNOWN = Interval(np.nan, np.nan, np.nan, 0)
+
+
+def percent(interval: Interval) -> Interval:
+    """A share as percent, or a difference of shares as points."""
+    return Interval(100 * interval.mean, 100 * interval.low, 100 * interval.high, interval.seeds)
+
+
+def named(name: str, interval: Interval) -> dict[str, float]:
+    """An interval as columns of a table: `name` (the mean), `name`_low, `name`_high, `name`_seeds."""
+    mean, low, high, seeds = interval
+    return {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_seeds": seeds}
+
+
+def interval_of(row: Any, name: str) -> Interval:
+    """The interval that `named` put into a row (a mapping or a Series)."""
+    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row[f"{name}_seeds"]))
+
+
+def student_interval(values: pd.Series | np.ndarray | list[float]) -> Interval:
+    """Mean of values (one a seed; NaN are left out) with its two-sided 95 % interval of Student's t.
+
+    One value has no interval."""
+    known = np.asarray(values, dtype=np.float64)
+    known = known[~np.isnan(known)]
+    if known.size == 0:
+        return UNKNOWN
+    mean = float(known.mean())
+    if known.size == 1:
+        return Interval(mean, np.nan, np.nan, 1)
+    from scipy.special import stdtrit  # the quantile that scipy.stats uses, at half the import time
+
+    half = float(stdtrit(known.size - 1, (1 + CONFIDENCE) / 2) * known.std(ddof=1) / np.sqrt(known.size))
+    return Interval(mean, mean - half, mean + half, int(known.size))
+
+
+def paired_difference(ours: pd.Series, base: pd.Series) -> Interval:
+    """Mean of ours less base over the seeds that both have (index: seed), with the interval of the paired t test.
+
+    Equal differences in all seeds leave the interval undefined: with few seeds and a finite test set that is a
+    coincidence of rounding, and an interval of width 0 would claim certainty."""
+    difference = (ours - base).dropna()
+    found = student_interval(difference)
+    return found._replace(low=np.nan, high=np.nan) if found.low == found.high else found
+
+
+def paired_p(difference: Interval) -> float:
+    """Two-sided p of the paired t test, from a paired difference and its interval; NaN where that is undefined."""
+    if not difference.defined:
+        return np.nan
+    from scipy.special import stdtr, stdtrit
+
+    freedom = difference.seeds - 1
+    error = difference.half / stdtrit(freedom, (1 + CONFIDENCE) / 2)
+    return float(2 * stdtr(freedom, -abs(difference.mean) / error))
+
+
+def holm(p: Sequence[float] | pd.Series) -> list[float]:
+    """The p values of one family after Holm's correction (Scand. J. Statist. 6, 1979), in their order.
+
+    In order of size, p_(i) of m becomes max_{j <= i} min(1, (m - j + 1) p_(j)). NaN, which is no test, stays NaN and
+    does not count among the m."""
+    values = np.asarray(p, dtype=np.float64)
+    corrected = np.full(len(values), np.nan)
+    order = [row for row in np.argsort(values, kind="stable") if not np.isnan(values[row])]
+    largest = 0.0
+    for rank, row in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * values[row]))
+        corrected[row] = largest
+    return corrected.tolist()
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    """Read a CSV table. Names stay text even where they look like numbers or like "NA"; only in columns of numbers
+    is an empty field a missing value. Raises UserError naming the file and what it lacks."""
+    try:
+        header = pd.read_csv(path, nrows=0).columns
+        lacking = [column for column in columns if column not in header]
+        if lacking:
+            raise UserError(f"{path}: column '{lacking[0]}' is missing; found {', '.join(header)}")
+        text = [column for column in header if column in TEXT]
+        numbers = {column: ["", "nan", "NaN"] for column in header if column not in TEXT}
+        table = pd.read_csv(path, dtype=dict.fromkeys(text, "str"), keep_default_na=False, na_values=numbers)
+    except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
+        raise UserError(f"{path}: cannot be read as a table ({' '.join(str(error).split())})") from None
+    for column in columns:
+        if len(table) and column not in TEXT and not pd.api.types.is_numeric_dtype(table[column]):
+            raise UserError(f"{path}: column '{column}' has something that is not a number")
+    return table
+
+
+def gather(params: Params, stage: str, file: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    """The tables `<out>/<stage>/<cell>/<file>` of all cells under each other, with a column `cell` in front.
+
+    Cells that do not have the file are left out; with none at all the table is empty."""
+    tables = []
+    for cell in params.cells:
+        path = params.path(stage, cell) / file
+        if path.exists():
+            table = read_table(path, columns)
+            table.insert(0, "cell", cell)
+            tables.append(table[table["run"].isin(params.cells[cell].runs)])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["cell", *columns])
+
+
+def metric_key(metric: str) -> str:
+    """The name under which `evaluate` writes a metric of the papers: they compute mAP in the form `released`."""
+    return f"{metric}/released" if metric.startswith("mAP@") and "/" not in metric else metric
+
+
+def by_seed(measured: pd.DataFrame, run: str | None, metric: str) -> pd.Series:
+    """Values of one metric of a run (index: seed), as `evaluate` wrote them; empty where there are none."""
+    rows = measured[(measured["run"] == run) & (measured["metric"] == metric_key(metric))]
+    return rows.set_index("seed")["value"].astype(float)
+
+
+def comparable(params: Params, run: str, other: str) -> bool:
+    """Whether two runs train the same student on the same input in the same way, so that only the method differs."""
+    first, second = (params.cells[params.runs()[name][0]] for name in (run, other))
+    return (first.dataset, first.input, first.recipe) == (second.dataset, second.input, second.recipe)
+
+
+def counterpart(params: Params, run: str, of: str) -> str | None:
+    """The run that stands for `of` beside `run`: itself where they are comparable, else the first run of its method
+    that is comparable with `run` (on another dataset, say); None where there is none."""
+    method = params.cells[params.runs()[of][0]].method
+    candidates = [of, *(name for name, (cell, _) in params.runs().items() if params.cells[cell].method == method)]
+    return next((name for name in candidates if comparable(params, run, name)), None)
+
+
+def beside_baseline(params: Params) -> list[str]:
+    """The runs that can be compared with the report's baseline, without itself, in the order of params."""
+    baseline = params.report.baseline
+    return [run for run in params.runs() if run != baseline and comparable(params, run, baseline)]
+
+
+def reported(table: Table) -> pd.DataFrame:
+    """The rows of the paper's table: method, setup, metric, value (percent; NaN where the paper gives none)."""
+    facts = read_table(REPORTED, ("source", "table", "dataset", "setup", "method", "metric", "value"))
+    chosen = (facts["source"] == table.source) & (facts["table"] == table.table)
+    return facts[chosen & (facts["dataset"] == table.reported_dataset)].reset_index(drop=True)
+
+
+def paper_tables(source: str) -> list[int]:
+    """Numbers of the tables of a paper."""
+    facts = read_table(REPORTED, ("source", "table"))
+    return sorted(set(facts[facts["source"] == source]["table"].astype(int)))
+
+
+def check_tables(params: Params) -> None:
+    """Compare the report's tables with what the papers have, and the runs of the table of costs with what the suite
+    has. Raises UserError naming the key in params."""
+    for run in params.report.cost:
+        if counterpart(params, run, params.report.baseline) is None:
+            method = params.cells[params.runs()[params.report.baseline][0]].method
+            raise UserError(
+                f"{params.suite.file}: report.cost: '{run}' has no baseline; expected a run of method {method} with "
+                "the same dataset, input and recipe"
+            )
+    for name, table in params.report.tables.items():
+        key = f"{params.suite.file}: report.tables.{name}"
+        if name in RESERVED or name.startswith("dataset-"):
+            raise UserError(f"{key}: the report has a table of that name already; choose another")
+        facts = reported(table)
+        if facts.empty:
+            held = read_table(REPORTED, ())
+            held = held[(held["source"] == table.source) & (held["table"] == table.table)]
+            if held.empty:
+                raise UserError(f"{key}.table: {table.source} has no table {table.table} in {REPORTED.name}")
+            hint = nearest(table.reported_dataset, held["dataset"].unique())
+            raise UserError(f"{key}.reported_dataset: the table has no '{table.reported_dataset}'; {hint}")
+        setups = {(method, "") for method in facts["method"]} | set(zip(facts["method"], facts["setup"], strict=True))
+        for row in table.rows:
+            if table.method_and_setup(row) not in setups:
+                hint = nearest(row, facts["method"].unique())
+                raise UserError(f"{key}.rows: the paper's table has no row '{row}'; {hint}")
+        for metric in table.metrics:
+            if metric not in set(facts["metric"]):
+                hint = nearest(metric, facts["metric"].unique())
+                raise UserError(f"{key}.metrics: the paper's table has no '{metric}'; {hint}")
+
+
+def compare(params: Params, table: Table, measured: pd.DataFrame) -> pd.DataFrame:
+    """A paper's table beside ours: a row for each of its methods, setups and metrics, in its order.
+
+    Columns: method, setup, row (the method, with its setup where the table has several), run (empty: we have none),
+    metric; reported (percent), ours (percent, an interval), difference (ours less reported, in points);
+    reported_gain and gain (an interval): the same over the table's baseline, ours over run `base` paired by seed."""
+    facts = reported(table)
+    values = facts.set_index(["method", "setup", "metric"])["value"].to_dict()
+    several = facts["setup"].nunique() > 1
+    rows = []
+    for method, setup in facts[["method", "setup"]].drop_duplicates().itertuples(index=False):
+        run, base = table.run_of(method, setup), table.run_of(table.base, setup)
+        for metric in table.metrics:
+            ours = by_seed(measured, run, metric)
+            level = student_interval(ours)
+            compared = level.seeds > 0 and base and method != table.base and comparable(params, run or "", base)
+            gain = paired_difference(ours, by_seed(measured, base, metric)) if compared else UNKNOWN
+            value = values.get((method, setup, metric), np.nan)
+            rows.append(
+                {
+                    "method": method,
+                    "setup": setup,
+                    "row": f"{method} ({setup})" if several else method,
+                    "run": run if level.seeds else "",
+                    "metric": metric,
+                    "reported": value,
+                    **named("ours", percent(level)),
+                    "difference": 100 * level.mean - value,
+                    "base": base if gain.seeds else "",
+                    "reported_gain": value - values.get((table.base, setup, metric), np.nan),
+                    **named("gain", percent(gain)),
+                }
+            )
+    return pd.DataFrame(rows)

@@ -1,0 +1,306 @@
+"""Runs as MLflow shows them: written to journals on disk, brought to MLflow by a process of its own.
+
+A suite is a hundred short processes, and importing MLflow takes each of them seconds. So a stage only appends lines
+to a *journal*, and one *mirror* a suite, started by the first stage that finds none, sends them on and ends by itself:
+
+    <suite.out>/.tracking/<journal>.jsonl       the events of a run, one a line; locked as long as the run goes on
+    <suite.out>/.tracking/<journal>/            copies of its artifacts
+    <suite.out>/.tracking/<journal>.sent.json   its run in MLflow and how far it is sent; alone remains at the end
+    <suite.out>/.tracking/mirror.log            what the mirror had to say
+    <suite.out>/.tracking/away                  there as long as MLflow cannot be reached
+
+With the tracking server away nothing waits and nothing is lost: `python -m avdistill.tracking sync PARAMS...` sends the
+rest. Sending again makes no doubles: a run is found by its tag `journal`, a model and its version, too, and everything
+else that MLflow stores under it is keyed by content (a metric by name, step, time and value).
+
+Environment: MLFLOW_TRACKING_URI (default: the SQLite database mlflow.db in the repository's root);
+AV_TRACKING=off writes journals only. Passwords come from MLflow's own variables, such as MLFLOW_TRACKING_PASSWORD, and
+are never written anywhere; one in the URI is left out wherever the URI is shown.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import fcntl
+import getpass
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from avdistill.config.schema import Params
+from avdistill.tracking.shared import (
+    ROOT,
+    file_lock,
+    is_mirrored,
+    is_running,
+    journal_folder,
+    one_line,
+    unreachable_marker,
+)
+
+# The section of params that a stage's item names; its entry says to which dataset the item belongs.
+SECTIONS = {
+    "frames": "frames",
+    "mix_noise": "noise_mixes",
+    "teacher_features": "features",
+    "teacher_head": "features",
+    "train": "cells",
+    "evaluate": "cells",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is going on. It is only a name, so it can be sent to worker processes and used there."""
+
+    folder: Path
+    id: str
+    suite: str
+    tags: Mapping[str, object]
+
+    def log_params(self, values: Mapping[str, object]) -> None:
+        """Log params; nested mappings become names with dots. A param's first value stays."""
+        self._write("params", values=_flat(values))
+
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics of a step. NaN and infinities are kept; MLflow shows an infinity as the largest double."""
+        self._write("metrics", step=step, values={name: float(value) for name, value in values.items()})
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Log a file. It is copied at once: its original may be renamed or deleted afterwards."""
+        target = self.folder / self.id / folder / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copyfile(path, partial)
+        partial.replace(target)
+        self._write("artifact", folder=folder, name=path.name)
+
+    def log_dataset(self, name: str, path: Path, digest: str, context: str) -> None:
+        """Log a dataset that the run read. MLflow keeps 36 characters of `digest`; `context` says what it was for."""
+        self._write("dataset", name=name, path=str(path), digest=digest[:36], context=context)
+
+    def log_model(self, name: str, folder: Path, alias: str, description: str, tags: Mapping[str, object]) -> None:
+        """Log a folder that holds a model in MLflow's format, as a new version of the registered model `name`.
+
+        Its source is the newest training of the `run` and `seed` among `tags`, or this run where MLflow has no such
+        training. `alias` points to it from then on. The folder is copied at once, as files are."""
+        shutil.copytree(folder, self.folder / self.id / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        values = {key: str(value) for key, value in tags.items()}
+        self._write("model", name=name, alias=alias, description=description, tags=values)
+
+    def log_system(self, step: int) -> None:
+        """Log how busy the machine is, by the names of MLflow's own system metrics: the processors since the last call
+        in this process (0 at the first), memory and GPUs now."""
+        import psutil  # type: ignore[import-untyped]
+
+        memory = psutil.virtual_memory()
+        values = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / 1e6,
+            "system_memory_usage_percentage": memory.percent,
+        }
+        self.log_metrics({f"system/{name}": value for name, value in (values | _gpus()).items()}, step)
+
+    def set_tags(self, values: Mapping[str, object]) -> None:
+        """Set tags; later values replace earlier ones."""
+        self._write("tags", values={name: str(value) for name, value in values.items()})
+
+    def describe(self, markdown: str) -> None:
+        """Set the description that MLflow shows on top of the run's page."""
+        self.set_tags({"mlflow.note.content": markdown})
+
+    @contextmanager
+    def child(self, name: str, tags: Mapping[str, object]) -> Iterator[Run]:
+        """A nested run with the tags of this one and its own; `run` and `seed` among them put it in the ledger."""
+        name = f"{self.tags['stage']} {name}"  # a flat list of runs has trainings and evaluations
+        with _journal(self.folder, name, self.suite, {**self.tags, **tags}, self.id) as run:
+            yield run
+
+    def _write(self, event: str, **fields: object) -> None:
+        # One write at the end of the file is atomic, so workers may log to one run. No O_CREAT: logging to a run
+        # that has ended and was sent is an error.
+        file = os.open(self.folder / f"{self.id}.jsonl", os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(file, _line(event, **fields))
+        finally:
+            os.close(file)
+
+
+@contextmanager
+def start(stage: str, item: str | None, params: Params) -> Iterator[Run]:
+    """The run of one execution of a stage. It ends as FINISHED, FAILED (an exception) or KILLED (interrupted)."""
+    file = params.suite.file
+    graph = f"{Path(file).parent}/dvc.yaml:" if "/" in file else ""
+    tags = {
+        "suite": params.suite.name,
+        "dataset": _dataset(stage, item, params),
+        "stage": stage,
+        "item": item,
+        "dvc.stage": f"{graph}{stage}@{item}" if item else f"{graph}{stage}",
+        "prefect.flow_run_id": os.environ.get("PREFECT__FLOW_RUN_ID"),
+        "mlflow.source.name": f"python -m stages {stage}",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+        "mlflow.note.content": _description(stage, item, params),
+        **_commit(),
+    }
+    known = {name: value for name, value in tags.items() if value is not None}
+    folder = journal_folder(params)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _journal(folder, " ".join(filter(None, [stage, item])), params.suite.name, known, None) as run:
+        if is_mirrored():
+            _start_mirror(folder)
+        yield run
+
+
+def ledger(params: Params, wait: float = 20.0) -> dict[tuple[str | int | None, ...], str]:
+    """Ids of the newest finished MLflow runs, by (stage, item) and, of nested runs, by (stage, run, seed).
+
+    What is not sent has no id yet, so it waits up to `wait` seconds for the mirror to send what has ended, unless
+    MLflow cannot be reached."""
+    folder = journal_folder(params)
+    until = time.monotonic() + (wait if is_mirrored() else 0)
+    while (
+        time.monotonic() < until
+        and not all(map(is_running, folder.glob("*.jsonl")))
+        and not unreachable_marker(folder).exists()
+    ):
+        time.sleep(0.1)
+    found: dict[tuple[str | int | None, ...], str] = {}
+    for file in sorted(folder.glob("*.sent.json")):  # names begin with the time of the start
+        sent = json.loads(file.read_text(encoding="utf-8"))
+        if sent["status"] == "FINISHED":
+            nested = sent["run"] is not None
+            key = (sent["stage"], sent["run"], sent["seed"]) if nested else (sent["stage"], sent["item"])
+            found[key] = sent["run_id"]
+    return found
+
+
+@contextmanager
+def _journal(folder: Path, name: str, suite: str, tags: Mapping[str, object], parent: str | None) -> Iterator[Run]:
+    """Open the journal of a new run, and end it as the block ends."""
+    run = Run(folder, f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{uuid.uuid4().hex[:8]}", suite, tags)
+    partial = folder / f".{run.id}"
+    with partial.open("ab", buffering=0) as file:
+        # The lock goes with the process, however that ends: it tells a run that goes on from one that was killed.
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(_line("start", name=name, suite=suite, parent=parent, tags=dict(tags)))
+        partial.rename(folder / f"{run.id}.jsonl")
+        try:
+            yield run
+        except KeyboardInterrupt:
+            run._write("end", status="KILLED")
+            raise
+        except BaseException as error:
+            run.set_tags({"error": f"{type(error).__name__}: {one_line(error)}"})
+            run._write("end", status="FAILED")
+            raise
+        else:
+            run._write("end", status="FINISHED")
+
+
+def _start_mirror(folder: Path) -> None:
+    """Start a mirror, detached from this process, if none is running."""
+    with file_lock(folder / "mirror.lock") as none_runs:
+        pass
+    if none_runs:
+        with (folder / "mirror.log").open("ab") as log:
+            subprocess.Popen(
+                [sys.executable, "-m", "avdistill.tracking", "mirror", str(folder)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+
+def _line(event: str, **fields: object) -> bytes:
+    return json.dumps({"event": event, "time": time.time_ns() // 1_000_000, **fields}).encode() + b"\n"
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """{"a": {"b": 1}} -> {"a.b": "1"}."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = str(value)
+    return flat
+
+
+def _dataset(stage: str, item: str | None, params: Params) -> str | None:
+    """The dataset that an item belongs to; None for what belongs to none (a teacher) or to all (the report)."""
+    if item is None:
+        return None
+    entry = getattr(params, SECTIONS[stage]).get(item) if stage in SECTIONS else None
+    if entry is not None:
+        return str(entry.dataset)
+    return item if item in params.datasets and stage != "teachers" else None
+
+
+def _description(stage: str, item: str | None, params: Params) -> str:
+    """What a run does, as Markdown, from a docstring: the method of its cell with the equation, or what its stage
+    makes. Read without importing the module, which would take seconds."""
+    cell = params.cells.get(item or "") if SECTIONS.get(stage) == "cells" else None
+    path = ROOT / f"models/distillers/{cell.method}.py" if cell else ROOT / f"stages/{stage}.py"
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text if cell else text.partition("\n\n")[0]
+
+
+def _gpus() -> dict[str, float]:
+    """Use, memory and power of the machine's NVIDIA GPUs; nothing where there is none."""
+    names = {
+        "utilization.gpu": "utilization_percentage",
+        "memory.used": "memory_usage_megabytes",
+        "power.draw": "power_usage_watts",
+    }
+    command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    values: dict[str, float] = {}
+    for number, line in enumerate(found.stdout.splitlines() if found.returncode == 0 else []):
+        for name, value in zip(names.values(), line.split(","), strict=False):
+            with contextlib.suppress(ValueError):  # [N/A]
+                values[f"gpu_{number}_{name}"] = float(value)
+    return values
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def _commit() -> dict[str, str]:
+    """The commit, and whether there are changes beside it (DVC's record of results does not count)."""
+    status = ["status", "--porcelain=v2", "--branch", "--", ".", ":(exclude,glob)**/dvc.lock"]
+    try:
+        found = subprocess.run(
+            ["git", "--no-optional-locks", *status], cwd=ROOT, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    lines = found.stdout.splitlines()
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), "(initial)")
+    if commit == "(initial)":
+        return {}
+    dirty = any(not line.startswith("#") for line in lines)
+    return {"mlflow.source.git.commit": commit, "git.dirty": str(dirty).lower()}

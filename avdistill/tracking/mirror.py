@@ -1,0 +1,361 @@
+"""Runs as MLflow shows them: written to journals on disk, brought to MLflow by a process of its own.
+
+A suite is a hundred short processes, and importing MLflow takes each of them seconds. So a stage only appends lines
+to a *journal*, and one *mirror* a suite, started by the first stage that finds none, sends them on and ends by itself:
+
+    <suite.out>/.tracking/<journal>.jsonl       the events of a run, one a line; locked as long as the run goes on
+    <suite.out>/.tracking/<journal>/            copies of its artifacts
+    <suite.out>/.tracking/<journal>.sent.json   its run in MLflow and how far it is sent; alone remains at the end
+    <suite.out>/.tracking/mirror.log            what the mirror had to say
+    <suite.out>/.tracking/away                  there as long as MLflow cannot be reached
+
+With the tracking server away nothing waits and nothing is lost: `python -m avdistill.tracking sync PARAMS...` sends the
+rest. Sending again makes no doubles: a run is found by its tag `journal`, a model and its version, too, and everything
+else that MLflow stores under it is keyed by content (a metric by name, step, time and value).
+
+Environment: MLFLOW_TRACKING_URI (default: the SQLite database mlflow.db in the repository's root);
+AV_TRACKING=off writes journals only. Passwords come from MLflow's own variables, such as MLFLOW_TRACKING_PASSWORD, and
+are never written anywhere; one in the URI is left out wherever the URI is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from avdistill.pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from avdistill.config.schema import Params
+from avdistill.tracking.shared import (
+    SQLITE,
+    artifact_location,
+    file_lock,
+    is_running,
+    journal_folder,
+    one_line,
+    read_sent,
+    tracking_uri,
+    unreachable_marker,
+)
+
+
+class Delivery(NamedTuple):
+    """What one round of sending did: lines of journals sent, runs that are complete in MLflow now."""
+
+    events: int
+    completed: int
+
+
+def deliver(folder: Path) -> Delivery:
+    """Send all that journals of a suite hold and MLflow has not. Raises whatever keeps it from being sent; then the
+    rest stays on disk."""
+    events = completed = 0
+    failed: Exception | None = None
+    with file_lock(folder / "send.lock", wait=True):
+        # Names begin with the time of the start: a parent comes before its children.
+        news = [file for file in sorted(folder.glob("*.jsonl")) if _size_left(file) or not is_running(file)]
+        if news:
+            _client().search_experiments(max_results=1)  # one look whether the server is there, not one a journal
+        for file in news:
+            try:
+                sent = _send(file)
+            except Exception as error:  # noqa: BLE001 - one journal that cannot be sent must not hold back the others
+                failed = failed or error
+            else:
+                events += sent.events
+                completed += sent.completed
+    if failed is not None:
+        raise failed
+    unreachable_marker(folder).unlink(missing_ok=True)
+    return Delivery(events, completed)
+
+
+def mirror(folder: Path, idle: float = 15.0, patience: float = 120.0) -> None:
+    """Send what journals get as they get it, until no run has gone on and nothing has come for `idle` seconds.
+
+    While MLflow cannot be reached it tries again at growing intervals: as long as a run goes on, then for `patience`
+    seconds more. What it could not send stays on disk. A second mirror of the same folder ends at once."""
+    os.nice(10)  # trainings come first
+    # The second look is for a stage that came between the last round and the end of the lock, and started no mirror.
+    while any(folder.glob("*.jsonl")):
+        with file_lock(folder / "mirror.lock") as mine:
+            if not mine or not _follow(folder, idle, patience):
+                return
+
+
+def sync(params: Params) -> Delivery:
+    """Send all that is left of a suite's journals; also creates the database where there is none.
+
+    Raises UserError if MLflow cannot be reached; then all stays on disk."""
+    try:
+        _client().search_experiments(max_results=1)
+        folder = journal_folder(params)
+        return deliver(folder) if folder.exists() else Delivery(0, 0)
+    except Exception as error:
+        raise UserError(f"MLflow at {tracking_uri()}: {one_line(error)}; nothing is lost, sync later") from error
+
+
+def _follow(folder: Path, idle: float, patience: float) -> bool:
+    """Rounds of sending until nothing comes any more. False: gave up."""
+    delay, quiet_since = 0.5, time.monotonic()
+    while True:
+        problem = None
+        try:
+            sent = deliver(folder)
+        except Exception as error:  # noqa: BLE001 - the server's, the network's, the database's: all may pass
+            problem, delay = error, min(2 * delay, 30.0)
+            unreachable_marker(folder).touch()
+        else:
+            delay = 0.5
+            if sent.events:
+                quiet_since = time.monotonic()
+        if any(map(is_running, folder.glob("*.jsonl"))):
+            quiet_since = time.monotonic()
+        quiet = time.monotonic() - quiet_since
+        if problem and quiet > patience:
+            _note(folder, f"gave up, the rest stays on disk: {one_line(problem)}")
+            return False
+        if not problem and quiet > idle:
+            return True
+        time.sleep(delay)
+
+
+def _send(file: Path) -> Delivery:
+    """Send what a journal has gained, and clean up behind a run that is complete."""
+    folder, sent = file.parent, read_sent(file)
+    ended = not is_running(file)  # asked first: whatever an ended run has written is then in what is read below
+    with file.open("rb") as stream:
+        stream.seek(sent.get("offset", 0))
+        data = stream.read()
+    data = data[: data.rfind(b"\n") + 1]  # a process that was killed may leave half a line
+    events = list(_events(folder, file.stem, data))
+    run_id = sent.get("run_id")
+    if run_id is None:
+        if not events or events[0]["event"] != "start":
+            _note(folder, f"{file.name}: not a journal; left out")
+            file.rename(file.with_suffix(".unreadable"))
+            return Delivery(0, 0)
+        sent = _create(folder, file.stem, events[0])
+        _replace(file.with_suffix(".sent.json"), sent)  # its children need it, whatever becomes of the rest
+        run_id = sent["run_id"]
+    if ended and sent["status"] == "RUNNING" and not any(event["event"] == "end" for event in events):
+        # Its process is gone and had no time to say so.
+        events.append({"event": "end", "status": "KILLED", "time": int(file.stat().st_mtime * 1000)})
+
+    _log(folder, file.stem, run_id, sent["experiment_id"], events)
+    status = next((event["status"] for event in events if event["event"] == "end"), sent["status"])
+    _replace(file.with_suffix(".sent.json"), sent | {"status": status, "offset": sent.get("offset", 0) + len(data)})
+    if status == "RUNNING":
+        return Delivery(len(events), 0)
+    shutil.rmtree(folder / file.stem, ignore_errors=True)
+    file.unlink()
+    return Delivery(len(events), 1)
+
+
+def _create(folder: Path, journal: str, begin: dict[str, Any]) -> dict[str, Any]:
+    """The MLflow run of a journal, new or found by its tag, as the first state of <journal>.sent.json."""
+    from mlflow.entities import ViewType
+    from mlflow.exceptions import MlflowException
+
+    client, tags, experiment_id = _client(), begin["tags"], _experiment(begin["suite"])
+    # An earlier mirror may have been killed after it had created the run and before it could write that down.
+    filter_string = f"tags.journal = '{journal}'"
+    found = client.search_runs([experiment_id], filter_string, run_view_type=ViewType.ALL, max_results=1)
+    if found:
+        run_id = found[0].info.run_id
+    else:
+        above = folder / f"{begin['parent']}.jsonl"
+        parent = read_sent(above).get("run_id")
+        if parent is None and above.exists():
+            raise MlflowException(f"{journal}: its parent could not be sent")  # both are next time
+        nested = {"mlflow.parentRunId": parent} if parent else {}
+        everything = {_key(name): _text(value) for name, value in tags.items()} | {"journal": journal} | nested
+        run_id = client.create_run(experiment_id, begin["time"], everything, _text(begin["name"])).info.run_id
+    keys = {name: tags.get(name) for name in ("stage", "item", "run", "seed")}
+    return {"run_id": run_id, "experiment_id": experiment_id, **keys, "status": "RUNNING"}
+
+
+def _experiment(suite: str) -> str:
+    """Id of a suite's experiment, which is made where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    client = _client()
+    experiment = client.get_experiment_by_name(suite)
+    if experiment is None:
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        try:
+            return str(client.create_experiment(suite, artifact_location(), kind))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return _experiment(suite)  # another checkout's mirror was faster
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
+
+
+def _log(folder: Path, journal: str, run_id: str, experiment_id: str, events: list[dict[str, Any]]) -> None:
+    """Bring events to MLflow. What it refuses for good is noted in mirror.log and left out."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+    from mlflow.exceptions import MlflowException
+
+    def send(call: Callable[..., object], *args: Any, **kwargs: Any) -> None:
+        try:
+            call(run_id, *args, **kwargs)
+        except MlflowException as error:
+            if error.error_code not in {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST"}:
+                raise
+            _note(folder, f"{journal}: MLflow refused {call.__name__}: {one_line(error)}")
+
+    client = _client()
+    params: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    metrics: list[Metric] = []
+    for event in events:
+        match event["event"]:
+            case "params":
+                params = {_key(name): _text(value) for name, value in event["values"].items()} | params
+            case "tags":
+                tags |= {_key(name): _text(value) for name, value in event["values"].items()}
+            case "metrics":
+                at, step = event["time"], event["step"]
+                metrics += [Metric(_key(name), value, at, step) for name, value in event["values"].items()]
+    for some in _chunks(list(params.items()), 100):  # MLflow's limits for one request
+        send(client.log_batch, params=[Param(*pair) for pair in some])
+    for some in _chunks(list(tags.items()), 100):
+        send(client.log_batch, tags=[RunTag(*pair) for pair in some])
+    for some in _chunks(metrics, 1000):
+        send(client.log_batch, metrics=some)
+    for event in events:
+        match event["event"]:
+            case "artifact":
+                path = folder / journal / event["folder"] / event["name"]
+                if path.exists():
+                    send(client.log_artifact, str(path), event["folder"] or None)
+                else:
+                    _note(folder, f"{journal}: {path} is gone; left out")
+            case "dataset":
+                source = json.dumps({"uri": event["path"]})
+                dataset = Dataset(_text(event["name"]), _text(event["digest"]), "local", _text(source))
+                context = InputTag("mlflow.data.context", _text(event["context"]))
+                send(client.log_inputs, datasets=[DatasetInput(dataset, [context])])
+            case "model":
+                send(_register, experiment_id, journal, folder / journal / event["name"], event)
+            case "end":
+                send(client.set_terminated, event["status"], event["time"])
+
+
+def _register(run_id: str, experiment_id: str, journal: str, path: Path, event: dict[str, Any]) -> None:
+    """A logged model, the version of a registered model that it is, and the alias. Each step looks first whether an
+    earlier mirror has done it."""
+    from mlflow.exceptions import MlflowException
+
+    client, name, tags = _client(), event["name"], event["tags"] | {"journal": journal}
+    training = f"tags.stage = 'train' AND tags.run = '{tags['run']}' AND tags.seed = '{tags['seed']}'"
+    newest = client.search_runs(
+        [experiment_id],
+        f"{training} AND attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    source = newest[0].info.run_id if newest else run_id
+    note = client.get_run(source).data.tags.get("mlflow.note.content", "")
+    logged = client.search_logged_models([experiment_id], f"tags.journal = '{journal}'")
+    model = logged[0] if logged else client.create_logged_model(experiment_id, name, source, tags)
+    if model.status != "READY":
+        client.log_model_artifacts(model.model_id, str(path))
+        client.finalize_logged_model(model.model_id, "READY")
+    try:
+        client.create_registered_model(name, description=event["description"])
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    versions = client.search_model_versions(f"name = '{name}'")
+    version = next((known for known in versions if known.tags.get("journal") == journal), None)
+    if version is None:
+        uri = f"models:/{model.model_id}"
+        version = client.create_model_version(name, uri, source, tags, None, note, model_id=model.model_id)
+    if all(int(known.version) <= int(version.version) for known in versions):
+        client.set_registered_model_alias(name, event["alias"], version.version)
+
+
+@cache
+def _client() -> MlflowClient:
+    """The one client of this process; creates a SQLite database that is not there."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
+    # Sending again is up to the mirror, which looks first what has arrived. A request whose answer got lost has done
+    # its work, and MLflow's own second try would make a second run.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    from mlflow import MlflowClient
+
+    uri = tracking_uri()
+    if not uri.startswith(SQLITE):
+        return MlflowClient(uri)
+    # Two processes that open a database that is not there yet would both create its tables.
+    database = Path(uri.removeprefix(SQLITE))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(database.with_name(f"{database.name}.lock"), wait=True):
+        if not database.exists():
+            # Under another name until it is whole: with half of its tables, which a process that is killed may leave,
+            # MLflow would never open it.
+            for left in database.parent.glob(f"{database.name}.new*"):
+                left.unlink()
+            new = database.with_name(f"{database.name}.new")
+            MlflowClient(f"{SQLITE}{new}").search_experiments(max_results=1)
+            new.replace(database)
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def _size_left(file: Path) -> int:
+    """Bytes of a journal that are not sent."""
+    return int(file.stat().st_size - read_sent(file).get("offset", 0))
+
+
+def _events(folder: Path, journal: str, data: bytes) -> Iterator[dict[str, Any]]:
+    for line in data.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            _note(folder, f"{journal}: a line is damaged; left out")
+
+
+def _key(name: str) -> str:
+    """A name that MLflow accepts: R@1 -> R_at_1, and `_` for other characters that it does not."""
+    return re.sub(r"[^/\w.\- :]", "_", name.replace("@", "_at_"))[:250]
+
+
+def _text(value: object) -> str:
+    """Text that every database accepts: file names may hold bytes that are no characters."""
+    return str(value).encode("utf-8", "replace").decode()
+
+
+def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
+    for first in range(0, len(values), size):
+        yield values[first : first + size]
+
+
+def _replace(path: Path, value: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value), encoding="utf-8")
+    partial.replace(path)
+
+
+def _note(folder: Path, text: str) -> None:
+    with (folder / "mirror.log").open("a", encoding="utf-8") as log:
+        log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")

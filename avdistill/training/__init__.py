@@ -1,0 +1,1 @@
+"""Training of students, their predictions, and what their teachers know."""

@@ -1,0 +1,61 @@
+"""Stage train: the student of every run and seed of a cell.
+
+Makes, under train/<cell>/: <run>/seed-<n>.pt (the weights of the selected epoch), <run>/seed-<n>.csv (a row an
+epoch), and history.csv (all of these rows).
+An interrupted execution goes on where it stopped and ends at the same bits as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avdistill.config.schema import Params, Recipe
+from avdistill.data.loader import ClipSet, test_windows, to_input
+from avdistill.training.tensors import load_state
+from models import students
+from models.outputs import StudentOutput
+from models.students import Student
+
+
+def load_student(
+    params: Params, cell: str, run: str, seed: int, classes: int, device: torch.device
+) -> tuple[Student, dict[str, Any]]:
+    """A trained student on `device`, and all that was saved with it."""
+    recipe = params.recipes[params.cells[cell].recipe]
+    path = params.path("train", cell) / run / f"seed-{seed}.pt"
+    state = load_state(path, device, run, seed)
+    student = students.build_student(recipe.student, classes, recipe.width)
+    student.to(device)
+    student.load_state_dict(state["student"])
+    return student, state
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Mixed precision where the recipe asks for it; similarities and exponentials stay in float32 by themselves."""
+    enabled = precision != "float32"
+    with torch.autocast(device.type, getattr(torch, precision) if enabled else None, enabled=enabled):
+        yield
+
+
+@torch.inference_mode()
+def predict(
+    student: Student, clips: ClipSet, recipe: Recipe, device: torch.device, batch: int = 64
+) -> tuple[Tensor, Tensor]:
+    """Softmax (N, C) and feature (N, D) of each clip, both averaged over its windows; on the CPU."""
+    student.eval()
+    probabilities = torch.zeros(len(clips), clips.classes)
+    features = torch.zeros(len(clips), student.feature_dim)
+    counts = torch.zeros(len(clips), 1)
+    for windows, rows in test_windows(clips, recipe, batch):
+        with autocast(device, recipe.precision):
+            output: StudentOutput = student(to_input(windows.to(device), recipe.normalisation))
+        probabilities.index_add_(0, rows, output.logits.float().softmax(1).cpu())
+        features.index_add_(0, rows, output.feature.float().cpu())
+        counts.index_add_(0, rows, torch.ones(len(rows), 1))
+    return probabilities / counts, features / counts

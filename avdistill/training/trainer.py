@@ -1,0 +1,272 @@
+"""Stage train: the student of every run and seed of a cell.
+
+Makes, under train/<cell>/: <run>/seed-<n>.pt (the weights of the selected epoch), <run>/seed-<n>.csv (a row an
+epoch), and history.csv (all of these rows).
+An interrupted execution goes on where it stopped and ends at the same bits as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avdistill.config.schema import Params, Recipe
+from avdistill.data.files import intact, write_csv
+from avdistill.data.loader import ClipSet, to_input, training_loader
+from avdistill.pipeline.errors import UserError
+from avdistill.tracking.journal import Run as TrackedRun
+from avdistill.training import parallel
+from avdistill.training.inference import autocast, predict
+from avdistill.training.teachers import build_distiller, teacher_tables
+from avdistill.training.tensors import load_state, save_tensors
+from models import students
+from models.distillers import Distiller
+from models.outputs import StudentOutput
+from models.students import Student
+
+SYSTEM_SECONDS = 10.0  # shorter epochs say nothing of how busy the machine is
+SAVE_SECONDS = 5.0  # a checkpoint is written after the first epoch that ends this long after the last one
+
+
+class Task(NamedTuple):
+    """All that one training, or one evaluation, needs; small enough to be sent to a worker process."""
+
+    params: Params
+    cell: str
+    run: str
+    seed: int
+    device: str
+    folder: Path
+    tracked: TrackedRun
+
+
+class Trainer:
+    """One student, its distiller, and everything that must survive an interruption."""
+
+    def __init__(self, task: Task) -> None:
+        params, cell = task.params, task.params.cells[task.cell]
+        self.task, self.cell, self.run = task, cell, cell.runs[task.run]
+        self.recipe: Recipe = params.recipes[cell.recipe]
+        self.device = torch.device(task.device)
+        index, store = params.path("split", cell.dataset) / "index.csv", params.path(*cell.input.split("/"))
+        self.clips = ClipSet(index, store, ("train",), self.recipe.train_groups)
+        self.select = ClipSet(index, store, (selection_part(self.recipe),))
+        share = number, self.processes = parallel.place()
+        self.first = number == 0  # of several processes, the one that writes and logs
+        self.loader, self.sampler = training_loader(self.clips, self.recipe, task.seed, share)
+        self.teachers = teacher_tables(params, cell, self.run, self.clips, task.seed, self.device)
+        torch.manual_seed(task.seed)
+        self.student = students.build_student(self.recipe.student, self.clips.classes, self.recipe.width)
+        self.student.to(self.device)
+        if self.processes > 1:
+            parallel.share_batch_norms(self.student)
+        try:
+            distiller = build_distiller(cell, self.run, self.student, self.teachers, self.clips)
+        except ValueError as error:  # what only the widths of student and teacher tell
+            raise UserError(f"{params.suite.file}: cells.{task.cell}.runs.{task.run}: {error}") from None
+        self.distiller = distiller.to(self.device)
+        self.optimizer = make_optimizer(self.recipe, self.student, self.distiller)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda epoch: rate(self.recipe, epoch))
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "float16")
+        if self.recipe.compile:
+            self.student.compile()
+        self.epoch = 0
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {}
+
+    def fit(self, epochs: int | None = None) -> None:
+        """Train up to `epochs` epochs (the recipe's number if None), from wherever the checkpoint had come."""
+        self.load()
+        saved = time.monotonic()
+        while self.epoch < (epochs or self.recipe.epochs):
+            started = time.perf_counter()
+            measured = self.train_epoch()
+            self.scheduler.step()
+            self.epoch += 1
+            measured |= self.select_epoch()
+            self.history.append({"run": self.task.run, "seed": self.task.seed, "epoch": self.epoch, **measured})
+            if not self.first:
+                continue
+            seconds = time.perf_counter() - started
+            self.task.tracked.log_metrics(measured | {"seconds": seconds}, step=self.epoch)
+            if seconds >= SYSTEM_SECONDS:
+                self.task.tracked.log_system(self.epoch)
+            if time.monotonic() - saved >= SAVE_SECONDS or self.epoch == epochs:
+                self.save()
+                saved = time.monotonic()
+
+    def train_epoch(self) -> dict[str, float]:
+        """One pass over the training clips: mean of each term of the loss, and the share that was classified right."""
+        # Whatever a method draws (dropout, negatives) depends on (seed, epoch) alone, so a resumed run draws the same.
+        torch.manual_seed(self.task.seed * 100_003 + self.epoch)
+        self.sampler.epoch = self.epoch
+        self.student.train()
+        self.distiller.train()
+        self.distiller.start_epoch(self.epoch)
+        totals: dict[str, Tensor] = {}
+        for batch in self.loader:
+            for name, value in self.step(*(part.to(self.device, non_blocking=True) for part in batch)).items():
+                totals[name] = totals[name] + value if name in totals else value
+        # The only wait for the device: once an epoch.
+        means = {name: float(value) / len(self.loader) for name, value in totals.items()}
+        return {"lr": float(self.scheduler.get_last_lr()[0]), **means}
+
+    def step(self, clips: Tensor, labels: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """One batch: one sum of terms, one backward, one step."""
+        with autocast(self.device, self.recipe.precision):
+            output: StudentOutput = self.student(to_input(clips, self.recipe.normalisation))
+            if self.processes > 1:
+                output = output.each(parallel.gather)
+                labels, index = parallel.gather(labels), parallel.gather(index)
+            teachers = {letter: table.take(index) for letter, table in self.teachers.items()}
+            terms: dict[str, Tensor] = self.distiller(output, teachers, labels, index)
+            loss = torch.stack([term.float() for term in terms.values()]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if self.processes > 1:
+            parallel.add_gradients(self.student)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        right = (output.logits.detach().argmax(1) == labels).float().mean()
+        named = {f"loss_{name}": term.detach() for name, term in terms.items()}
+        return {"loss": loss.detach(), **named, "train_accuracy": right}
+
+    def select_epoch(self) -> dict[str, float]:
+        """Accuracy on the part that selects the epoch; keeps the weights if they are the best so far."""
+        probabilities = predict(self.student, self.select, self.recipe, self.device)[0]
+        labels = self.select.labels
+        accuracy = float((probabilities.argmax(1) == labels).float().mean())
+        loss = float(F.nll_loss(probabilities.clamp_min(1e-12).log(), labels))
+        # Many epochs tie on a small part: the lower loss decides, then the earlier epoch.
+        rank = (accuracy, -loss) if self.recipe.selection != "last" else (float(self.epoch), 0.0)
+        if not self.best or rank > tuple(self.best["rank"]):
+            self.best = {
+                "rank": list(rank),
+                "epoch": self.epoch,
+                "student": {name: value.clone() for name, value in self.student.state_dict().items()},
+                "distiller": {name: value.clone() for name, value in self.distiller.state_dict().items()},
+            }
+        return {"select_accuracy": accuracy, "select_loss": loss}
+
+    @property
+    def checkpoints(self) -> tuple[Path, Path]:
+        """Where an unfinished training is kept: the last state, and the one before it."""
+        place = self.task.folder / self.task.run / f"seed-{self.task.seed}"
+        return place.with_suffix(".checkpoint.pt"), place.with_suffix(".previous.pt")
+
+    def save(self) -> None:
+        """Write everything that the rest of the training depends on."""
+        last, previous = self.checkpoints
+        if last.exists():
+            last.replace(previous)
+        state = {name: getattr(self, name).state_dict() for name in self._stateful}
+        state |= {"epoch": self.epoch, "history": self.history, "best": self.best}
+        save_tensors(last, state | {"run": self.task.run, "seed": self.task.seed})
+
+    def load(self) -> None:
+        """Take up the last checkpoint, or the one before it if that is damaged; begin anew where there is none."""
+        for path in filter(Path.exists, self.checkpoints):
+            try:
+                state = load_state(path, self.device, self.task.run, self.task.seed)
+            except UserError as error:
+                path.unlink(missing_ok=True)
+                if self.first:
+                    print(f"{error}; going on from the checkpoint before it", file=sys.stderr)
+                continue
+            for name in self._stateful:
+                getattr(self, name).load_state_dict(state[name])
+            self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
+            return
+
+    _stateful = ("student", "distiller", "optimizer", "scheduler", "scaler")
+
+
+def selection_part(recipe: Recipe) -> str:
+    """The part on which accuracy by epoch is measured."""
+    return "test" if recipe.selection == "test" else "select"
+
+
+def make_optimizer(recipe: Recipe, student: Student, distiller: Distiller) -> torch.optim.Optimizer:
+    """One optimizer for both, with the learning rates that the distiller asks for its own parameters."""
+    groups = [{"params": list(student.parameters()), "lr": recipe.lr}, *distiller.param_groups(recipe.lr)]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "sgd":
+        decay, momentum = recipe.weight_decay, recipe.momentum
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=momentum, weight_decay=decay, fused=True)
+    return torch.optim.Adam(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+
+
+def rate(recipe: Recipe, epoch: int) -> float:
+    """Share of the learning rate in an epoch, counted from 0."""
+    warm = min(1.0, (epoch + 1) / (recipe.warmup + 1))
+    if recipe.schedule == "cosine":
+        return warm * (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2
+    return warm * recipe.gamma ** sum(epoch >= milestone for milestone in recipe.milestones)
+
+
+def train_one(task: Task) -> None:
+    """Train one run with one seed, unless that is done already; leaves seed-<n>.pt and seed-<n>.csv."""
+    if intact(task.folder / task.run / f"seed-{task.seed}.pt"):
+        return
+    cell = task.params.cells[task.cell]
+    processes = task.params.recipes[cell.recipe].processes
+    with task.tracked.child(f"{task.run} seed {task.seed}", {"run": task.run, "seed": task.seed}) as tracked:
+        task = task._replace(tracked=tracked)
+        if processes == 1:
+            train_student(task)
+        else:
+            parallel.launch(train_student, (task,), processes, task.device)
+
+
+def make_deterministic(compiled: bool = False) -> None:
+    """Same input, same bits; an operation that cannot promise it is an error."""
+    if compiled:
+        torch.use_deterministic_algorithms(True)
+    else:  # the same without word to the compiler, whose import takes 2 s of each process
+        torch.set_deterministic_debug_mode("error")
+    # PyTorch would write NaN into all memory that it takes, an eighth of a small step, to show who reads it unwritten:
+    # the tests do that.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+
+
+def train_student(task: Task) -> None:
+    """The training itself: of one student in this process, or of this process's share of one."""
+    make_deterministic(task.params.recipes[task.params.cells[task.cell].recipe].compile)
+    trainer = Trainer(task)
+    if trainer.first:
+        task.tracked.log_params(
+            {
+                "method": trainer.cell.method,
+                "teachers": trainer.run.teachers,
+                "seed": task.seed,
+                "device": task.device,
+                "options": trainer.run.options,
+                "recipe": trainer.recipe.model_dump(),
+                "training_clips": len(trainer.clips),
+                "student_parameters": count_parameters(trainer.student),
+                "added_parameters": count_parameters(trainer.distiller),
+            }
+        )
+    trainer.fit()
+    if trainer.first:
+        best, final = trainer.best, task.folder / task.run / f"seed-{task.seed}.pt"
+        write_csv(final.with_suffix(".csv"), pd.DataFrame(trainer.history))
+        kept = {name: best[name] for name in ("epoch", "student", "distiller")}
+        save_tensors(final, {"run": task.run, "seed": task.seed} | kept)
+        for checkpoint in trainer.checkpoints:
+            checkpoint.unlink(missing_ok=True)
+        task.tracked.log_metrics({"selected_epoch": best["epoch"]}, step=trainer.recipe.epochs)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,1 @@
+"""One module per DVC stage and nothing else: this folder is the graph."""

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from avdistill.config.loading import load
+from avdistill.pipeline.errors import UserError, nearest
+
+
+@pytest.fixture(scope="module")
+def embedded(root: Path) -> dict[str, Any]:
+    return yaml.safe_load((root / "params.yaml").read_text())
+
+
+@pytest.mark.parametrize("suite", ["params.yaml", "own/params.yaml", "paper/params.yaml"])
+def test_the_suites_of_the_repository_are_valid_and_name_their_own_file(root: Path, suite: str) -> None:
+    params = load(root / suite)
+    assert params.suite.file == suite
+    assert params.runs()
+
+
+def test_the_params_of_a_document_are_valid(root: Path) -> None:
+    assert load(root / "docs/three_classes/params.yaml").suite.file == "own/params.yaml"
+
+
+def test_outputs_lie_under_stage_and_item(root: Path) -> None:
+    params = load(root / "params.yaml")
+    assert params.path("train", "kd") == Path("out/avsynth/train/kd")
+    assert params.path("report") == Path("out/avsynth/report")
+
+
+def set_(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(raw: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            raw = raw[key]
+        raw[keys[-1]] = value
+
+    return change
+
+
+def drop(*keys: str) -> Callable[[dict[str, Any]], None]:
+    def change(raw: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            raw = raw[key]
+        del raw[keys[-1]]
+
+    return change
+
+
+ORIGIN = ("datasets", "avsynth", "origin")
+MISTAKES = {
+    "unknown section": (set_("recipe", value={}), ["recipe", "did you mean 'recipes'?"]),
+    "unknown key of a recipe": (set_("recipes", "small", "epoch", value=3), ["recipes.small.epoch", "'epochs'"]),
+    "unknown key of an origin": (set_(*ORIGIN, "sead", value=3), ["datasets.avsynth.origin.sead", "'seed'"]),
+    "unknown kind of dataset": (set_(*ORIGIN, "kind", value="folderr"), ["datasets.avsynth.origin", "'folder'"]),
+    "needed key misspelt": (
+        set_("cells", "kd", value={"metod": "kd", "dataset": "avsynth", "input": "x", "recipe": "small"}),
+        ["cells.kd.metod: unknown key", "did you mean 'method'?"],
+    ),
+    "no kind of dataset": (drop(*ORIGIN, "kind"), ["datasets.avsynth.origin.kind: missing", "valid: ", "folder"]),
+    "unknown student": (
+        set_("recipes", "small", "student", value="r2plus1d_1"),
+        ["recipes.small.student", "'r2plus1d_18'"],
+    ),
+    "type": (set_("recipes", "small", "epochs", value="many"), ["recipes.small.epochs", "integer", "'many'"]),
+    "range": (set_("recipes", "small", "lr", value=-1), ["recipes.small.lr", "greater than 0", "-1"]),
+    "not a number": (set_("recipes", "small", "lr", value=float("nan")), ["recipes.small.lr"]),
+    "order": (set_("recipes", "small", "scale", value=[1.0, 0.5]), ["recipes.small", "low <= high"]),
+    "missing key": (drop("cells", "kd", "recipe"), ["cells.kd.recipe", "missing"]),
+    "missing section": (drop("cells"), ["cells", "missing"]),
+    "dataset": (set_("cells", "kd", "dataset", value="avsynt"), ["cells.kd.dataset", "did you mean 'avsynth'?"]),
+    "recipe": (set_("cells", "kd", "recipe", value="smal"), ["cells.kd.recipe", "did you mean 'small'?"]),
+    "features": (set_("cells", "kd", "A", value="avsynth_adio"), ["cells.kd.A", "did you mean 'avsynth_audio'?"]),
+    "input": (set_("cells", "kd", "input", value="frame/avsynth"), ["cells.kd.input", "'frames/avsynth'"]),
+    "teacher": (
+        set_("features", "avsynth_audio", "teacher", value="audi"),
+        ["features.avsynth_audio.teacher", "'audio'"],
+    ),
+    "input of a teacher": (
+        set_("features", "avsynth_audio", "input", value="frames/avsynth"),
+        ["features.avsynth_audio.input", "sound input"],
+    ),
+    "teacher that the cell has not": (
+        set_("cells", "uni_modal", "runs", "uni_modal", value={"teachers": "A"}),
+        ["cells.uni_modal.runs.uni_modal.teachers", "cells.uni_modal.A"],
+    ),
+    "letters": (
+        set_("cells", "kd", "runs", "kd", value={"teachers": "B"}),
+        ["cells.kd.runs.kd.teachers", "valid: A, AI, I"],
+    ),
+    "run twice": (set_("cells", "kd", "runs", value={"uni_modal": {"teachers": "A"}}), ["uni_modal", "too"]),
+    "seed twice": (set_("cells", "kd", "seeds", value=[0, 1, 0]), ["cells.kd.seeds", "twice"]),
+    "no seed": (set_("cells", "kd", "seeds", value=[]), ["cells.kd.seeds", "at least 1"]),
+    "more repeats than seeds": (
+        set_("cells", "kd", "runs", "kd", "repeats", value=4),
+        ["cells.kd.runs.kd.repeats", "at most 3"],
+    ),
+    "no run": (set_("cells", "kd", "runs", value={}), ["cells.kd.runs", "at least 1"]),
+    "run in the report": (
+        set_("report", "baseline", value="unimodal"),
+        ["report.baseline", "did you mean 'uni_modal'?"],
+    ),
+    "cell of a study": (
+        set_("studies", value={"x": {"title": "X", "cells": ["kdd"]}}),
+        ["studies.x.cells", "did you mean 'kd'?"],
+    ),
+    "study without cells": (set_("studies", value={"x": {"title": "X", "cells": []}}), ["studies.x.cells"]),
+    "cell in no study": (
+        set_("studies", value={"x": {"title": "X", "cells": ["kd"]}}),
+        ["studies", "stands in no study"],
+    ),
+    "proposed run": (set_("report", "proposed", value="mnf_cs"), ["report.proposed", "did you mean 'mnf_csc'?"]),
+    "run whose cost is asked": (set_("report", "cost", value=["kdd"]), ["report.cost", "did you mean 'kd'?"]),
+    "key of the figures": (
+        set_("report", "figures", "training_curve", value={}),
+        ["report.figures.training_curve", "'training_curves'"],
+    ),
+    "key of a figure": (
+        set_("report", "figures", "attention", value={"run": "mnf_csc", "clip": 4}),
+        ["report.figures.attention.clip", "'clips'"],
+    ),
+    "run in a figure": (
+        set_("report", "figures", "embedding", value=["uni_modal", "mnf_cs"]),
+        ["report.figures.embedding", "did you mean 'mnf_csc'?"],
+    ),
+    "features in a figure": (
+        set_("report", "figures", "heard", value="avsynth_audo"),
+        ["report.figures.heard", "'avsynth_audio'"],
+    ),
+    "mixed sound in a figure": (
+        set_("report", "figures", "heard", value="avsynth_audio_0db"),
+        ["report.figures.heard", "mix_noise/avsynth_0db", "spectrogram/"],
+    ),
+    "a number as a key": (
+        set_("report", "figures", "noise", value={"MNF": {"clean": "mnf_csc", 10: "noise_10db-mnf"}}),
+        ["report.figures.noise.MNF.10", "write '10' in quotes"],
+    ),
+    "ratio of a noise curve": (
+        set_("report", "figures", "noise", value={"MNF": {"clean": "mnf_csc", "10": "noise_0db-mnf"}}),
+        ["report.figures.noise.MNF.10", "noise_0db-mnf", "0.0"],
+    ),
+    "noise that is not clean": (
+        set_("report", "figures", "noise", value={"MNF": {"clean": "noise_0db-mnf"}}),
+        ["report.figures.noise.MNF.clean", "0.0"],
+    ),
+    "path in a name": (set_("teachers", "../x", value={"kind": "cnn14", "weights": "avsynth"}), ["teachers", "'../x'"]),
+    "shell in a name": (set_("cells", "x; true", value={}), ["cells"]),
+    "section of a wrong type": (set_("cells", value=[1, 2]), ["cells", "dictionary"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_that_names_the_key(tmp_path: Path, embedded: dict[str, Any], name: str) -> None:
+    change, expected = MISTAKES[name]
+    raw = copy.deepcopy(embedded)
+    change(raw)
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    with pytest.raises(UserError) as caught:
+        load(file)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(file))
+    for part in expected:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a: [1", "not valid YAML"), ("- 1", "expected a mapping"), ("", "expected a mapping"), ("a: 1\n\tb: 2", "YAML")],
+)
+def test_a_file_that_is_no_params_file(tmp_path: Path, text: str, expected: str) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=expected):
+        load(file)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such params file"):
+        load(tmp_path / "none.yaml")
+
+
+def test_nearest_falls_back_to_all_choices() -> None:
+    assert nearest("zzz", ["kd", "ccl"]) == "valid: ccl, kd"
+    assert nearest("x", []) == "there is none to choose from"
+
+
+def test_runs_of_one_figure_are_trained_alike(tmp_path: Path, embedded: dict[str, Any]) -> None:
+    raw = copy.deepcopy(embedded)
+    raw.pop("studies", None)
+    raw["recipes"]["ear"] = raw["recipes"]["small"] | {"student": "resnet10_audio"}
+    raw["cells"]["ear"] = raw["cells"]["uni_modal"] | {
+        "input": "spectrogram/avsynth", "recipe": "ear", "runs": {"ear": {}},
+    }  # fmt: skip
+    file = tmp_path / "params.yaml"
+    for figure, value, expected in (
+        ("large", ["uni_modal", "ear"], "the runs of one figure share it"),
+        ("gain_per_class", ["ear"], "ear has input 'spectrogram/avsynth', uni_modal has 'frames/avsynth'"),
+        ("attention", {"run": "ear"}, "expected a run that takes frames/"),
+    ):
+        raw["report"]["figures"] = {figure: value}
+        file.write_text(yaml.safe_dump(raw))
+        with pytest.raises(UserError, match=expected) as caught:
+            load(file)
+        assert f"report.figures.{figure}" in str(caught.value)
+    raw["report"]["figures"] = {
+        "noise": {"MNF": {"clean": "mnf_csc", "0": "noise_0db-mnf"}}, "heard": "avsynth_audio", "embedding": ["ear"],
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(raw))
+    assert load(file).report.figures.noise == {"MNF": {"clean": "mnf_csc", 0.0: "noise_0db-mnf"}}
+
+
+@pytest.mark.parametrize("suite", ["own", "paper"])
+def test_the_graph_of_every_suite_is_the_same(root: Path, suite: str) -> None:
+    assert (root / suite / "dvc.yaml").read_text() == (root / "dvc.yaml").read_text(), "run `make graph`"
+    assert not (root / suite / "dvc.yaml").is_symlink(), "DVC does not follow links in commits"
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown(root: Path, tmp_path: Path) -> None:
+    raw = yaml.safe_load((root / "paper/params.yaml").read_text())
+    raw["datasets"]["ucf51"]["origin"]["mirror"] = "https://me:secret@mirror.example/files"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    with pytest.raises(UserError, match=r"datasets\.ucf51\.origin\.mirror: ") as refused:
+        load(tmp_path / "params.yaml")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_run_has_the_first_seeds_of_its_cell(root: Path) -> None:
+    cell = load(root / "params.yaml").cells["crd"]
+    assert cell.seeds == cell.seeds_of("crd-A") == (0, 1, 2)
+    assert cell.seeds_of("crd-I") == (0,)
+    assert cell.trainings() == [("crd-A", 0), ("crd-A", 1), ("crd-A", 2), ("crd-I", 0), ("crd-AI", 0)]

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from avdistill.config import studies
+from avdistill.config.loading import load
+from avdistill.config.schema import Params
+
+
+@pytest.fixture
+def raw(root: Path) -> dict[str, Any]:
+    """The embedded suite with two studies, which share a cell."""
+    raw = yaml.safe_load((root / "params.yaml").read_text())
+    other = [cell for cell in raw["cells"] if cell != "kd"]
+    return raw | {
+        "studies": {"xia": {"title": "X", "cells": ["kd", "uni_modal"]}, "rest": {"title": "R", "cells": other}}
+    }
+
+
+def written(raw: dict[str, Any], file: Path) -> str:
+    file.write_text(yaml.safe_dump(raw, sort_keys=False))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("params.yaml", ["evaluate@kd", "evaluate@uni_modal"]),
+        ("paper/params.yaml", ["paper/dvc.yaml:evaluate@kd", "paper/dvc.yaml:evaluate@uni_modal"]),
+    ],
+)
+def test_targets_of_a_study_are_those_of_its_suite(raw: dict[str, Any], file: str, expected: list[str]) -> None:
+    raw = copy.deepcopy(raw)
+    raw["suite"]["file"] = file
+    assert studies.targets(Params.model_validate(raw), "xia") == expected
+
+
+def test_a_cell_is_read_in_the_first_study_that_names_it(raw: dict[str, Any], tmp_path: Path) -> None:
+    params = load(written(raw, tmp_path / "params.yaml"))
+    assert params.study_of("uni_modal") == "xia" and params.study_of("mnf_csc") == "rest"
+
+
+def test_the_command_prints_one_line_for_a_shell(
+    raw: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    studies.main([written(raw, tmp_path / "params.yaml"), "xia"])
+    assert capsys.readouterr().out == "evaluate@kd evaluate@uni_modal\n"
+
+
+def test_an_unknown_study_is_one_line(raw: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"error: params\.yaml: studies: .*'xai'; did you mean 'xia'") as error:
+        studies.main([written(raw, tmp_path / "params.yaml"), "xai"])
+    assert "\n" not in str(error.value)
+    with pytest.raises(SystemExit, match="usage"):
+        studies.main([])

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from avdistill.config.origins import Avsynth
+from avdistill.data import datasets, media
+from avdistill.data.datasets import avsynth
+from avdistill.data.datasets.avsynth import pictures, sounds
+from avdistill.pipeline.errors import UserError
+
+
+def origin(**changes: object) -> Avsynth:
+    return Avsynth.model_validate({"kind": "avsynth", "source": "x", "seconds": 1.0} | changes)
+
+
+SMALL = {"classes": 2, "groups": 3, "clips_per_group": 2}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("avsynth")
+    avsynth.download(origin(**SMALL), folder)
+    return folder
+
+
+def test_what_download_makes(made: Path) -> None:
+    table = datasets.clips(made)
+    assert len(table) == 12
+    assert table["id"].is_unique
+    assert table["file"][0] == "swinging/swinging_g01_c01.mp4"
+    assert set(table["class"]) == {"swinging", "circling"}
+    assert set(table["group"]) == {"g01", "g02", "g03"}
+    assert set(table["relevant"]) <= {"yes", "no"}
+    assert set(table["correlation"]) <= {"strong", "weak"}
+    assert table["music_db"].between(-25, -5).all()
+    clips = datasets.locate(table, avsynth.videos(origin(), made))
+    found = media.probe(clips[0].path)
+    assert (found.width, found.height, found.fps, found.frames, found.audio) == (56, 42, 12, 12, "yes")
+    assert found.seconds == pytest.approx(1, abs=0.01)
+
+
+def test_any_number_of_processes_makes_the_same_bytes(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AV_CORES", "1")
+    avsynth.download(origin(**SMALL), tmp_path)
+    files = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
+    assert len(files) == 13
+    assert files == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert all((made / file).read_bytes() == (tmp_path / file).read_bytes() for file in files)
+
+
+def test_an_interrupted_download_goes_on(tmp_path: Path) -> None:
+    avsynth.download(origin(**SMALL), tmp_path)
+    files = sorted((tmp_path / "videos").rglob("*.mp4"))
+    before = [file.stat().st_mtime_ns for file in files]
+    bytes_ = files[3].read_bytes()
+    files[3].unlink()
+    avsynth.download(origin(**SMALL), tmp_path)
+    assert files[3].read_bytes() == bytes_
+    assert [file.stat().st_mtime_ns == at for file, at in zip(files, before, strict=True)].count(False) == 1
+
+
+def test_clips_do_not_depend_on_how_many_there_are() -> None:
+    few, many = origin(classes=2, groups=3, clips_per_group=1), origin(classes=12, groups=5, clips_per_group=2)
+    same = {clip.name: clip for clip in avsynth.plan(many)}
+    for clip in avsynth.plan(few):
+        if same[clip.name].sound == clip.sound:  # whether a class is strong depends on the number of classes
+            pair = avsynth.make(few, clip), avsynth.make(many, same[clip.name])
+            assert all(np.array_equal(a, b) for a, b in zip(*pair, strict=True) if a is not None and b is not None)
+
+
+def test_the_seed_changes_everything() -> None:
+    one, two = (avsynth.make(origin(seed=seed, no_sound=0), avsynth.plan(origin(no_sound=0))[0]) for seed in (0, 1))
+    assert not np.array_equal(one[0], two[0])
+    assert one[1] is not None
+    assert two[1] is not None
+    assert not np.array_equal(one[1], two[1])
+
+
+@pytest.mark.parametrize("classes", [2, 10, 12])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.7, 1.0])
+def test_the_share_of_strong_classes(classes: int, share: float) -> None:
+    assert sum(avsynth.strong(origin(classes=classes, strong=share))) == int(classes * share + 1e-9)
+
+
+def test_the_shares_of_sounds() -> None:
+    drawn = Counter(clip.sound for clip in avsynth.plan(origin(classes=12, groups=40, clips_per_group=5, no_sound=0.1)))
+    total = sum(drawn.values())
+    absent, relevant = drawn["none"] + drawn["silence"], drawn["own"] + drawn["talk"]
+    assert absent / total == pytest.approx(0.1, abs=0.02)
+    assert relevant / (total - absent) == pytest.approx(0.8, abs=0.02)
+    assert min(drawn["none"], drawn["silence"]) > 0.3 * absent
+    assert min(drawn[name] for name in sounds.IRRELEVANT) > 0.15 * (total - absent - relevant)
+
+
+def test_irrelevant_sound_is_drawn_without_looking_at_the_class() -> None:
+    clips = avsynth.plan(origin(relevant=0, no_sound=0, classes=12, groups=40, clips_per_group=5))
+    assert {clip.sound for clip in clips} == set(sounds.IRRELEVANT)
+    counts = np.zeros((12, 4))
+    for clip in clips:
+        counts[clip.action, list(sounds.IRRELEVANT).index(clip.sound)] += 1
+    expected = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
+    assert ((counts - expected) ** 2 / expected).sum() < 60  # chi squared, 33 degrees of freedom: p = 0.003
+
+
+def test_clips_without_sound(tmp_path: Path) -> None:
+    small = origin(**SMALL, no_sound=1)
+    avsynth.download(small, tmp_path)
+    table = datasets.clips(tmp_path)
+    found = {media.probe(clip.path).audio for clip in datasets.locate(table, avsynth.videos(small, tmp_path))}
+    assert found == {"silent", "no"}
+    assert set(table["relevant"]) == {"no"}
+
+
+def test_scenes_are_shared_by_a_group_and_by_it_alone() -> None:
+    plain = origin(clutter=0, classes=12, groups=3)
+    corner = {}
+    for clip in avsynth.plan(plain):
+        if clip.number == 0 and clip.action in (3, 8):  # spinning, shaking: the corner stays free
+            colour = avsynth.make(plain, clip)[0][0, 0, 0].astype(float)
+            corner[clip.action, clip.group] = colour / colour.sum()  # brightness is the clip's own
+    for group in range(3):
+        np.testing.assert_allclose(corner[3, group], corner[8, group], atol=0.02)
+    assert np.abs(corner[3, 0] - corner[3, 1]).max() > 0.02
+
+
+def test_the_ground_is_typical_of_the_class_as_often_as_asked() -> None:
+    names = list(avsynth.ACTIONS)
+    homes = [action.ground for action in avsynth.ACTIONS.values()]
+    assert set(homes) == set(pictures.GROUNDS)
+    twins = {("bouncing", "hopping"), ("falling", "dropping")}
+    assert {(a, b) for a, b in combinations(names, 2) if homes[names.index(a)] == homes[names.index(b)]} == twins
+
+    def at_home(typical: float) -> float:
+        """Share of clips whose lowest pixels are nearer to the colour of their class's ground than to any other's."""
+        asked = origin(clutter=0, typical=typical, classes=12, groups=3, clips_per_group=2, seconds=0.5)
+        colours = np.array(list(pictures.GROUNDS.values()))
+        right = []
+        for clip in avsynth.plan(asked):
+            seen = avsynth.make(asked, clip)[0][0, -1].mean(0) / 255
+            nearest = np.linalg.norm(colours / colours.sum(1, keepdims=True) - seen / seen.sum(), axis=1).argmin()
+            right.append(list(pictures.GROUNDS)[nearest] == homes[clip.action])
+        return float(np.mean(right))
+
+    assert at_home(1) > 0.7  # an actor may lie over it, and shades vary
+    assert at_home(0) < 0.3
+
+
+def test_motions_differ_and_may_be_mirrored() -> None:
+    phase = 0.3 + 0.05 * np.arange(40)
+    paths = {}
+    for name, action in avsynth.ACTIONS.items():
+        made_ = [action.motion(np.random.default_rng(seed), phase) for seed in range(20)]
+        for path in made_:
+            assert path.offset.shape == (40, 2)
+            assert path.turn.shape == path.growth.shape == (40,)
+            assert np.abs(path.offset).max() < 1.7
+            assert path.growth.min() > 0.4
+        paths[name] = np.concatenate([made_[0].offset, made_[0].turn[:, None], made_[0].growth[:, None]], axis=1)
+    # Two pairs move alike on purpose: only their sounds differ.
+    twins = {frozenset(("bouncing", "hopping")), frozenset(("falling", "dropping"))}
+    for one, two in combinations(paths, 2):
+        difference = np.abs(paths[one] - paths[two]).max()
+        assert difference == 0 if {one, two} in twins else difference > 0.2, (one, two)
+    # Falling accelerates downwards (y grows), rising goes up.
+    for name, sign in (("falling", 1), ("rising", -1)):
+        steps = np.diff(paths[name][:, 1])
+        assert (np.sign(steps) == sign).mean() > 0.9
+
+
+def test_an_actor_covers_its_area() -> None:
+    one = np.ones(1)
+    layer = pictures.cover("disc", 40, 40, 20 * one, 20 * one, 0 * one, 10 * one)
+    assert layer.sum() == pytest.approx(np.pi * 8.5**2, rel=0.01)
+    bar = pictures.cover("bar", 60, 60, 30 * one, 30 * one, np.pi / 2 * one, 20 * one)[0]
+    assert bar.sum() == pytest.approx(40 * 14, rel=0.05)
+    assert bar[:, 30].sum() > 2 * bar[30].sum()  # turned by a quarter, it stands upright
+    for shape in pictures.SHAPES:
+        assert 10 < pictures.cover(shape, 40, 40, 20 * one, 20 * one, one, 10 * one).sum() < 400
+
+
+def test_tone_has_the_pitch_that_was_asked_for() -> None:
+    spectrum = np.abs(np.fft.rfft(sounds.tone(np.full(32_000, 440.0), (1, 0.5))))
+    assert spectrum.argmax() == 440
+    assert spectrum[880] / spectrum[440] == pytest.approx(0.5, rel=0.02)
+
+
+def test_noise_has_the_band_that_was_asked_for() -> None:
+    sound = sounds.noise(np.random.default_rng(0), 320_000, 1000, 2000)
+    power = (np.abs(np.fft.rfft(sound)) ** 2).reshape(-1)[:160_000].reshape(-1, 1000).sum(1)  # in bands of 100 Hz
+    frequency = 50.0 + 100 * np.arange(160)
+    outside = np.maximum(np.maximum(np.log2(1000 / frequency), np.log2(frequency / 2000)), 0)
+    expected = np.exp(-2 * outside**2) ** 2
+    np.testing.assert_allclose(power / power.sum(), expected / expected.sum(), atol=0.008)
+    assert np.sqrt(np.mean(sound**2)) == pytest.approx(1, abs=1e-3)
+
+
+def test_mix_is_relative_to_the_sound() -> None:
+    rng = np.random.default_rng(0)
+    sound, other = rng.normal(size=1000), 7 * rng.normal(size=1000)
+    added = sounds.mix(sound, other, -12.0) - sounds.loud(sound)
+    assert 20 * np.log10(np.sqrt(np.mean(added**2))) == pytest.approx(-12, abs=0.01)
+
+
+@pytest.mark.parametrize("name", [*avsynth.ACTIONS, "talk", *sounds.IRRELEVANT, *sounds.GENERIC])
+def test_every_instrument_sounds(name: str) -> None:
+    instruments = {"talk": sounds.talk, **sounds.IRRELEVANT, **sounds.GENERIC}
+    instruments |= {name: action.instrument for name, action in avsynth.ACTIONS.items()}
+    for samples in (16_000, 24_321):
+        sound = instruments[name](np.random.default_rng(3), samples, 0.6)
+        assert sound.shape == (samples,)
+        assert np.isfinite(sound).all()
+        assert np.sqrt(np.mean(sound**2)) > 1e-3
+
+
+def test_pretraining_material() -> None:
+    waveforms, labels, names = avsynth.pretraining_sounds(20, 0.5, seed=1)
+    assert waveforms.shape == (20, 16_000)
+    assert waveforms.dtype == np.float32
+    assert 0.01 < np.abs(waveforms).max() < 2
+    assert len(names) >= 12
+    assert labels.tolist() == [n % len(names) for n in range(20)]
+    np.testing.assert_array_equal(waveforms[:5], avsynth.pretraining_sounds(5, 0.5, seed=1)[0])
+    images, labels, names = avsynth.pretraining_images(24, 40, seed=1)
+    assert images.shape == (24, 40, 40, 3)
+    assert images.dtype == np.uint8
+    assert labels.max() == len(names) - 1
+    assert not np.array_equal(images, avsynth.pretraining_images(24, 40, seed=2)[0])
+    own = {action.instrument for action in avsynth.ACTIONS.values()} | {sounds.talk, *sounds.IRRELEVANT.values()}
+    assert not own & set(sounds.GENERIC.values())
+
+
+def test_check_names_the_key() -> None:
+    with pytest.raises(UserError, match="music_db"):
+        avsynth.check(origin(music_db=(0.0, -20.0)))
+    avsynth.check(origin())

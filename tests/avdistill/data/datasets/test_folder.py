@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from avdistill.config.origins import Folder
+from avdistill.data import datasets
+from avdistill.data.datasets import folder
+from avdistill.pipeline.errors import UserError
+
+NAMES = ('a b\'s "c".mp4', "日本_g01.MOV", "x,y_g02.avi", "NA.webm")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    for name in ("Archery", "naïve class, 2"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for file in NAMES:
+            (tmp_path / "in" / name / file).write_bytes(b"video")
+    return tmp_path / "in"
+
+
+def listed(source: Path, tmp_path: Path, **changes: object) -> pd.DataFrame:
+    origin = Folder.model_validate({"kind": "folder", "source": str(source)} | changes)
+    folder.check(origin)
+    (tmp_path / "out").mkdir(exist_ok=True)
+    folder.download(origin, tmp_path / "out")
+    return datasets.clips(tmp_path / "out")
+
+
+def test_any_name_is_kept(source: Path, tmp_path: Path) -> None:
+    table = listed(source, tmp_path)
+    assert len(table) == 8
+    assert set(table["class"]) == {"Archery", "naïve class, 2"}
+    assert set(table["id"]) == {f"{name}/{file}" for name in ("Archery", "naïve class, 2") for file in NAMES}
+    assert table["group"].tolist() == table["id"].tolist()
+    assert "part" not in table
+    clips = datasets.locate(table, source)
+    assert all(clip.path.read_bytes() == b"video" for clip in clips)
+    assert {(clip.start, clip.end) for clip in clips} == {(0.0, None)}
+
+
+def test_what_is_no_video_is_left_out(source: Path, tmp_path: Path) -> None:
+    for path in ("README.txt", "Archery/notes.txt", "Archery/.hidden.mp4", "Archery/._x.mp4", ".cache/x.mp4", "x.mp4"):
+        (source / path).parent.mkdir(exist_ok=True)
+        (source / path).write_text("")
+    assert len(listed(source, tmp_path)) == 8
+
+
+def test_deeper_folders_belong_to_the_class(source: Path, tmp_path: Path) -> None:
+    (source / "Archery/day 1").mkdir()
+    (source / "Archery/day 1/x.mp4").write_text("")
+    table = listed(source, tmp_path).set_index("id")
+    assert table.loc["Archery/day 1/x.mp4", "class"] == "Archery"
+
+
+def test_an_exchanged_file_changes_the_listing(source: Path, tmp_path: Path) -> None:
+    listed(source, tmp_path)
+    before = (tmp_path / "out/files.csv").read_bytes()
+    (source / "Archery" / NAMES[0]).write_bytes(b"another video")
+    listed(source, tmp_path)
+    assert (tmp_path / "out/files.csv").read_bytes() != before
+
+
+def test_groups_by_pattern_count_within_their_class(source: Path, tmp_path: Path) -> None:
+    for name in ("Archery", "naïve class, 2"):
+        for file in (NAMES[0], NAMES[3]):
+            (source / name / file).unlink()
+    table = listed(source, tmp_path, group_pattern=r"_g(\d+)")
+    assert set(table["group"]) == {f"{name}/{n}" for name in ("Archery", "naïve class, 2") for n in ("01", "02")}
+
+
+def test_a_name_without_a_group(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="finds no group in the name"):
+        listed(source, tmp_path, group_pattern=r"_g(\d+)")
+
+
+def groups_csv(source: Path, **columns: list[str]) -> None:
+    files = sorted(path.relative_to(source).as_posix() for path in source.glob("*/*"))
+    pd.DataFrame({"file": files, "group": [f"g{n // 2}" for n in range(len(files))]} | columns).to_csv(
+        source / "groups.csv", index=False
+    )
+
+
+def test_groups_and_parts_from_a_table(source: Path, tmp_path: Path) -> None:
+    groups_csv(source, part=["train", "test"] * 4)
+    table = listed(source, tmp_path)
+    assert sorted(set(table["group"])) == ["g0", "g1", "g2", "g3"]
+    assert table["part"].value_counts().to_dict() == {"train": 4, "test": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file\nArchery/x.mp4\n", "expected a column 'group', found file"),
+        ("", "not a table"),
+        ("file,group\nArchery/NA.web,g1\n", "'Archery/NA.web' is not below .*did you mean 'Archery/NA.webm'"),
+        ("file,group\nArchery/NA.webm,g1\n", "no row for 'Archery/a b's"),
+    ],
+)
+def test_bad_group_tables(source: Path, tmp_path: Path, text: str, message: str) -> None:
+    (source / "groups.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        listed(source, tmp_path)
+
+
+def test_a_file_that_stands_twice(source: Path, tmp_path: Path) -> None:
+    groups_csv(source)
+    with (source / "groups.csv").open("a") as table:
+        table.write("Archery/NA.webm,g9\n")
+    with pytest.raises(UserError, match="stands twice"):
+        listed(source, tmp_path)
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such folder"):
+        listed(tmp_path / "nowhere", tmp_path)
+    with pytest.raises(UserError, match="found none"):
+        listed(tmp_path, tmp_path)
+    (tmp_path / "videos/Archery").mkdir(parents=True)
+    (tmp_path / "videos/Archery/x.mp4").touch()
+    with pytest.raises(UserError, match="two classes or more, found 'Archery' only"):
+        listed(tmp_path / "videos", tmp_path)
+    (tmp_path / "videos/Surfing").mkdir()
+    (tmp_path / "videos/Surfing/x\udcff.mp4").touch()
+    with pytest.raises(UserError, match="not valid UTF-8"):
+        listed(tmp_path / "videos", tmp_path)

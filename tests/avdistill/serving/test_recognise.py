@@ -1,0 +1,210 @@
+"""A video in, an answer out: against NumPy in float64, and with all that is no video."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+
+from avdistill.data.files import write_arrays, write_json
+from avdistill.data.media import read_frames, write_video
+from avdistill.serving import recognise
+from models.students import build_student
+from stages import export
+
+CLASSES, SIZE, FPS = ["a", "b", "c"], 16, 4
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What stage export makes, of a student that nobody trained; and its weights."""
+    made = tmp_path_factory.mktemp("export")
+    torch.manual_seed(0)
+    student = build_student("r2plus1d_10", len(CLASSES), 0.0625)
+    windows = torch.randint(0, 256, (2, 4, SIZE, SIZE, 3), dtype=torch.uint8)
+    export.save_program(export.Standalone(student, "imagenet").eval(), windows, made / "student.pt2")
+    torch.save(student, made / "student.pt")
+    features = np.random.default_rng(0).random((7, student.feature_dim), dtype=np.float32)
+    ids = np.array([f"v{number}" for number in range(7)])
+    write_arrays(made / "gallery.npz", ids=ids, labels=np.arange(7) % 3, features=features)
+    preprocessing = {"fps": FPS, "short_side": SIZE, "reader": "auto", "frames": 4, "stride": 2, "size": SIZE}
+    preprocessing |= {"encoding": "raw", "quality": 90}
+    write_json(made / "export.json", {"classes": CLASSES, "preprocessing": preprocessing})
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> recognise.Recogniser:
+    return recognise._load_pyfunc(str(folder))
+
+
+@pytest.fixture(scope="module")
+def clip(folder: Path) -> Path:
+    """2.5 s of noise that moves, wider than high."""
+    frames = np.random.default_rng(1).integers(0, 256, (30, 32, 48, 3), dtype=np.uint8)
+    write_video(folder / "clip.mp4", frames, 12, None)
+    return folder / "clip.mp4"
+
+
+def in_base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def ask(model: recognise.Recogniser, *videos: object, **params: int) -> list[dict[str, Any]]:
+    answer = model.predict(pd.DataFrame({"video": videos}, dtype=object), params)
+    assert tuple(answer.columns) == recognise.COLUMNS
+    return [dict(row) for row in answer.to_dict("records")]
+
+
+def expected(folder: Path, clip: Path, starts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and feature in float64, windows cut by hand."""
+    frames = read_frames(clip, FPS, SIZE)
+    left = (frames.shape[2] - SIZE) // 2
+    normal = (frames[:, :, left : left + SIZE] / 255 - MEAN) / STD
+    windows = np.stack([np.take(normal, range(start, start + 4), axis=0, mode="wrap") for start in starts])
+    student = torch.load(folder / "student.pt", weights_only=False).double()
+    with torch.no_grad():
+        output = student(torch.from_numpy(windows.transpose(0, 4, 1, 2, 3)))
+    raised = np.exp(output.logits.numpy())
+    return (raised / raised.sum(1, keepdims=True)).mean(0), output.feature.numpy().mean(0)
+
+
+def test_the_answer_for_a_path_and_for_base64(model: recognise.Recogniser, folder: Path, clip: Path) -> None:
+    probabilities, feature = expected(folder, clip, [0, 2, 4, 6])  # ten frames
+    gallery = np.load(folder / "gallery.npz")
+    rows = gallery["features"].astype(np.float64)
+    cosines = rows @ feature / np.linalg.norm(rows, axis=1) / np.linalg.norm(feature)
+    answers = ask(model, str(clip), in_base64(clip), f"data:video/mp4;base64,{in_base64(clip)}\n", nearest=3)
+    for answer in answers:
+        assert answer["error"] is None
+        assert answer["class"] == CLASSES[int(probabilities.argmax())]
+        assert answer["probability"] == pytest.approx(probabilities.max(), abs=1e-5)
+        assert answer["probabilities"] == pytest.approx(dict(zip(CLASSES, probabilities, strict=True)), abs=1e-5)
+        order = np.argsort(-cosines)[:3]
+        assert [near["video"] for near in answer["nearest"]] == [f"v{row}" for row in order]
+        assert [near["class"] for near in answer["nearest"]] == [CLASSES[row % 3] for row in order]
+        assert [near["similarity"] for near in answer["nearest"]] == pytest.approx(cosines[order], abs=1e-5)
+    json.dumps(answers)  # as the server will
+
+
+def test_a_video_shorter_than_a_window_is_repeated(model: recognise.Recogniser, folder: Path) -> None:
+    frames = np.random.default_rng(2).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    write_video(folder / "short.mp4", frames, 12, None)
+    probabilities, feature = model.recognise(folder / "short.mp4")
+    wanted = expected(folder, folder / "short.mp4", [0])
+    np.testing.assert_allclose(probabilities, wanted[0], atol=1e-5)
+    np.testing.assert_allclose(feature, wanted[1], atol=1e-5)
+
+
+def test_a_student_of_jpegs_sees_jpegs(folder: Path, clip: Path) -> None:
+    lossy = recognise.Recogniser(folder)
+    plain = lossy.recognise(clip)[1]
+    lossy.preprocessing = lossy.preprocessing | {"encoding": "jpeg", "quality": 95}
+    nearly = lossy.recognise(clip)[1]
+    lossy.preprocessing = lossy.preprocessing | {"quality": 5}
+    ugly = lossy.recognise(clip)[1]
+    assert 0 < (plain - nearly).norm() < (plain - ugly).norm()
+
+
+@pytest.mark.parametrize(("asked", "found"), [({}, 5), ({"nearest": 100}, 7), ({"nearest": 0}, 0)])
+def test_how_many_are_near(model: recognise.Recogniser, clip: Path, asked: dict[str, int], found: int) -> None:
+    assert len(ask(model, str(clip), **asked)[0]["nearest"]) == found
+
+
+def test_a_bad_video_does_not_spoil_the_others(model: recognise.Recogniser, clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("this is no video\n")
+    (tmp_path / "half.mp4").write_bytes(clip.read_bytes()[:300])
+    (tmp_path / "empty.mp4").touch()
+    bad = [str(tmp_path / name) for name in ("text.mp4", "half.mp4", "empty.mp4")]
+    bad += [in_base64(tmp_path / "half.mp4"), "http://127.0.0.1/clip.mp4", "no such file", "", None, 7, "\0"]
+    first, *others, last = ask(model, str(clip), *bad, str(clip))
+    assert first == last and first["error"] is None
+    assert len(others) == len(bad)
+    for answer in others:
+        assert answer["error"] and "\n" not in answer["error"]
+        assert tempfile.gettempdir() not in answer["error"]
+        assert {answer[name] for name in recognise.COLUMNS if name != "error"} == {None}
+    assert "not a video file" in others[0]["error"]
+    assert "path of a file on this machine" in others[4]["error"]
+    with pytest.raises(MlflowException, match=r"^no video can be read; the first: not a video file"):
+        ask(model, *bad)
+
+
+def test_what_is_no_table_of_videos(model: recognise.Recogniser) -> None:
+    with pytest.raises(MlflowException, match=r"expected the column 'video', found film"):
+        model.predict(pd.DataFrame({"film": ["a.mp4"]}))
+    assert ask(model) == []
+
+
+@pytest.mark.parametrize("ending", ["mp4", "m3u8", "mpd"])
+def test_playlists_are_not_opened(model: recognise.Recogniser, clip: Path, tmp_path: Path, ending: str) -> None:
+    """FFmpeg would play the files and addresses that they name."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/clip.mp4"
+        for text in (
+            f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{address}\n#EXT-X-ENDLIST\n",
+            f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{clip}\n#EXT-X-ENDLIST\n",
+            f"ffconcat version 1.0\nfile {clip}\n",
+        ):
+            path = tmp_path / f"list.{ending}"
+            path.write_text(text)
+            answer = ask(model, str(clip), str(path), in_base64(path))
+            assert [bool(row["error"] and "not a video file" in row["error"]) for row in answer] == [False, True, True]
+        server.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_paths_can_be_switched_off(model: recognise.Recogniser, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And then nobody learns what files there are."""
+    monkeypatch.setenv("AV_SERVE_PATHS", "off")
+    good, there, missing = ask(model, in_base64(clip), str(clip), "/no/such/clip.mp4")
+    assert good["error"] is None
+    assert there["error"].partition(";")[0] == missing["error"].partition(";")[0] == "expected a file in base64"
+
+
+def test_bounds(model: recognise.Recogniser, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AV_SERVE_SECONDS", "2")
+    with pytest.raises(MlflowException, match=r"longer than 2 s \(AV_SERVE_SECONDS\)"):
+        ask(model, str(clip))
+    monkeypatch.setenv("AV_SERVE_SECONDS", "3")
+    assert ask(model, str(clip))[0]["error"] is None
+    monkeypatch.setenv("AV_SERVE_MB", "1")
+    large = base64.b64encode(bytes(2**20 + 3)).decode()
+    with pytest.raises(MlflowException, match=r"more than 1 MB \(AV_SERVE_MB\)"):
+        ask(model, large)
+    monkeypatch.setenv("AV_SERVE_MB", "many")
+    with pytest.raises(MlflowException, match="AV_SERVE_MB: expected a whole number above 0, found 'many'"):
+        ask(model, in_base64(clip))
+
+
+def test_nothing_is_left_behind(
+    model: recognise.Recogniser, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    half = base64.b64encode(clip.read_bytes()[:600]).decode()
+    seen: list[bool] = []
+    recognise = model.recognise
+    monkeypatch.setattr(model, "recognise", lambda path: (seen.append(path.parent == tmp_path), recognise(path))[1])
+    good, bad = ask(model, in_base64(clip), half)
+    assert good["error"] is None and bad["error"]
+    assert seen == [True, True]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_real_videos_are_not_refused_unread(shared_data: Path) -> None:
+    videos = [path for path in shared_data.rglob("*") if path.suffix in {".avi", ".mp4", ".webm", ".mkv"}]
+    assert len(videos) > 10
+    for path in videos:
+        with path.open("rb") as file:
+            assert recognise.SIGNATURES.match(file.read(256)), path

@@ -1,0 +1,137 @@
+"""What the official sites of datasets and features have, in little: real names, layouts, archive types and lists."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+import zipfile
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import av
+import numpy as np
+import pandas as pd
+
+from avdistill.data.datasets import kinetics_sounds, ucf51
+from tests.helpers.little import RATE
+from tests.helpers.packed import write_rar
+
+CCL_FOLDER = "ucf101_audiocnn14embed512_features"
+
+
+def write_avi(path: Path, pictures: np.ndarray, fps: int, sound: np.ndarray | None) -> bytes:
+    """A file as UCF101's: AVI with MPEG-4 pictures and MP3 sound. Returns its bytes."""
+    with av.open(str(path), "w", format="avi") as container:
+        picture = container.add_stream("mpeg4", rate=fps)
+        picture.height, picture.width = pictures.shape[1:3]
+        picture.pix_fmt = "yuv420p"
+        voice = None if sound is None else container.add_stream("libmp3lame", rate=RATE, layout="mono")
+        for image in pictures:
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(picture.encode(None))
+        if voice is not None and sound is not None:
+            frame = av.AudioFrame.from_ndarray(sound[np.newaxis], format="fltp", layout="mono")
+            frame.sample_rate, frame.time_base, frame.pts = RATE, Fraction(1, RATE), 0
+            container.mux(voice.encode(frame))
+            container.mux(voice.encode(None))
+    return path.read_bytes()
+
+
+def write_tar_gz(path: Path, members: dict[str, bytes]) -> Path:
+    """`members`: contents by name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def ucf101_name(action: str, group: int, clip: int) -> str:
+    return f"v_{action}_g{group:02}_c{clip:02}"
+
+
+def write_ucf101(folder: Path, members: dict[str, bytes], unlisted: str = "") -> None:
+    """The archive (here stored) of UCF-101/<class>/<clip>.avi, and the lists: in split 1 the test part has the groups
+    g01 to g07; splits 2 and 3 lack two clips a part."""
+    write_rar(folder / ucf51.ARCHIVE, members)
+    places = [PurePosixPath(name) for name in members if PurePosixPath(name).stem != unlisted]
+    classes = {name: number for number, name in enumerate(dict.fromkeys(place.parent.name for place in places), 1)}
+    test = [f"{place.parent.name}/{place.name}" for place in places if int(place.stem[-6:-4]) <= 7]
+    train = [f"{place.parent.name}/{place.name}" for place in places if int(place.stem[-6:-4]) > 7]
+    train = [f"{line} {classes[line.split('/')[0]]}" for line in train]
+    with zipfile.ZipFile(folder / ucf51.LISTS, "w") as file:
+        file.writestr("ucfTrainTestlist/classInd.txt", "".join(f"{n} {name}\r\n" for name, n in classes.items()))
+        for number in (1, 2, 3):
+            for part, lines in {"train": train, "test": test}.items():
+                kept = lines if number == 1 else lines[2:]
+                file.writestr(f"ucfTrainTestlist/{part}list0{number}.txt", "\r\n".join([*kept, ""]))
+
+
+def activitynet_video(subset: str, *segments: tuple[float, float, str]) -> dict[str, Any]:
+    """The entry of a video in the annotation; `segments`: start and end in seconds, and label."""
+    return {
+        "duration": 82.73,
+        "subset": subset,
+        "resolution": "640x360",
+        "url": "https://www.youtube.com/watch?v=x",
+        "annotations": [{"segment": [start, end], "label": label} for start, end, label in segments],
+    }
+
+
+def write_activitynet(path: Path, database: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    taxonomy = [{"parentName": "Root", "nodeName": "Shaving", "nodeId": 1, "parentId": 0}]
+    path.write_text(json.dumps({"version": "VERSION 1.3", "taxonomy": taxonomy, "database": database}))
+    return path
+
+
+def kinetics_name(video: str, start: int) -> str:
+    return f"{video}_{start:06d}_{start + 10:06d}"
+
+
+def write_kinetics_lists(folder: Path, clips: dict[str, list[tuple[str, str, int]]]) -> None:
+    """train.csv and val.csv; `clips`: label, video and start in seconds, by part."""
+    folder.mkdir(parents=True)
+    for part, rows in clips.items():
+        table = pd.DataFrame(rows, columns=["label", "youtube_id", "time_start"])
+        table = table.assign(time_end=table["time_start"] + 10, split=part, is_cc=0)
+        table.to_csv(folder / f"{part}.csv", index=False)
+
+
+def write_kinetics(folder: Path, archives: dict[str, list[dict[str, bytes]]], replacements: dict[str, bytes]) -> None:
+    """The archives of the Common Visual Data Foundation, and the lists of their URLs; `archives` are by part."""
+    for part, several in archives.items():
+        for number, members in enumerate(several):
+            write_tar_gz(folder / f"{part}/part_{number}.tar.gz", members)
+        urls = [f"{kinetics_sounds.OFFICIAL}/{part}/part_{number}.tar.gz\n" for number in range(len(several))]
+        (folder / f"{part}/k400_{part}_path.txt").write_text("".join(urls))
+    replaced = {f"replacement_for_corrupted_k400/{name}": content for name, content in replacements.items()}
+    write_tar_gz(folder / kinetics_sounds.REPLACEMENTS, replaced)
+
+
+def write_vggsound(path: Path, rows: list[tuple[str, int, str, str]]) -> Path:
+    """`rows`: video, start in seconds, label and part; quoted where the label has a comma, as the official list."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    return path
+
+
+def write_ccl_features(path: Path, vectors: dict[str, Any], folder: str = CCL_FOLDER) -> Path:
+    """CCL's archive: one .npy file a clip, <folder>/<class>/<clip>.npy; the keys of `vectors` are <class>/<clip>.
+
+    Values that are bytes stand as they are."""
+    members = {}
+    for name, vector in vectors.items():
+        file = io.BytesIO()
+        if isinstance(vector, bytes):
+            file.write(vector)
+        else:
+            np.save(file, vector)
+        members[f"{folder}/{name}.npy"] = file.getvalue()
+    return write_tar_gz(path, members)
