@@ -8,7 +8,7 @@ READY   := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro study own paper-quick check-videos model flow serve ui sync bench test test-faults test-e2e graph lint lock clean
+.PHONY: help repro study why own paper-quick check-videos model flow serve ui sync bench test test-faults test-e2e graph lint lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ DVCFILE := $(if $(filter .,$(SUITE)),,$(SUITE)/dvc.yaml:)
 study: $(READY) ## rerun one study of a suite and draw its report again: make study STUDY=xia [SUITE=paper]
 	@targets=$$(python -m avdistill.config.studies $(PARAMS) $(STUDY)) && $(DVC) repro $$targets
 	$(DVC) repro --single-item $(DVCFILE)cost $(DVCFILE)figures $(DVCFILE)report
+
+why: $(READY) ## say why stages would run now: make why [STAGE=train@kd] [SUITE=paper]
+	@python -m flows.why $(if $(filter .,$(SUITE)),,$(SUITE)/)dvc.yaml $(STAGE)
 
 paper-quick: $(READY) ## two epochs of two cells of the paper suite on UCF51, to try the machine
 	dvc exp run --name quick paper/dvc.yaml:evaluate@uni_modal paper/dvc.yaml:evaluate@mnf_csc \

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from avdistill.pipeline import warm
 from avdistill.pipeline.errors import UserError
@@ -102,20 +102,26 @@ class Dvc:
             ordered |= {s: above for s, above in found.items() if s not in ordered and above <= ordered.keys()}
         return ordered
 
-    def changed(self, file: str = "dvc.yaml") -> set[str]:
-        """Stages whose command, params, dependencies or outputs differ from what dvc.lock has recorded."""
-        return set(json.loads(self._ask("status", "--json", file)))
+    def status(self, file: str = "dvc.yaml") -> dict[str, list[Any]]:
+        """Stages whose command, dependencies or outputs differ from what dvc.lock has recorded, with the differences as
+        `dvc status --json` has them."""
+        found: dict[str, list[Any]] = json.loads(self._ask("status", "--json", file))
+        return found
 
-    def locked(self, file: str = "dvc.yaml") -> dict[str, str]:
-        """Stages that dvc.lock has recorded, each with a digest of its command, params, dependencies and outputs."""
+    def recorded(self, file: str = "dvc.yaml") -> dict[str, dict[str, Any]]:
+        """What dvc.lock has recorded of each stage: command, dependencies, outputs."""
         import yaml  # not needed to start DVC, so not above
 
         path = self.root / Path(file).with_name("dvc.lock")
-        recorded = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"] if path.exists() else {}
+        stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"] if path.exists() else {}
         prefix = f"{file}:" if Path(file).parent != Path() else ""
+        return {f"{prefix}{stage}": entry for stage, entry in stages.items()}
+
+    def locked(self, file: str = "dvc.yaml") -> dict[str, str]:
+        """Stages that dvc.lock has recorded, each with a digest of its command, params, dependencies and outputs."""
         return {
-            f"{prefix}{stage}": hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
-            for stage, entry in recorded.items()
+            stage: hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+            for stage, entry in self.recorded(file).items()
         }
 
     def repro(self, stage: str, log: Callable[[str], None], environment: Mapping[str, str] | None = None) -> State:

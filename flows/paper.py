@@ -115,10 +115,14 @@ def reproduce(
         with Dvc() as dvc:
             graph = select(dvc.graph(suite), targets, {name: study_targets(params, name) for name in params.studies})
             try:
-                outcomes = _run_all(dvc, graph, dvc.changed(suite), workers, gpus(params.device))
+                # DVC always runs this stage. Once it has run, whatever it found is in the status of the others.
+                always = {stage for stage in graph if _short(stage) == "code"}
+                for stage in always:
+                    dvc.repro(stage, log.info)
+                outcomes = _run_all(dvc, graph, dvc.status(suite).keys() - always, workers, gpus(params.device))
             except StoppedError:
                 return Cancelled(message="what was running has been ended")
-    except UserError as error:
+    except (StageError, UserError) as error:
         return Failed(message=str(error))
     _sync(params, log.info)
     name = re.sub("[^a-z0-9]+", "-", params.suite.name.lower()).strip("-")

@@ -26,7 +26,8 @@ from avdistill.data.files import digest, write_arrays, write_csv
 from avdistill.data.loader import ClipSet, centre_crop, take_window, test_windows, to_input
 from avdistill.pipeline.devices import resolve_device, run_jobs
 from avdistill.pipeline.stage import Stage
-from avdistill.training.inference import autocast, load_student, predict
+from avdistill.training.inference import load_student, predict
+from avdistill.training.precision import autocast
 from avdistill.training.teachers import build_distiller, teacher_tables
 from avdistill.training.trainer import Task
 from models import metrics

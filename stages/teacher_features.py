@@ -31,7 +31,7 @@ from avdistill.data.packed import Store
 from avdistill.data.sources import published_features
 from avdistill.pipeline.devices import resolve_device, run_jobs
 from avdistill.pipeline.stage import Stage
-from avdistill.training.inference import autocast
+from avdistill.training.precision import autocast
 from avdistill.training.tensors import load_tensors
 from models.teachers import Teacher as Network
 from stages.teachers import IMAGE_SIZE, head, image_input, network_of

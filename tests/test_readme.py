@@ -13,6 +13,7 @@ RUN_BY = {
     "dvc repro train@mnf_csc": "pipeline/test_suite.py::test_a_killed_training_goes_on_and_ends_at_the_same_bits",
     "dvc params diff && dvc metrics diff": "pipeline/test_suite.py::test_metrics_params_and_plots_show_in_dvc",
     "make study STUDY=xia": "pipeline/test_suite.py::test_a_study_reruns_with_one_command",
+    "make why": "pipeline/test_suite.py::test_changed_predictions_are_evaluated_again",
     "make model": "pipeline/test_serve.py::test_a_clip_gets_the_probabilities_of_the_evaluation",
     "make check-videos SUITE=own": "pipeline/test_own.py::test_make_own_makes_a_report_of_anybodys_videos",
     "make paper-quick": "pipeline/test_suite.py::test_the_paper_suite_can_be_tried",

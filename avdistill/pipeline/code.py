@@ -61,7 +61,7 @@ MADE_HERE = ("avsynth", "folder")
 
 
 class Module(NamedTuple):
-    """What is known of a module of ours: its digest, what it imports, and the files beside it that it names."""
+    """What is known of a module of ours: its digest, what it imports, and the data files of ours that it names."""
 
     digest: str
     imports: frozenset[str]
@@ -91,7 +91,7 @@ def entry_points(stage: str, item: str | None, params: Params) -> list[str]:
     if stage == "cost":
         runs = [*params.report.cost, params.report.baseline]
         found += [f"models.distillers.{params.cells[params.runs()[run][0]].method}" for run in runs]
-    return sorted(set(found))
+    return sorted({name for name in found if module_file(name)})  # of an unknown method, stage check says more
 
 
 def closure(modules: list[str], root: Path = ROOT) -> dict[str, dict[str, str]]:
@@ -158,8 +158,8 @@ def read(name: str, root: Path = ROOT) -> Module:
             names.add(node.value)
     ours = {each for each in imports if each.partition(".")[0] in OURS}
     others = {each.partition(".")[0] for each in imports} & PACKAGES.keys()
-    beside = [path for path in file.parent.rglob("*") if path.name in names and path.suffix not in (".py", ".pyc", "")]
-    return Module(_sha256(ast.unparse(_without_docstrings(tree)).encode()), frozenset(ours | others), tuple(beside))
+    named = [path for path in _data_files(root) if path.name in names]
+    return Module(_sha256(ast.unparse(_without_docstrings(tree)).encode()), frozenset(ours | others), tuple(named))
 
 
 @cache
@@ -169,6 +169,13 @@ def installed(package: str) -> str:
         return version(package).partition("+")[0]
     except PackageNotFoundError:
         return "absent"
+
+
+@cache
+def _data_files(root: Path) -> tuple[Path, ...]:
+    """Tables and templates that lie beside our modules."""
+    files = [path for package in OURS for path in sorted((root / package).rglob("*.*"))]
+    return tuple(path for path in files if path.suffix not in (".py", ".pyc") and path.is_file())
 
 
 def _packages_above(name: str) -> list[str]:

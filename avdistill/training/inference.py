@@ -7,8 +7,6 @@ An interrupted execution goes on where it stopped and ends at the same bits as a
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from avdistill.config.schema import Params, Recipe
 from avdistill.data.loader import ClipSet, test_windows, to_input
+from avdistill.training.precision import autocast
 from avdistill.training.tensors import load_state
 from models import students
 from models.outputs import StudentOutput
@@ -33,14 +32,6 @@ def load_student(
     student.to(device)
     student.load_state_dict(state["student"])
     return student, state
-
-
-@contextlib.contextmanager
-def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Mixed precision where the recipe asks for it; similarities and exponentials stay in float32 by themselves."""
-    enabled = precision != "float32"
-    with torch.autocast(device.type, getattr(torch, precision) if enabled else None, enabled=enabled):
-        yield
 
 
 @torch.inference_mode()

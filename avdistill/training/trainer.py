@@ -24,7 +24,8 @@ from avdistill.data.loader import ClipSet, to_input, training_loader
 from avdistill.pipeline.errors import UserError
 from avdistill.tracking.journal import Run as TrackedRun
 from avdistill.training import parallel
-from avdistill.training.inference import autocast, predict
+from avdistill.training.inference import predict
+from avdistill.training.precision import autocast
 from avdistill.training.teachers import build_distiller, teacher_tables
 from avdistill.training.tensors import load_state, save_tensors
 from models import students

@@ -75,18 +75,18 @@ def test_graph(repo: Path) -> None:
 def test_states_of_a_stage(repo: Path) -> None:
     lines: list[str] = []
     with Dvc(repo) as runner:
-        assert runner.changed("paper/dvc.yaml") == set(runner.graph("paper/dvc.yaml"))
+        assert set(runner.status("paper/dvc.yaml")) == set(runner.graph("paper/dvc.yaml"))
         stage = "paper/dvc.yaml:train@kd"
         for upstream in ("check", "train@mnf_csc", "train@kd", "report"):
             assert runner.repro(f"paper/dvc.yaml:{upstream}", lines.append) == "ran"
         assert "train@kd feels well" in lines
         assert not any("git add" in line for line in lines)
-        assert runner.changed("paper/dvc.yaml") == set()
+        assert runner.status("paper/dvc.yaml") == {}
         assert runner.repro(stage, lines.append) == "skipped"
         before = runner.locked("paper/dvc.yaml")
 
         mood(repo, "kd", "better")
-        assert runner.changed("paper/dvc.yaml") == {stage}
+        assert set(runner.status("paper/dvc.yaml")) == {stage}
         assert runner.repro(stage, lines.append) == "ran"
         assert runner.locked("paper/dvc.yaml")[stage] != before[stage]
         mood(repo, "kd", "well")

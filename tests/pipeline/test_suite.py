@@ -11,6 +11,8 @@ import signal
 import sqlite3
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -35,7 +37,8 @@ def metrics(checkout: Checkout) -> dict[str, str]:
 
 
 def ran(output: str) -> set[str]:
-    return set(re.findall(r"Running stage '([^']+)'", output))
+    """Stages that DVC ran, but for the one that it always runs."""
+    return set(re.findall(r"Running stage '([^']+)'", output)) - {"code"}
 
 
 def test_make_repro_makes_the_report(checkout: Checkout) -> None:
@@ -135,6 +138,98 @@ def test_changing_one_run_reruns_its_cell_only(checkout: Checkout) -> None:
     assert ran(output) == {"check", "train@kd", "evaluate@kd", "export@avsynth", "cost", "figures", "report"}
     after = metrics(checkout)
     assert {name for name in after if after[name] != before[name]} <= {"kd"}
+
+
+@contextmanager
+def edited(checkout: Checkout, file: str, old: str, new: str) -> Iterator[None]:
+    """A file of the checkout, changed for a while."""
+    path = checkout.folder / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    yield
+    path.write_text(text)
+
+
+def test_changed_predictions_are_evaluated_again(checkout: Checkout) -> None:
+    with edited(checkout, "avdistill/training/inference.py", "features / counts", "features / counts + 1"):
+        assert "evaluate@kd: code avdistill/training/inference.py" in checkout.make("why", "STAGE=evaluate")
+        # Trained again, since training selects by predictions, with the same weights; evaluated again all the same.
+        assert {"train@kd", "evaluate@kd"} <= ran(checkout.repro("evaluate@kd"))
+    checkout.repro()
+    assert checkout.make("why").rstrip().endswith("nothing would run")
+
+
+def test_words_alone_rerun_nothing(checkout: Checkout) -> None:
+    with (
+        edited(checkout, "avdistill/data/sources/http.py", "import ", "# brings files\nimport "),
+        edited(checkout, "avdistill/data/datasets/avsynth/__init__.py", '"""', '"""Other words. '),
+        edited(checkout, "avdistill/reporting/page.py", '"""', '"""Other words. '),
+    ):
+        assert ran(checkout.repro()) == set()
+
+
+def test_another_version_of_a_package_is_a_reason(checkout: Checkout, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from importlib import metadata\n"
+        "installed = metadata.version\n"
+        "metadata.version = lambda name: '9.9' if name == 'scipy' else installed(name)\n"
+    )
+    told = checkout.run("make", "why", PYTHONPATH=str(tmp_path)).stdout.splitlines()
+    assert [line for line in told if ": package " in line] and all("upstream" in l or "scipy: 1." in l for l in told)
+    assert {line.partition(":")[0] for line in told} >= {"figures", "report"}
+    assert not any(line.startswith(("train@", "evaluate@", "frames@")) for line in told)
+    checkout.repro()
+
+
+def test_changed_params_are_told_with_both_values(checkout: Checkout) -> None:
+    file = checkout.folder / "params.yaml"
+    good = file.read_text()
+    checkout.change("recipes", "tagging", "lr", value=0.0123)
+    told = checkout.make("why", "STAGE=train@tagging-uni_modal")
+    file.write_text(good)
+    assert re.search(r"train@tagging-uni_modal: params recipes\.tagging\.lr: 0\.0\d+ -> 0\.0123", told), told
+
+
+METHOD = '''"""Halved: the labels alone, at half their weight.
+
+    L = CE(z^s, y) / 2
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.distillers.base import Distiller, Sizes
+from models.outputs import StudentOutput, TeacherBatch
+
+
+class Halved(Distiller):
+    """Half of the cross-entropy."""
+
+    accepts = ("",)
+
+    def __init__(self, sizes: Sizes, *, weight: float = 0.5) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def terms(self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor) -> dict:
+        return {"ce": self.weight * F.cross_entropy(student.logits, labels)}
+'''
+
+
+def test_a_new_method_trains_its_own_cell_and_nothing_else(checkout: Checkout) -> None:
+    """As CONTRIBUTING.md says: one file, one entry in params."""
+    (checkout.folder / "models/distillers/halved.py").write_text(METHOD)
+    cell = yaml.safe_load((checkout.folder / "params.yaml").read_text())["cells"]["uni_modal"]
+    checkout.change("cells", "halved", value=cell | {"method": "halved", "runs": {"halved": {"teachers": ""}}})
+    studies = yaml.safe_load((checkout.folder / "params.yaml").read_text())["studies"]
+    name = next(iter(studies))
+    checkout.change("studies", name, "cells", value=[*studies[name]["cells"], "halved"])
+    output = checkout.repro()
+    assert ran(output) == {"check", "train@halved", "evaluate@halved", "export@avsynth", "cost", "figures", "report"}
+    assert "halved" in (checkout.folder / "out/avsynth/report/index.html").read_text()
 
 
 def test_forced_training_gives_the_same_bits(checkout: Checkout) -> None:

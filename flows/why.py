@@ -1,0 +1,118 @@
+"""Why each stage would run now: which key of params, module, package or file has changed, or which stage before it.
+
+    python -m flows.why [SUITE] [STAGE]
+
+SUITE is a dvc.yaml (default: the embedded suite's), STAGE a stage such as train@kd or the name that several share.
+Runs the stages code and check, which take a second or two, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from avdistill.config.loading import load
+from avdistill.pipeline.code import module_file
+from avdistill.pipeline.errors import UserError, nearest
+from flows.dvc import Dvc, StageError
+
+FIRST = ("code", "check")  # what the others compare themselves with
+SHOWN = 3  # stages upstream
+
+
+def why(dvc: Dvc, suite: str = "dvc.yaml", wanted: str | None = None) -> dict[str, list[str]]:
+    """The reasons of every stage that would run, in an order in which they can run.
+
+    `wanted` narrows the answer to one stage, or to those that share a name before @.
+    Raises UserError if there is no such stage, or params that do not pass the checks."""
+    out = load(Path(suite).with_name("params.yaml")).suite.out
+    graph = dvc.graph(suite)
+    names = {stage: stage.rpartition(":")[2] for stage in graph}
+    choices = {*names.values(), *(name.partition("@")[0] for name in names.values())}
+    if wanted is not None and wanted not in choices:
+        raise UserError(f"there is no stage '{wanted}'; {nearest(wanted, choices)}")
+    try:
+        for stage in [stage for first in FIRST for stage, name in names.items() if name == first]:
+            dvc.repro(stage, lambda _: None)
+    except StageError as error:
+        raise UserError(str(error)) from None
+    status, recorded = dvc.status(suite), dvc.recorded(suite)
+    cache = dvc.cache_folder() / "files/md5"
+    found: dict[str, list[str]] = {}
+    for stage, above in graph.items():
+        if names[stage] == "code":
+            continue
+        reasons = ["it has never run"] if stage not in recorded else []
+        for entry in status.get(stage, []) if not reasons else []:
+            reasons += list(_explain(entry, recorded[stage], dvc.root, cache, out))
+        if before := sorted(names[upstream] for upstream in above if names[upstream] in found):
+            more = f" and {len(before) - SHOWN} more" if len(before) > SHOWN else ""
+            reasons.append(f"upstream {', '.join(before[:SHOWN])}{more}")
+        if reasons:
+            found[names[stage]] = reasons
+    return {name: reasons for name, reasons in found.items() if wanted in (None, name, name.partition("@")[0])}
+
+
+def _explain(entry: Any, recorded: dict[str, Any], root: Path, cache: Path, out: str) -> Iterator[str]:
+    """One finding of `dvc status` in words. What a file held before is in DVC's cache."""
+    if not isinstance(entry, dict):
+        yield "its command" if entry == "changed command" else str(entry)
+        return
+    for path, change in entry.get("changed outs", {}).items():
+        yield f"output {path}: {change}"
+    for path, change in entry.get("changed deps", {}).items():
+        md5 = next((dep["md5"] for dep in recorded.get("deps", []) if dep["path"] == path), "none")
+        old, new = cache / md5[:2] / md5[2:], root / path
+        inside = path.removeprefix(f"{out}/").removesuffix(".json")
+        section = inside.partition("/")[0]
+        if section not in FIRST or not path.endswith(".json") or not (old.is_file() and new.is_file()):
+            yield f"file {path}: {change}"
+            continue
+        before, now = (json.loads(file.read_text(encoding="utf-8")) for file in (old, new))
+        for keys, one, other in _differences(before, now):
+            if section == "check":
+                yield f"params {'.'.join([*inside.split('/')[1:], *keys])}: {one} -> {other}"
+            elif keys[0] == "packages":
+                yield f"package {keys[1]}: {one} -> {other}"
+            elif keys[0] == "modules":
+                file = module_file(keys[1], root)
+                yield f"code {file.relative_to(root) if file else keys[1]}"
+            else:
+                yield f"file {keys[1]}"
+
+
+def _differences(old: Any, new: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """Where two JSON values differ: keys, old value, new value."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            if key not in old or key not in new:
+                one, other = (json.dumps(side[key]) if key in side else "absent" for side in (old, new))
+                yield (*keys, key), one, other
+            else:
+                yield from _differences(old[key], new[key], (*keys, key))
+    elif old != new:
+        yield keys, str(old), str(new)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m flows.why", description="Say why stages would run now.")
+    parser.add_argument("suite", nargs="?", default="dvc.yaml", help="dvc.yaml (default), paper/dvc.yaml, own/dvc.yaml")
+    parser.add_argument("stage", nargs="?", help="a stage such as train@kd, or a name such as train; default: all")
+    given = parser.parse_args()
+    try:
+        with Dvc() as dvc:
+            found = why(dvc, given.suite, given.stage)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    for stage, reasons in found.items():
+        print(f"{stage}: {'; '.join(reasons)}")
+    if not found:
+        print("nothing would run")
+
+
+if __name__ == "__main__":
+    _main()
