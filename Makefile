@@ -45,7 +45,7 @@ study: $(READY) ## rerun one study of a suite and draw its report again: make st
 why: $(READY) ## say why stages would run now: make why [STAGE=train@kd] [SUITE=paper]
 	@python -m flows.why $(if $(filter .,$(SUITE)),,$(SUITE)/)dvc.yaml $(STAGE)
 
-paper-quick: $(READY) ## two epochs of two cells of the paper suite on UCF51, to try the machine
+paper-quick: $(READY) ## two epochs of two jobs of the paper suite on UCF51, to try the machine
 	dvc exp run --name quick paper/dvc.yaml:evaluate@uni_modal paper/dvc.yaml:evaluate@mnf_csc \
 		--set-param paper/params.yaml:recipes.xia_ucf51.epochs=2
 

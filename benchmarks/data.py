@@ -91,7 +91,7 @@ def write_both(folder: Path, params: Params, clips: int, shape: tuple[int, int, 
 
     files = []
     with StoreWriter(params.path("frames", "noise"), "uint8") as store:
-        for number, name in enumerate(made_up.clip_index(clips + made_up.SELECT)["id"]):
+        for number, name in enumerate(made_up.clip_index(clips + made_up.VAL)["id"]):
             encoded = []
             for picture in smooth_clip(*shape, seed=number % 16):
                 buffer = io.BytesIO()

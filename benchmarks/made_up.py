@@ -15,7 +15,7 @@ from avdistill.data.packed import StoreWriter
 from avdistill.training.trainer import Task, Trainer
 
 CLASSES = 10
-SELECT = 4  # clips that are not trained on
+VAL = 4  # clips that are not trained on
 
 
 def suite(
@@ -26,7 +26,7 @@ def suite(
     options: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> Params:
-    """A suite in `folder` with one cell, `mnf_csc`, of one run, and `clips` training clips of `shape` (T, H, W).
+    """A suite in `folder` with one job, `mnf_csc`, of one run, and `clips` training clips of `shape` (T, H, W).
 
     Without a shape their frames are not there yet. Every eighth clip has no sound; the teacher's feature is as wide as
     the student's. `options` are those of the method."""
@@ -35,7 +35,7 @@ def suite(
             "suite": {"name": "made_up", "title": "made up", "root": ".", "file": "params.yaml", "out": str(folder)},
             "datasets": {"noise": {"origin": {"kind": "folder", "source": "."}, "split": {}}},
             "recipes": {"recipe": recipe},
-            "cells": {
+            "jobs": {
                 "mnf_csc": {
                     "method": "mnf_csc",
                     "dataset": "noise",
@@ -50,7 +50,7 @@ def suite(
         }
     )
     random = np.random.default_rng(seed)
-    index = clip_index(clips + SELECT)
+    index = clip_index(clips + VAL)
     write_index(params.path("split", "noise") / "index.csv", index)
     if shape is not None:
         with StoreWriter(params.path("frames", "noise"), "uint8") as store:
@@ -67,7 +67,7 @@ def suite(
 
 
 def clip_index(clips: int) -> pd.DataFrame:
-    """An index of clips, all of them for training but the last SELECT."""
+    """An index of clips, all of them for training but the last VAL."""
     numbers = np.arange(clips)
     return pd.DataFrame(
         {
@@ -76,7 +76,7 @@ def clip_index(clips: int) -> pd.DataFrame:
             "label": numbers % CLASSES,
             "class": [f"class{number % CLASSES}" for number in numbers],
             "group": [f"group{number // 7}" for number in numbers],
-            "part": np.where(numbers < clips - SELECT, "train", "select"),
+            "split": np.where(numbers < clips - VAL, "train", "val"),
             "start": 0.0,
             "end": 4.0,
             "seconds": 4.0,
@@ -92,9 +92,9 @@ def trainer(params: Params, device: str) -> Trainer:
     import torch
 
     torch.use_deterministic_algorithms(True)
-    cell, run = "mnf_csc", "mnf_csc"
+    job, run = "mnf_csc", "mnf_csc"
     folder = Path(params.suite.out) / "benchmark"
-    ready = Trainer(Task(params, cell, run, params.cells[cell].seeds[0], device, folder, None))  # type: ignore[arg-type]
+    ready = Trainer(Task(params, job, run, params.jobs[job].seeds[0], device, folder, None))  # type: ignore[arg-type]
     ready.student.train()
     ready.distiller.train()
     ready.distiller.start_epoch(0)

@@ -35,7 +35,7 @@ class PlainLoop:
         self.student = students.build_student(recipe.student, trainer.clips.classes, recipe.width)
         self.student.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.student.load_state_dict(trainer.student.state_dict())
-        module = build_distiller(trainer.cell, trainer.run, self.student, trainer.teachers, trainer.clips).to(device)
+        module = build_distiller(trainer.job, trainer.run, self.student, trainer.teachers, trainer.clips).to(device)
         assert isinstance(module, MnfCsc) and module.mask is not None
         self.module, self.mask = module, module.mask
         self.module.load_state_dict(trainer.distiller.state_dict())

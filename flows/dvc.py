@@ -61,7 +61,7 @@ class Dvc:
         self._stopping = threading.Event()
 
     def __enter__(self) -> Dvc:
-        mend(self.root)
+        recover_lock(self.root)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -245,7 +245,7 @@ class Dvc:
             raise StoppedError
 
 
-def mend(root: Path) -> None:
+def recover_lock(root: Path) -> None:
     """Put aside what a killed DVC has left unreadable, so that the next one goes on. Nothing where a DVC runs.
 
     DVC writes two files in place: dvc.lock, of which half is no YAML or lacks what DVC expects, and the list of who
@@ -310,7 +310,7 @@ def _reason(lines: list[str]) -> str:
 
 if __name__ == "__main__":
     try:
-        mend(Path.cwd())
+        recover_lock(Path.cwd())
         os.execve(executable(), ["dvc", *sys.argv[1:]], environment())  # noqa: S606 - no shell is wanted
     except UserError as error:
         sys.exit(f"error: {error}")

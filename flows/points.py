@@ -1,6 +1,6 @@
 """Points of an ablation: what each changes in params, and how it runs apart from the workspace.
 
-A point trains copies of runs, each in a cell of its own that is named after it (`ablation-<run>`), so that nothing but
+A point trains copies of runs, each in a job of its own that is named after it (`ablation-<run>`), so that nothing but
 what is asked for is trained. It is a DVC experiment in a throw-away clone of the repository that shares the cache:
 whatever two points have in common is made once, and the workspace is not touched while points run.
 (`dvc exp run --temp` and `--queue` stash and reset the workspace for a moment, whoever works in it.)
@@ -78,7 +78,7 @@ def points(
 
 
 def cell_of(run: str) -> str:
-    """The cell, and the run in it, that stand for a run at a point. Dots would be levels of a key."""
+    """The job, and the run in it, that stand for a run at a point. Dots would be levels of a key."""
     return PREFIX + run.replace(".", "_")
 
 
@@ -89,22 +89,22 @@ def changes(
     found: dict[str, Any] = {}
     used: set[str] = set()
     for name in runs:
-        cell, run = params.cells[params.runs()[name][0]], params.runs()[name][1]
-        entry = cell.model_dump(mode="json")
+        job, run = params.jobs[params.runs()[name][0]], params.runs()[name][1]
+        entry = job.model_dump(mode="json")
         options = dict(run.options)
         for axis, value in settings.items():
-            sound = params.features[cell.A].input if cell.A != NO_TEACHER else ""
+            sound = params.features[job.A].input if job.A != NO_TEACHER else ""
             match axis:
                 case "train_groups":
-                    found[f"recipes.{cell.recipe}.train_groups"] = value
-                case "relevant" if isinstance(params.datasets[cell.dataset].origin, Avsynth):
-                    found[f"datasets.{cell.dataset}.origin.relevant"] = value
+                    found[f"recipes.{job.recipe}.train_groups"] = value
+                case "relevant" if isinstance(params.datasets[job.dataset].origin, Avsynth):
+                    found[f"datasets.{job.dataset}.origin.relevant"] = value
                 case "snr_db" if sound.startswith("mix_noise/"):
                     # A mix beside the suite's own, of which its figures say how loud it is.
-                    mix, mixed = (PREFIX + key.replace(".", "_") for key in (sound.removeprefix("mix_noise/"), cell.A))
+                    mix, mixed = (PREFIX + key.replace(".", "_") for key in (sound.removeprefix("mix_noise/"), job.A))
                     ours = params.noise_mixes[sound.removeprefix("mix_noise/")].model_dump(mode="json")
                     found[f"noise_mixes.{mix}"] = ours | {"snr_db": value}
-                    features = params.features[cell.A].model_dump(mode="json")
+                    features = params.features[job.A].model_dump(mode="json")
                     found[f"features.{mixed}"] = features | {"input": f"mix_noise/{mix}"}
                     entry["A"] = mixed
                 case "teacher" if "A" in run.teachers:
@@ -116,13 +116,13 @@ def changes(
                 case _:
                     continue
             used.add(axis)
-        entry["seeds"] = list(seeds or cell.seeds_of(name))
+        entry["seeds"] = list(seeds or job.seeds_of(name))
         entry["runs"] = {cell_of(name): {"teachers": run.teachers, "options": options}}
-        found[f"cells.{cell_of(name)}"] = entry
+        found[f"jobs.{cell_of(name)}"] = entry
     if idle := [axis for axis in settings if axis not in used]:
         raise UserError(f"{idle[0]}: none of the runs {', '.join(runs)} has what it changes ({AXES[idle[0]]})")
     if params.studies:
-        found["studies.ablation"] = {"title": "Ablation", "cells": [cell_of(run) for run in runs]}
+        found["studies.ablation"] = {"title": "Ablation", "jobs": [cell_of(run) for run in runs]}
     return found
 
 

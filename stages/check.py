@@ -40,16 +40,16 @@ def check(file: str, params: Params) -> None:
     from models import distillers
 
     known = distillers.methods()
-    for name, cell in params.cells.items():
-        if cell.method not in known:
+    for name, job in params.jobs.items():
+        if job.method not in known:
             raise UserError(
-                f"{file}: cells.{name}.method: there is no method '{cell.method}'; {nearest(cell.method, known)}"
+                f"{file}: jobs.{name}.method: there is no method '{job.method}'; {nearest(job.method, known)}"
             )
-        for run_name, run in cell.runs.items():
+        for run_name, run in job.runs.items():
             try:
-                distillers.check_options(cell.method, run.options, run.teachers)
+                distillers.check_options(job.method, run.options, run.teachers)
             except ValueError as error:
-                raise UserError(f"{file}: cells.{name}.runs.{run_name}: {error}") from None
+                raise UserError(f"{file}: jobs.{name}.runs.{run_name}: {error}") from None
 
 
 def _check_weights(key: str, teacher: Teacher) -> None:
@@ -72,7 +72,7 @@ def _check_weights(key: str, teacher: Teacher) -> None:
 
 
 def main(stage: Stage) -> None:
-    """Check the suite, write its entries, and make the empty teacher that cells name where they have none."""
+    """Check the suite, write its entries, and make the empty teacher that jobs name where they have none."""
     check(stage.params.suite.file, stage.params)
     with stage.output() as folder:
         for name, section in stage.params.model_dump(mode="json", exclude_none=True).items():

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from avdistill.data.files import write_csv
-from avdistill.pipeline.devices import resolve_device, run_jobs
+from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.stage import Stage
 from avdistill.reporting import results
 from avdistill.training.trainer import Task, Trainer, count_parameters, make_deterministic
@@ -50,9 +50,9 @@ MEASURED += ("memory", "memory_relative")
 
 def ready(stage: Stage, run: str, device: str) -> Trainer:
     """The trainer of a run with its first seed, about to begin its first epoch."""
-    cell = stage.params.runs()[run][0]
-    seed = stage.params.cells[cell].seeds_of(run)[0]
-    trainer = Trainer(Task(stage.params, cell, run, seed, device, Path(), stage.run))
+    job = stage.params.runs()[run][0]
+    seed = stage.params.jobs[job].seeds_of(run)[0]
+    trainer = Trainer(Task(stage.params, job, run, seed, device, Path(), stage.run))
     trainer.student.train()
     trainer.distiller.train()
     trainer.distiller.start_epoch(0)
@@ -160,13 +160,13 @@ def measure(trainer: Trainer, baseline: Trainer, batches: list[tuple[Tensor, ...
 def row(stage: Stage, run: str, device: str) -> dict[str, Any]:
     """The row of one run."""
     params = stage.params
-    cell = params.cells[params.runs()[run][0]]
-    make_deterministic(params.recipes[cell.recipe].compile)
+    job = params.jobs[params.runs()[run][0]]
+    make_deterministic(params.recipes[job.recipe].compile)
     base = results.counterpart(params, run, params.report.baseline)
     assert base is not None  # of check_tables
     baseline = ready(stage, base, device)
     measured = measure(ready(stage, run, device), baseline, first_batches(baseline))
-    about = {"run": run, "method": cell.method, "teachers": cell.runs[run].teachers, "baseline": base}
+    about = {"run": run, "method": job.method, "teachers": job.runs[run].teachers, "baseline": base}
     return {**about, "device": device, **measured}
 
 
@@ -176,7 +176,7 @@ def main(stage: Stage) -> None:
     results.check_tables(params)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training
     device = resolve_device(params.device)
-    rows = run_jobs(row, [(stage, run, device) for run in params.report.cost], device, "cost")
+    rows = run_parallel(row, [(stage, run, device) for run in params.report.cost], device, "cost")
     table = pd.DataFrame(rows, columns=["run", "method", "teachers", "baseline", "device", *MEASURED])
     with stage.output() as folder:
         write_csv(folder / "cost.csv", table)

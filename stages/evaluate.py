@@ -1,12 +1,12 @@
-"""Stage evaluate: every student of a cell on the test part, once.
+"""Stage evaluate: every student of a job on the test split, once.
 
-Makes, under evaluate/<cell>/:
+Makes, under evaluate/<job>/:
   metrics.csv      run, seed, metric, value: top-1 accuracy over windows; R@K and mAP@K with test videos as queries
                    and training videos as gallery
   per_class.csv    run, seed, class, clips, accuracy
   confusion.csv    run, seed, true, predicted, clips
-  scores.csv       run, seed, id, part, relevant, and what the method says of each clip's teacher (mask, tau)
-  detection.csv    run, seed, score, part, auroc, clips: how well a score finds sound that belongs to the action
+  scores.csv       run, seed, id, split, relevant, and what the method says of each clip's teacher (mask, tau)
+  detection.csv    run, seed, score, split, auroc, clips: how well a score finds sound that belongs to the action
   <run>/seed-<n>.npz   probabilities and features per video
   <run>/attention.npz  for methods that attend to frames, of the first seed: ids (N,) of the test clips with sound, and
                        weights (N, T', H', W') over the student's last map in each one's first window
@@ -24,7 +24,7 @@ from torch import Tensor
 from avdistill.config.schema import Recipe
 from avdistill.data.files import digest, write_arrays, write_csv
 from avdistill.data.loader import ClipSet, centre_crop, take_window, test_windows, to_input
-from avdistill.pipeline.devices import resolve_device, run_jobs
+from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.stage import Stage
 from avdistill.training.inference import load_student, predict
 from avdistill.training.precision import autocast
@@ -38,17 +38,17 @@ from models.students.r2plus1d import R2Plus1d
 
 RECALL_AT = (1, 5, 10)
 PRECISION_AT = (100, 500)
-GALLERY_PARTS = ("train", "select")  # both are of the papers' training split
+GALLERY_SPLITS = ("train", "val")  # both are of the papers' training split
 
 
 def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
     """Evaluate one student; returns its rows of each table."""
-    params, cell = task.params, task.params.cells[task.cell]
-    recipe, run = params.recipes[cell.recipe], cell.runs[task.run]
+    params, job = task.params, task.params.jobs[task.job]
+    recipe, run = params.recipes[job.recipe], job.runs[task.run]
     device = torch.device(task.device)
-    index, store = params.path("split", cell.dataset) / "index.csv", params.path(*cell.input.split("/"))
-    test, gallery = ClipSet(index, store, ("test",)), ClipSet(index, store, GALLERY_PARTS)
-    student, state = load_student(params, task.cell, task.run, task.seed, test.classes, device)
+    index, store = params.path("split", job.dataset) / "index.csv", params.path(*job.input.split("/"))
+    test, gallery = ClipSet(index, store, ("test",)), ClipSet(index, store, GALLERY_SPLITS)
+    student, state = load_student(params, task.job, task.run, task.seed, test.classes, device)
 
     probabilities, features = predict(student, test, recipe, device)
     _, gallery_features = predict(student, gallery, recipe, device)
@@ -78,26 +78,24 @@ def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
         .groupby(["true", "predicted"], as_index=False)
         .agg(clips=("id", "size")),
     }
-    if run.teachers and methods()[cell.method].scores is not Distiller.scores:
+    if run.teachers and methods()[job.method].scores is not Distiller.scores:
         clips = ClipSet(index, store, ("train", "test"))
-        teachers = teacher_tables(params, cell, run, clips, task.seed, device)
-        distiller = build_distiller(
-            cell, run, student, teachers, ClipSet(index, store, ("train",), recipe.train_groups)
-        )
+        teachers = teacher_tables(params, job, run, clips, task.seed, device)
+        distiller = build_distiller(job, run, student, teachers, ClipSet(index, store, ("train",), recipe.train_groups))
         distiller.load_state_dict(state["distiller"])
         scores = score_clips(student, distiller.to(device), clips, teachers, recipe, device)
         if scores is not None:
             tables["scores"] = scores
             tables["detection"] = detection(scores)
-        if task.seed == cell.seeds_of(task.run)[0] and isinstance(student, R2Plus1d):
+        if task.seed == job.seeds_of(task.run)[0] and isinstance(student, R2Plus1d):
             arrays = attention(student, distiller, clips, teachers, recipe, device)
             if arrays is not None:
                 write_arrays(task.folder / task.run / "attention.npz", **arrays)
     with task.tracked.child(f"{task.run} seed {task.seed}", {"run": task.run, "seed": task.seed}) as tracked:
-        tracked.log_params({"method": cell.method, "teachers": run.teachers, "seed": task.seed})
+        tracked.log_params({"method": job.method, "teachers": run.teachers, "seed": task.seed})
         tracked.log_metrics(values)
         for row in tables.get("detection", pd.DataFrame()).to_dict("records"):
-            tracked.log_metrics({f"auroc/{row['score']}/{row['part']}": row["auroc"]})
+            tracked.log_metrics({f"auroc/{row['score']}/{row['split']}": row["auroc"]})
     return {name: with_run(table, task.run, task.seed) for name, table in tables.items()}
 
 
@@ -129,7 +127,7 @@ def score_clips(
         return None
     columns = {name: (total / counts).numpy() for name, total in totals.items()}
     relevant = clips.rows.get("relevant", "")
-    table = clips.rows[["id", "part"]].assign(relevant=relevant, **columns)
+    table = clips.rows[["id", "split"]].assign(relevant=relevant, **columns)
     heard = torch.stack([table.mask for table in teachers.values()]).all(0).cpu().numpy()
     return table[heard]
 
@@ -150,7 +148,7 @@ def attention(
     student.eval()
     distiller.eval()
     maps = []
-    tests = torch.tensor(np.flatnonzero(clips.rows["part"] == "test"))
+    tests = torch.tensor(np.flatnonzero(clips.rows["split"] == "test"))
     for rows in tests.split(64):
         windows = [take_window(clips.store[clips.ids[row]], 0, recipe.frames) for row in rows]
         batch = torch.from_numpy(np.stack([centre_crop(window, recipe.size) for window in windows]))
@@ -174,14 +172,14 @@ def detection(scores: pd.DataFrame) -> pd.DataFrame:
     from sklearn.metrics import roc_auc_score
 
     found: list[dict[str, Any]] = []
-    for name in [column for column in scores.columns if column not in ("id", "part", "relevant")]:
-        for part, rows in scores[scores["relevant"].isin(["yes", "no"])].groupby("part"):
+    for name in [column for column in scores.columns if column not in ("id", "split", "relevant")]:
+        for split, rows in scores[scores["relevant"].isin(["yes", "no"])].groupby("split"):
             truth = rows["relevant"] == "yes"
             if truth.nunique() == 2:
                 found.append(
-                    {"score": name, "part": part, "auroc": roc_auc_score(truth, rows[name]), "clips": len(rows)}
+                    {"score": name, "split": split, "auroc": roc_auc_score(truth, rows[name]), "clips": len(rows)}
                 )
-    return pd.DataFrame(found, columns=["score", "part", "auroc", "clips"])
+    return pd.DataFrame(found, columns=["score", "split", "auroc", "clips"])
 
 
 def with_run(table: pd.DataFrame, run: str, seed: int) -> pd.DataFrame:
@@ -193,23 +191,23 @@ def with_run(table: pd.DataFrame, run: str, seed: int) -> pd.DataFrame:
 
 
 def main(stage: Stage) -> None:
-    """Evaluate all runs of the cell with all its seeds."""
+    """Evaluate all runs of the job with all its seeds."""
     params, name = stage.params, stage.item or ""
-    cell = params.cells[name]
+    job = params.jobs[name]
     stage.input("train", name)
     device = resolve_device(params.device)
-    index = stage.input("split", cell.dataset) / "index.csv"
-    stage.run.log_dataset(name=cell.dataset, path=index, digest=digest(index), context="evaluation")
+    index = stage.input("split", job.dataset) / "index.csv"
+    stage.run.log_dataset(name=job.dataset, path=index, digest=digest(index), context="evaluation")
     with stage.output() as folder:
-        tasks = [(Task(params, name, run, seed, device, folder, stage.run),) for run, seed in cell.trainings()]
-        results = run_jobs(evaluate_one, tasks, device, f"evaluate {name}")
+        tasks = [(Task(params, name, run, seed, device, folder, stage.run),) for run, seed in job.trainings()]
+        results = run_parallel(evaluate_one, tasks, device, f"evaluate {name}")
         for table in dict.fromkeys(table for result in results for table in result):
             rows = pd.concat([result[table] for result in results if table in result], ignore_index=True)
             write_csv(folder / f"{table}.csv", rows)
             stage.run.log_artifact(folder / f"{table}.csv")
         rows = pd.read_csv(folder / "metrics.csv")
     means = rows.groupby(["run", "metric"], sort=False)["value"].mean()
-    summary: dict[str, Any] = {run: {} for run in cell.runs}
+    summary: dict[str, Any] = {run: {} for run in job.runs}
     for (run, metric), value in means.items():
         summary[run][metric] = float(value)
         stage.run.log_metrics({f"{run}/{metric}": float(value)})

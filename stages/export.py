@@ -1,7 +1,8 @@
 """Stage export: the best student of a dataset as a model that is of use by itself.
 
-Best is the run and seed with the highest accuracy on the select part, then with the lower loss there. All runs of the
-dataset compete whose student sees and whose recipe does not select on the test part. Makes, under export/<dataset>/, a
+Best is the run and seed with the highest accuracy on the validation split, then with the lower loss there. All runs
+of the
+dataset compete whose student sees and whose recipe does not select on the test split. Makes, under export/<dataset>/, a
 model that MLflow serves as it is (`mlflow models serve -m <folder> --env-manager local`):
 
   student.pt2     torch.export program: windows (B, T, S, S, 3) uint8 to logits (B, C) and features (B, D), any B
@@ -66,14 +67,14 @@ ANSWER = [
 
 
 class Choice(NamedTuple):
-    """A trained student, and what its selected epoch reached on the select part."""
+    """A trained student, and what its selected epoch reached on the validation split."""
 
-    cell: str
+    job: str
     run: str
     seed: int
     epoch: int
-    select_accuracy: float
-    select_loss: float
+    val_accuracy: float
+    val_loss: float
 
 
 class Standalone(nn.Module):
@@ -90,35 +91,35 @@ class Standalone(nn.Module):
 
 
 def choose(params: Params, dataset: str) -> Choice:
-    """The best student of a dataset on the select part; of equals the first in params.
+    """The best student of a dataset on the validation split; of equals the first in params.
 
     Raises UserError if no run of the dataset competes."""
     found: list[Choice] = []
-    for name, cell in params.cells.items():
-        selection = params.recipes[cell.recipe].selection
-        if cell.dataset != dataset or not cell.input.startswith("frames/") or selection == "test":
+    for name, job in params.jobs.items():
+        selection = params.recipes[job.recipe].selection
+        if job.dataset != dataset or not job.input.startswith("frames/") or selection == "test":
             continue
         path = params.path("train", name) / "history.csv"
         if not path.exists():
             raise UserError(f"{path}: missing; run stage train")
-        columns = [column for column in Choice._fields if column != "cell"]
+        columns = [column for column in Choice._fields if column != "job"]
         history = pd.read_csv(
             path,
             usecols=columns,
             dtype={"run": str},
             keep_default_na=False,
-            na_values={"select_loss": ["", "nan", "NaN"]},
-        ).fillna({"select_loss": np.inf})
+            na_values={"val_loss": ["", "nan", "NaN"]},
+        ).fillna({"val_loss": np.inf})
         ranks = [False] if selection == "last" else [False, True, True]
-        by = ["epoch"] if selection == "last" else ["select_accuracy", "select_loss", "epoch"]
+        by = ["epoch"] if selection == "last" else ["val_accuracy", "val_loss", "epoch"]
         selected = history.sort_values(by, ascending=ranks).drop_duplicates(["run", "seed"]).sort_index()
         found += [Choice(name, *row) for row in selected[columns].itertuples(index=False)]
     if not found:
         raise UserError(
-            f"{params.suite.file}: cells: no student of dataset '{dataset}' can be exported; expected a cell "
-            "that takes frames/… with a recipe whose selection is select or last"
+            f"{params.suite.file}: jobs: no student of dataset '{dataset}' can be exported; expected a job "
+            "that takes frames/… with a recipe whose selection is val or last"
         )
-    return min(found, key=lambda choice: (-choice.select_accuracy, choice.select_loss))
+    return min(found, key=lambda choice: (-choice.val_accuracy, choice.val_loss))
 
 
 def save_program(student: Standalone, windows: Tensor, path: Path) -> None:
@@ -228,14 +229,14 @@ def main(stage: Stage) -> None:
     params, name = stage.params, str(stage.item)
     torch.set_num_threads(1)
     choice = choose(params, name)
-    cell = params.cells[choice.cell]
-    frames = params.frames[cell.input.removeprefix("frames/")]
-    recipe = params.recipes[cell.recipe]
+    job = params.jobs[choice.job]
+    frames = params.frames[job.input.removeprefix("frames/")]
+    recipe = params.recipes[job.recipe]
     index = stage.input("split", name) / "index.csv"
-    clips = ClipSet(index, stage.input(*cell.input.split("/")), ("train",))
-    evaluated = stage.input("evaluate", choice.cell) / choice.run / f"seed-{choice.seed}.npz"
+    clips = ClipSet(index, stage.input(*job.input.split("/")), ("train",))
+    evaluated = stage.input("evaluate", choice.job) / choice.run / f"seed-{choice.seed}.npz"
     gallery = read_arrays(evaluated)
-    student, _ = load_student(params, choice.cell, choice.run, choice.seed, clips.classes, torch.device("cpu"))
+    student, _ = load_student(params, choice.job, choice.run, choice.seed, clips.classes, torch.device("cpu"))
     alone = Standalone(student, recipe.normalisation).eval()
     windows = next(test_windows(clips, recipe, 8))[0]
     windows = torch.cat([windows, windows.flip(1)])  # at least two
@@ -250,7 +251,7 @@ def main(stage: Stage) -> None:
         write_arrays(folder / "gallery.npz", **arrays)
         about: dict[str, Any] = {
             "dataset": name,
-            "method": cell.method,
+            "method": job.method,
             **choice._asdict(),
             "differences": differences,
             "classes": labels["class"].tolist(),
@@ -259,8 +260,8 @@ def main(stage: Stage) -> None:
         }
         write_json(folder / "export.json", about)
         describe_model(folder, example_video(clips.store[clips.ids[0]], frames.fps))
-        stage.run.log_params({key: about[key] for key in ("cell", "run", "seed", "method", "epoch")})
-        stage.run.log_metrics({"select_accuracy": choice.select_accuracy, "select_loss": choice.select_loss})
+        stage.run.log_params({key: about[key] for key in ("job", "run", "seed", "method", "epoch")})
+        stage.run.log_metrics({"val_accuracy": choice.val_accuracy, "val_loss": choice.val_loss})
         stage.run.log_metrics({f"difference/{key}": value for key, value in differences.items()})
         stage.run.log_dataset(name=name, path=index, digest=digest(index), context="export")
         stage.run.log_model(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from avdistill.config.report import Figures
 from avdistill.config.schema import Params
 from avdistill.data.files import write_csv, write_json
-from avdistill.pipeline.devices import run_jobs
+from avdistill.pipeline.devices import run_parallel
 from avdistill.pipeline.stage import Stage
 from avdistill.reporting.figures import STYLE, Drawn, NoDataError, classes, clips, runs
 
@@ -87,8 +87,8 @@ def draw(params: Params, name: str, folder: Path) -> dict[str, str]:
 def main(stage: Stage) -> None:
     """Draw every figure that the suite has data for, and list them all in figures.json."""
     with stage.output() as folder:
-        jobs = [(stage.params, name, folder) for name in wanted(stage.params)]
-        listing = run_jobs(draw, jobs, "cpu", "figures")
+        calls = [(stage.params, name, folder) for name in wanted(stage.params)]
+        listing = run_parallel(draw, calls, "cpu", "figures")
         for path in sorted(folder.glob("*.png")):
             stage.run.log_artifact(path)
         write_json(folder / "figures.json", listing)

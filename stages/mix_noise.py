@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Pair(NamedTuple):
+class Mixture(NamedTuple):
     """A clip, and the one whose sound is its noise."""
 
     clip: datasets.Clip
@@ -44,12 +44,12 @@ def main(stage: Stage) -> None:
     videos = datasets.of(origin).videos(origin, stage.input("download", params.dataset))
     clips = datasets.locate(heard, videos)
     noises = [clips[row] for row in draw(heard, params.seed)]
-    pairs = [Pair(clip, noise, params.snr_db) for clip, noise in zip(clips, noises, strict=True)]
+    pairs = [Mixture(clip, noise, params.snr_db) for clip, noise in zip(clips, noises, strict=True)]
     stage.run.log_params(params.model_dump())
     stage.run.log_dataset(name=params.dataset, path=source, digest=digest(source), context="mix_noise")
     measured = []
 
-    def finish(pair: Pair, mixed: tuple[np.ndarray, float]) -> np.ndarray:
+    def finish(pair: Mixture, mixed: tuple[np.ndarray, float]) -> np.ndarray:
         sound, ratio = mixed
         measured.append((pair.clip.id, pair.noise.id, ratio))
         return spectrogram(sound)
@@ -65,13 +65,17 @@ def main(stage: Stage) -> None:
 def draw(heard: pd.DataFrame, seed: int) -> np.ndarray:
     """For each row of the index the number of the row whose sound is its noise, int64 (rows,).
 
-    A random permutation within each part (sound of the test part never enters training), repaired by random swaps
-    until each has a partner of another class. Where one class has more than half of a part no permutation can do
-    that, and some recordings serve twice. Raises UserError if a part has a single class.
+    A random permutation within each split (sound of the test split never enters training), repaired by random swaps
+    until each has a partner of another class. Where one class has more than half of a split no permutation can do
+    that, and some recordings serve twice. Raises UserError if a split has a single class.
     """
     rng = np.random.default_rng(seed)
     partner = np.full(len(heard), -1)
-    for part, rows in sorted(heard.groupby("part").groups.items()):
+    groups = heard.groupby("split").groups
+    for split in ("val", "test", "train"):  # the order decides what is drawn for which
+        if split not in groups:
+            continue
+        rows = groups[split]
         labels = heard["label"].to_numpy()[rows]
         order = rng.permutation(len(rows))
         for i in range(len(rows)):
@@ -79,7 +83,7 @@ def draw(heard: pd.DataFrame, seed: int) -> np.ndarray:
                 continue
             others = np.flatnonzero(labels != labels[i])
             if not len(others):
-                raise UserError(f"part '{part}' has sound of one class only: no recording of another class to mix in")
+                raise UserError(f"split '{split}' has sound of one class only: no recording of another class to mix in")
             swaps = others[labels[order[others]] != labels[i]]
             if len(swaps):
                 j = rng.choice(swaps)
@@ -90,7 +94,7 @@ def draw(heard: pd.DataFrame, seed: int) -> np.ndarray:
     return partner
 
 
-def mix(pair: Pair) -> tuple[np.ndarray, float]:
+def mix(pair: Mixture) -> tuple[np.ndarray, float]:
     """The sound of a pair, and the measured ratio of powers in dB."""
     return add_noise(listen(pair.clip), listen(pair.noise), pair.snr_db)
 

@@ -44,7 +44,7 @@ from avdistill.reporting.extra_tables import (
 )
 from avdistill.reporting.page import PLUS_MINUS, Chapter, Section, listed, plain, plural, render, verdicts
 from avdistill.reporting.paper_tables import PAPERS, SHORT, datasets_note, paper_section, paper_table
-from avdistill.reporting.suite import Suite
+from avdistill.reporting.suite import EvaluatedSuite
 from avdistill.reporting.suite_tables import (
     METRICS,
     dataset_sheet,
@@ -80,11 +80,11 @@ PACKAGES = (
 
 
 def found_sentences(
-    suite: Suite, detection: pd.DataFrame, teachers: pd.DataFrame, tests: pd.DataFrame
+    suite: EvaluatedSuite, detection: pd.DataFrame, teachers: pd.DataFrame, tests: pd.DataFrame
 ) -> list[tuple[str, str]]:
     """What was found: pairs of what it is about and sentences made from the numbers."""
     params = suite.params
-    missing = [cell for cell in params.cells if not any(run in suite.evaluated for run in params.cells[cell].runs)]
+    missing = [job for job in params.jobs if not any(run in suite.evaluated for run in params.jobs[job].runs)]
     sentences = [
         ("Baseline", baseline_sentence(suite, teachers)),
         *study_sentences(suite),
@@ -95,7 +95,7 @@ def found_sentences(
     return [(title, sentence) for title, sentence in sentences if sentence]
 
 
-def baseline_sentence(suite: Suite, teachers: pd.DataFrame) -> str:
+def baseline_sentence(suite: EvaluatedSuite, teachers: pd.DataFrame) -> str:
     """How good the baseline is, beside the teachers' features alone; empty where it is not evaluated."""
     params, base = suite.params, suite.params.report.baseline
     level = suite.level(base, "accuracy")
@@ -109,12 +109,12 @@ def baseline_sentence(suite: Suite, teachers: pd.DataFrame) -> str:
     heads = [
         f"{plain(row['test'])} % from {row['features']}"
         for row in teachers.to_dict("records")
-        if params.features[row["features"]].dataset == suite.cell(base).dataset
+        if params.features[row["features"]].dataset == suite.job(base).dataset
     ]
     return f"{sentence} A linear layer on a teacher's features alone reaches {listed(heads)}." if heads else sentence
 
 
-def study_sentences(suite: Suite) -> list[tuple[str, str]]:
+def study_sentences(suite: EvaluatedSuite) -> list[tuple[str, str]]:
     """Of each study, by title: which of its runs gain over their baseline, which lose, which do neither."""
     sentences = []
     for study, runs in suite.studies().items():
@@ -128,7 +128,7 @@ def study_sentences(suite: Suite) -> list[tuple[str, str]]:
     return sentences
 
 
-def lead_sentence(suite: Suite) -> str:
+def lead_sentence(suite: EvaluatedSuite) -> str:
     """What this page is."""
     params = suite.params
     runs = suite.evaluated
@@ -136,7 +136,7 @@ def lead_sentence(suite: Suite) -> str:
     seeds = plural(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     papers = sorted({table.source for table in params.report.tables.values()}, reverse=True)
     names = [SHORT[source] for source in papers]
-    datasets = sorted({params.cells[params.runs()[run][0]].dataset for run in runs})
+    datasets = sorted({params.jobs[params.runs()[run][0]].dataset for run in runs})
     beside = f", beside what {listed(names)} report" if names else ""
     return (
         f"This page shows {plural(len(runs), 'way')} of training a student network on {listed(datasets)}, each from "
@@ -145,12 +145,12 @@ def lead_sentence(suite: Suite) -> str:
     )
 
 
-def reading_notes(suite: Suite) -> list[str]:
+def reading_notes(suite: EvaluatedSuite) -> list[str]:
     """What the intervals and the words mean, and what they do not."""
     clips = suite.values(suite.params.report.baseline, "queries")
     size = ""
     if len(clips) and clips.iloc[0] > 0:
-        size = f" The test part has {clips.iloc[0]:.0f} clips, so one clip is {100 / clips.iloc[0]:.2f} points."
+        size = f" The test split has {clips.iloc[0]:.0f} clips, so one clip is {100 / clips.iloc[0]:.2f} points."
     return [
         f"Numbers are means over seeds {PLUS_MINUS} half of the 95 % interval of Student's t; differences are taken "
         "seed by seed. The intervals cover what another seed would change, not what other test clips would."
@@ -161,20 +161,24 @@ def reading_notes(suite: Suite) -> list[str]:
     ]
 
 
-def made_facts(stage: Stage, suite: Suite) -> list[tuple[str, str]]:
+def made_facts(stage: Stage, suite: EvaluatedSuite) -> list[tuple[str, str]]:
     """How the page and its numbers were made."""
     params = suite.params
     tags = stage.run.tags
     commit = tags.get("mlflow.source.git.commit", "unknown")
     changed = " with uncommitted changes" if tags.get("git.dirty") == "true" else ""
-    seeds = sorted({seed for cell in params.cells.values() for seed in cell.seeds})
-    selection = sorted({params.recipes[cell.recipe].selection for cell in params.cells.values()})
-    parts = {"select": "the select part", "test": "the test part (as the papers do)", "last": "none: the last epoch"}
+    seeds = sorted({seed for job in params.jobs.values() for seed in job.seeds})
+    selection = sorted({params.recipes[job.recipe].selection for job in params.jobs.values()})
+    splits = {
+        "val": "the validation split",
+        "test": "the test split (as the papers do)",
+        "last": "none: the last epoch",
+    }
     return [
         ("params file", f"{params.suite.file} (suite {params.suite.name})"),
         ("git commit", f"{commit}{changed}"),
         ("seeds", ", ".join(map(str, seeds))),
-        ("epoch selected on", listed(parts[name] for name in selection)),
+        ("epoch selected on", listed(splits[name] for name in selection)),
         ("device", params.device),
         ("machine", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"),
         ("packages", ", ".join(f"{name} {found}" for name in PACKAGES if (found := installed(name)))),
@@ -206,7 +210,7 @@ def date() -> str:
     return moment.strftime("%Y-%m-%d %H:%M UTC")
 
 
-class Figures:
+class DrawnFigures:
     """The figures that stage figures drew, each to be shown once."""
 
     def __init__(self, folder: Path) -> None:
@@ -220,7 +224,9 @@ class Figures:
         return [self.left.pop(name) for name in names if name in self.left]
 
 
-def paper_chapter(suite: Suite, source: str, tables: dict[str, pd.DataFrame], figures: Figures) -> Chapter:
+def paper_chapter(
+    suite: EvaluatedSuite, source: str, tables: dict[str, pd.DataFrame], figures: DrawnFigures
+) -> Chapter:
     """The tables and figures of one paper; tables that the suite does not name are said to be missing."""
     chosen = {name: table for name, table in suite.params.report.tables.items() if table.source == source}
     lacking = sorted(set(results.paper_tables(source)) - {table.table for table in chosen.values()})
@@ -235,7 +241,7 @@ def paper_chapter(suite: Suite, source: str, tables: dict[str, pd.DataFrame], fi
     return Chapter(source, SHORT[source], [paragraph for paragraph in text if paragraph], sections)
 
 
-def beyond_chapter(suite: Suite, tables: dict[str, pd.DataFrame], figures: Figures) -> Chapter:
+def beyond_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figures: DrawnFigures) -> Chapter:
     """What neither paper has."""
     sections = []
     tables["tests"] = tests_table(suite)
@@ -267,7 +273,7 @@ def beyond_chapter(suite: Suite, tables: dict[str, pd.DataFrame], figures: Figur
     return Chapter("beyond", "Beyond both papers", [], sections)
 
 
-def runs_chapter(suite: Suite, tables: dict[str, pd.DataFrame], figures: Figures) -> Chapter:
+def runs_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figures: DrawnFigures) -> Chapter:
     """Every run, study by study."""
     tables["studies"], tables["runs"] = studies_table(suite), runs_table(suite)
     text, sections = runs_notes(tables["runs"]), []
@@ -282,7 +288,7 @@ def runs_chapter(suite: Suite, tables: dict[str, pd.DataFrame], figures: Figures
     return Chapter("all-runs", "All runs", text, sections)
 
 
-def data_chapter(suite: Suite, tables: dict[str, pd.DataFrame], figures: Figures) -> Chapter:
+def data_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figures: DrawnFigures) -> Chapter:
     """What the students learn from."""
     params, sections = suite.params, []
     tables["teachers"] = teachers_table(suite)
@@ -305,8 +311,8 @@ def data_chapter(suite: Suite, tables: dict[str, pd.DataFrame], figures: Figures
 def build(stage: Stage, folder: Path) -> None:
     """Write the tables and the page."""
     params = stage.params
-    suite = Suite(params)
-    figures = Figures(params.path("figures"))
+    suite = EvaluatedSuite(params)
+    figures = DrawnFigures(params.path("figures"))
     tables: dict[str, pd.DataFrame] = {}
     chapters = [paper_chapter(suite, source, tables, figures) for source in PAPERS]
     chapters += [make(suite, tables, figures) for make in (beyond_chapter, runs_chapter, data_chapter)]
@@ -337,7 +343,7 @@ def build(stage: Stage, folder: Path) -> None:
     write_metrics(stage, tables["runs"])
 
 
-def accuracy_table(suite: Suite) -> pd.DataFrame:
+def accuracy_table(suite: EvaluatedSuite) -> pd.DataFrame:
     """Accuracy of every seed, as shares."""
     rows = suite.measured[suite.measured["metric"] == "accuracy"]
     return rows[["run", "seed", "value"]].rename(columns={"value": "accuracy"})

@@ -1,4 +1,4 @@
-"""Stage split: look at every clip, and give each to the train, select or test part by whole groups."""
+"""Stage split: look at every clip, and give each to the train, val or test split by whole groups."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from avdistill.pipeline.stage import Stage
 if TYPE_CHECKING:
     import pandas as pd
 
-PARTS = ("train", "select", "test")
+SPLITS = ("train", "val", "test")
 UNUSABLE = ("gone", "excluded")  # what a dataset says itself: columns of clips.csv that hold the reason
 
 
 def main(stage: Stage) -> None:
     """Write index.csv, one row a clip: gone, broken and silent ones stay in it, marked, with a reason.
 
-    The metrics have `expected_clips` of each part where a paper says how many it had."""
+    The metrics have `expected_clips` of each split where a paper says how many it had."""
     from avdistill.data.files import digest
     from avdistill.data.index import write_index
 
@@ -83,11 +83,12 @@ def unusable(clip: datasets.Clip, status: str, reason: str) -> dict[str, object]
     return {**place, "audio": "no", "status": status, "reason": reason}
 
 
-def assign(clips: pd.DataFrame, split: Split) -> pd.DataFrame:
-    """Add `label` (number of the class in alphabetical order) and `part`.
+def assign(clips: pd.DataFrame, shares: Split) -> pd.DataFrame:
+    """Add `label` (number of the class in alphabetical order) and `split`.
 
-    Parts that the dataset gives are kept; without a select part among them, one is cut from train. Otherwise `test`
-    of the groups of each class go to test, and `select` of the rest to select. A group never stands in two parts.
+    Splits that the dataset gives are kept; without a validation split among them, one is cut from train. Otherwise
+    `test`
+    of the groups of each class go to test, and `val` of the rest to val. A group never stands in two splits.
     Raises UserError naming a class that has too few groups with usable clips.
     """
     classes = sorted(set(clips["class"]))
@@ -95,18 +96,20 @@ def assign(clips: pd.DataFrame, split: Split) -> pd.DataFrame:
     for name in classes:
         if not (usable["class"] == name).any():
             raise UserError(f"class '{name}': none of its {(clips['class'] == name).sum()} clips can be decoded")
-    if "part" in clips:
-        part = clips["part"].astype(str)
-        for value in sorted(set(part) - set(PARTS)):
-            raise UserError(f"part '{value}' of clip '{clips['id'][part == value].iloc[0]}': {nearest(value, PARTS)}")
+    if "split" in clips:
+        split = clips["split"].astype(str)
+        for value in sorted(set(split) - set(SPLITS)):
+            raise UserError(
+                f"split '{value}' of clip '{clips['id'][split == value].iloc[0]}': {nearest(value, SPLITS)}"
+            )
     else:
-        test = cut(usable, split.test, [split.seed, 0], keep=2 if split.select else 1)
-        part = clips["group"].isin(test).map({True: "test", False: "train"})
-    if not (part == "select").any():
-        train = usable[part[usable.index] == "train"]
-        select = cut(train, split.select, [split.seed, 1], keep=1)
-        part = part.mask((part == "train") & clips["group"].isin(select), "select")
-    return clips.assign(label=clips["class"].map({name: label for label, name in enumerate(classes)}), part=part)
+        test = cut(usable, shares.test, [shares.seed, 0], keep=2 if shares.val else 1)
+        split = clips["group"].isin(test).map({True: "test", False: "train"})
+    if not (split == "val").any():
+        train = usable[split[usable.index] == "train"]
+        val = cut(train, shares.val, [shares.seed, 1], keep=1)
+        split = split.mask((split == "train") & clips["group"].isin(val), "val")
+    return clips.assign(label=clips["class"].map({name: label for label, name in enumerate(classes)}), split=split)
 
 
 def cut(clips: pd.DataFrame, share: float, seed: list[int], keep: int) -> set[str]:
@@ -124,7 +127,7 @@ def cut(clips: pd.DataFrame, share: float, seed: list[int], keep: int) -> set[st
         if places < 1:
             raise UserError(
                 f"class '{name}' has {len(groups[name])} groups with usable clips, {keep + 1} are needed to keep the "
-                "parts apart; add clips, or set the shares split.test or split.select to 0"
+                "splits apart; add clips, or set split.test or split.val to 0"
             )
     asked = dict(room)
     owners = clips.groupby("group")["class"].agg(set).to_dict()
@@ -141,13 +144,13 @@ def cut(clips: pd.DataFrame, share: float, seed: list[int], keep: int) -> set[st
 
 
 def summarise(index: pd.DataFrame) -> dict[str, Any]:
-    """Numbers of clips: usable ones by part and by sound, all by status; and of groups, usable and gone, by part."""
+    """Numbers of clips: usable ones by split and by sound, all by status; and of groups, usable and gone, by split."""
     usable = index[index["status"] == "ok"]
     gone = index[(index["status"] == "gone") & ~index["group"].isin(index["group"][index["status"] != "gone"])]
     return {
-        "part": {part: int((usable["part"] == part).sum()) for part in PARTS},
+        "split": {split: int((usable["split"] == split).sum()) for split in SPLITS},
         "audio": {audio: int((usable["audio"] == audio).sum()) for audio in ("yes", "silent", "no")},
         "status": {status: int((index["status"] == status).sum()) for status in ("ok", "broken", *UNUSABLE)},
-        "groups": {part: usable["group"][usable["part"] == part].nunique() for part in PARTS},
-        "groups_gone": {part: gone["group"][gone["part"] == part].nunique() for part in PARTS},
+        "groups": {split: usable["group"][usable["split"] == split].nunique() for split in SPLITS},
+        "groups_gone": {split: gone["group"][gone["split"] == split].nunique() for split in SPLITS},
     }

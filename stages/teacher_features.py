@@ -29,7 +29,7 @@ from avdistill.data.index import read_index
 from avdistill.data.loader import centre_crop
 from avdistill.data.packed import Store
 from avdistill.data.sources import published_features
-from avdistill.pipeline.devices import resolve_device, run_jobs
+from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.stage import Stage
 from avdistill.training.precision import autocast
 from avdistill.training.tensors import load_tensors
@@ -166,7 +166,7 @@ def main(stage: Stage) -> None:
         work = Work(key, weights, teacher, entry.precision, store, device, folder / "shards")
         parts = np.array_split(ids, range(SHARD, len(ids), SHARD))
         todo = [number for number in range(len(parts)) if not intact(shard(work.folder, number))]
-        run_jobs(extract, [(work, number, parts[number]) for number in todo], device, "features")
+        run_parallel(extract, [(work, number, parts[number]) for number in todo], device, "features")
         join([shard(work.folder, number) for number in range(len(parts))], folder / "features.npz")
         shutil.rmtree(work.folder)
         counts = {"clips": len(ids), "with_input": int(read_array(folder / "features.npz", "mask").sum())}

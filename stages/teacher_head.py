@@ -4,7 +4,8 @@ PANNs knows 527 AudioSet classes and ImageNet networks 1000, so a method that ne
 target classes takes it from this layer. Its accuracy says how good the teacher is on its own.
 
 Makes, under teacher_head/<entry>/: head.npz (weight (C, Dt), bias (C,)), logits.npz (ids, logits (N, C)) and
-metrics.json. The weight decay is the one of DECAYS that does best on the select part; the test part is only reported.
+metrics.json. The weight decay is the one of DECAYS that does best on the validation split; the test split is only
+reported.
 """
 
 from __future__ import annotations
@@ -58,28 +59,28 @@ def main(stage: Stage) -> None:
     labels = torch.tensor(index["label"].to_numpy()).to(device)
     classes = int(labels.max()) + 1
     usable = arrays["mask"] & (index["status"] == "ok").to_numpy()
-    part = {
-        name: torch.from_numpy(usable & (index["part"] == name).to_numpy()).to(device)
-        for name in ("train", "select", "test")
+    split = {
+        name: torch.from_numpy(usable & (index["split"] == name).to_numpy()).to(device)
+        for name in ("train", "val", "test")
     }
-    if not part["train"].any():
-        raise UserError(f"{stage.item}: no clip of the train part has features, so there is nothing to learn from")
+    if not split["train"].any():
+        raise UserError(f"{stage.item}: no clip of the train split has features, so there is nothing to learn from")
 
     def accuracy(head: tuple[Tensor, Tensor], name: str) -> float:
-        rows = part[name]
+        rows = split[name]
         right = (features[rows] @ head[0].T + head[1]).argmax(1) == labels[rows]
         return float(right.float().mean()) if len(right) else float("nan")
 
-    heads = [fit_linear(features[part["train"]], labels[part["train"]], classes, decay) for decay in DECAYS]
-    scores = [accuracy(head, "select") for head in heads]
+    heads = [fit_linear(features[split["train"]], labels[split["train"]], classes, decay) for decay in DECAYS]
+    scores = [accuracy(head, "val") for head in heads]
     best = int(np.nanargmax(scores)) if not np.isnan(scores).all() else len(DECAYS) // 2
     weight, bias = heads[best]
     logits = features @ weight.T + bias
-    share = np.bincount(index["label"][part["test"].cpu().numpy()], minlength=classes)
+    share = np.bincount(index["label"][split["test"].cpu().numpy()], minlength=classes)
     summary: dict[str, Any] = {
-        "accuracy": {name: accuracy(heads[best], name) for name in ("train", "select", "test")},
+        "accuracy": {name: accuracy(heads[best], name) for name in ("train", "val", "test")},
         "majority": float(share.max() / max(1, share.sum())),
-        "clips": {name: int(rows.sum()) for name, rows in part.items()},
+        "clips": {name: int(rows.sum()) for name, rows in split.items()},
         "weight_decay": DECAYS[best],
     }
     with stage.output() as folder:

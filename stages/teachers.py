@@ -73,7 +73,7 @@ def pretraining_set(teacher: Teacher) -> tuple[Tensor, Tensor, list[str]]:
         from models.logmel import log_mel
 
         sounds, labels, names = avsynth.pretraining_sounds(count, SECONDS, teacher.seed)
-        inputs = torch.cat([log_mel(torch.from_numpy(part)) for part in np.array_split(sounds, 16)])
+        inputs = torch.cat([log_mel(torch.from_numpy(split)) for split in np.array_split(sounds, 16)])
     else:
         images, labels, names = avsynth.pretraining_images(count, IMAGE_SIZE[teacher.kind], teacher.seed)
         inputs = image_input(torch.from_numpy(images))
@@ -122,7 +122,7 @@ def load_checkpoint(teacher: Teacher, path: Path) -> Network:
     Nothing but tensors, and the arrays of numbers that PANNs' checkpoints keep for their sampler, is ever unpickled."""
     try:
         if is_zipfile(path) and not intact(path):  # torch does not look; before 2020 its files had no checksums
-            raise ValueError("damaged: a part is missing, or its checksum differs")
+            raise ValueError("damaged: a split is missing, or its checksum differs")
         with torch.serialization.safe_globals(NUMPY_ARRAYS):
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("model", state)

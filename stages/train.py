@@ -1,6 +1,6 @@
-"""Stage train: the student of every run and seed of a cell.
+"""Stage train: the student of every run and seed of a job.
 
-Makes, under train/<cell>/: <run>/seed-<n>.pt (the weights of the selected epoch), <run>/seed-<n>.csv (a row an
+Makes, under train/<job>/: <run>/seed-<n>.pt (the weights of the selected epoch), <run>/seed-<n>.csv (a row an
 epoch), and history.csv (all of these rows).
 An interrupted execution goes on where it stopped and ends at the same bits as an uninterrupted one.
 """
@@ -12,37 +12,37 @@ import os
 import pandas as pd
 
 from avdistill.data.files import digest, write_csv
-from avdistill.pipeline.devices import gpus, resolve_device, run_jobs
+from avdistill.pipeline.devices import gpus, resolve_device, run_parallel
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.stage import Stage
 from avdistill.training.trainer import Task, train_one
 
 
 def main(stage: Stage) -> None:
-    """Train all runs of the cell with all its seeds."""
+    """Train all runs of the job with all its seeds."""
     params = stage.params
-    cell = params.cells[stage.item or ""]
+    job = params.jobs[stage.item or ""]
     # cuBLAS is deterministic only with a workspace of fixed size, to be set before CUDA starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     device = resolve_device(params.device)
-    processes = params.recipes[cell.recipe].processes
+    processes = params.recipes[job.recipe].processes
     if device != "cpu" and processes > gpus(device):
-        raise UserError(f"recipes.{cell.recipe}.processes: {processes} GPUs are asked for, {device} has {gpus(device)}")
-    inputs = [stage.input("split", cell.dataset), stage.input(*cell.input.split("/"))]
-    inputs += [stage.input(s, getattr(cell, t)) for t in "AI" for s in ("teacher_features", "teacher_head")]
-    inputs += [stage.input("train", cell.S)]
-    settings = f"{cell.model_dump_json()}{params.recipes[cell.recipe].model_dump_json()}{device}"
+        raise UserError(f"recipes.{job.recipe}.processes: {processes} GPUs are asked for, {device} has {gpus(device)}")
+    inputs = [stage.input("split", job.dataset), stage.input(*job.input.split("/"))]
+    inputs += [stage.input(s, getattr(job, t)) for t in "AI" for s in ("teacher_features", "teacher_head")]
+    inputs += [stage.input("train", job.S)]
+    settings = f"{job.model_dump_json()}{params.recipes[job.recipe].model_dump_json()}{device}"
     fingerprint = f"{digest(*inputs)} {settings}"
-    stage.run.log_params({"cell": cell.model_dump(), "recipe": params.recipes[cell.recipe].model_dump()})
+    stage.run.log_params({"job": job.model_dump(), "recipe": params.recipes[job.recipe].model_dump()})
     stage.run.log_dataset(
-        name=cell.dataset, path=inputs[0] / "index.csv", digest=digest(inputs[0])[:32], context="training"
+        name=job.dataset, path=inputs[0] / "index.csv", digest=digest(inputs[0])[:32], context="training"
     )
     with stage.output(key=fingerprint) as folder:
         tasks = [
-            (Task(params, stage.item or "", run, seed, device, folder, stage.run),) for run, seed in cell.trainings()
+            (Task(params, stage.item or "", run, seed, device, folder, stage.run),) for run, seed in job.trainings()
         ]
         # Where several processes train one student, they have the devices to themselves.
-        run_jobs(train_one, tasks, device, f"train {stage.item}", alone=processes > 1)
-        pieces = [folder / run / f"seed-{seed}.csv" for run, seed in cell.trainings()]
+        run_parallel(train_one, tasks, device, f"train {stage.item}", alone=processes > 1)
+        pieces = [folder / run / f"seed-{seed}.csv" for run, seed in job.trainings()]
         write_csv(folder / "history.csv", pd.concat([pd.read_csv(piece) for piece in pieces], ignore_index=True))
         stage.run.log_artifact(folder / "history.csv")

@@ -1,10 +1,7 @@
-"""params.yaml as typed, validated objects: the one place that says what a suite may contain.
+"""Load a params file.
 
-A *suite* is one params file and the graph it spans. A *run* is a named entry under a cell: a method, its teachers
-and what is changed. A *cell* is a group of runs and seeds that one process trains.
-
-`load` checks everything that needs no tensor library (types, ranges, unknown keys, names that refer to each
-other); `stages.check` adds what does (the options of each method).
+`load` checks all that needs no tensor library: types, ranges, unknown keys, names that refer to each other. Stage check
+adds what does: the options of each method.
 """
 
 from __future__ import annotations

@@ -1,11 +1,4 @@
-"""params.yaml as typed, validated objects: the one place that says what a suite may contain.
-
-A *suite* is one params file and the graph it spans. A *run* is a named entry under a cell: a method, its teachers
-and what is changed. A *cell* is a group of runs and seeds that one process trains.
-
-`load` checks everything that needs no tensor library (types, ranges, unknown keys, names that refer to each
-other); `stages.check` adds what does (the options of each method).
-"""
+"""Where datasets come from: one class per kind of origin."""
 
 from __future__ import annotations
 
@@ -14,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from avdistill.config.types import Count, Positive, Section, Seed, Share, Url
+from avdistill.config.types import Count, Positive, Seed, Settings, Share, Url
 
 
-class Origin(Section):
+class Origin(Settings):
     """Where a dataset comes from. `source` is the file or folder that its download depends on (for DVC)."""
 
     source: str

@@ -1,18 +1,11 @@
-"""params.yaml as typed, validated objects: the one place that says what a suite may contain.
-
-A *suite* is one params file and the graph it spans. A *run* is a named entry under a cell: a method, its teachers
-and what is changed. A *cell* is a group of runs and seeds that one process trains.
-
-`load` checks everything that needs no tensor library (types, ranges, unknown keys, names that refer to each
-other); `stages.check` adds what does (the options of each method).
-"""
+"""Check that names in params.yaml are valid file names and refer to entries that exist and fit."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from avdistill.config.schema import Cell, Features, Params
+from avdistill.config.schema import Features, Job, Params
 from avdistill.config.types import NAME, NO_TEACHER
 from avdistill.pipeline.errors import UserError, nearest
 
@@ -31,11 +24,11 @@ def check_references(path: Path, params: Params) -> None:
         "teachers": params.teachers,
         "features": params.features,
         "recipes": params.recipes,
-        "cells": params.cells,
+        "jobs": params.jobs,
         "studies": params.studies,
     }
-    for cell_name, cell in params.cells.items():
-        sections[f"cells.{cell_name}.runs"] = dict(cell.runs)
+    for job_name, job in params.jobs.items():
+        sections[f"jobs.{job_name}.runs"] = dict(job.runs)
     for section, entries in sections.items():
         for name in entries:
             if not NAME.fullmatch(name) or name.endswith("."):
@@ -71,46 +64,46 @@ def check_references(path: Path, params: Params) -> None:
         if inputs[features.input] != features.dataset:
             raise UserError(f"{path}: {key}.input: {features.input} is not of dataset '{features.dataset}'")
     owner: dict[str, str] = {}
-    for name, cell in params.cells.items():
-        key = f"cells.{name}"
-        known(f"{key}.dataset", cell.dataset, params.datasets, "dataset")
-        known(f"{key}.recipe", cell.recipe, params.recipes, "recipe")
-        listens = params.recipes[cell.recipe].student.endswith("_audio")
+    for name, job in params.jobs.items():
+        key = f"jobs.{name}"
+        known(f"{key}.dataset", job.dataset, params.datasets, "dataset")
+        known(f"{key}.recipe", job.recipe, params.recipes, "recipe")
+        listens = params.recipes[job.recipe].student.endswith("_audio")
         inputs = audio if listens else pictures
-        known(f"{key}.input", cell.input, inputs, f"input for student {params.recipes[cell.recipe].student}")
-        if inputs[cell.input] != cell.dataset:
-            raise UserError(f"{path}: {key}.input: {cell.input} is not of dataset '{cell.dataset}'")
-        _check_seeds(path, key, cell)
+        known(f"{key}.input", job.input, inputs, f"input for student {params.recipes[job.recipe].student}")
+        if inputs[job.input] != job.dataset:
+            raise UserError(f"{path}: {key}.input: {job.input} is not of dataset '{job.dataset}'")
+        _check_seeds(path, key, job)
         for letter in "AI":
-            features_name = getattr(cell, letter)
+            features_name = getattr(job, letter)
             if features_name != NO_TEACHER:
                 known(f"{key}.{letter}", features_name, params.features, "features entry")
-                if params.features[features_name].dataset != cell.dataset:
+                if params.features[features_name].dataset != job.dataset:
                     raise UserError(
                         f"{path}: {key}.{letter}: features '{features_name}' are of dataset "
-                        f"'{params.features[features_name].dataset}', the cell trains on '{cell.dataset}'"
+                        f"'{params.features[features_name].dataset}', the job trains on '{job.dataset}'"
                     )
-        if cell.S != NO_TEACHER:
-            _check_earlier(path, key, cell, params)
-        for run_name, run in cell.runs.items():
+        if job.S != NO_TEACHER:
+            _check_earlier(path, key, job, params)
+        for run_name, run in job.runs.items():
             if run_name in owner:
                 raise UserError(
-                    f"{path}: {key}.runs.{run_name}: a run of that name stands in cell '{owner[run_name]}' too"
+                    f"{path}: {key}.runs.{run_name}: a run of that name stands in job '{owner[run_name]}' too"
                 )
             owner[run_name] = name
             for letter in run.teachers:
-                if getattr(cell, letter) == NO_TEACHER:
+                if getattr(job, letter) == NO_TEACHER:
                     raise UserError(
                         f"{path}: {key}.runs.{run_name}.teachers: the run listens to teacher {letter}, "
                         f"but {key}.{letter} names none"
                     )
     _check_order(path, params)
     for name, study in params.studies.items():
-        for cell_name in study.cells:
-            known(f"studies.{name}.cells", cell_name, params.cells, "cell")
-    for name in params.cells if params.studies else ():
+        for job_name in study.jobs:
+            known(f"studies.{name}.jobs", job_name, params.jobs, "job")
+    for name in params.jobs if params.studies else ():
         if not params.study_of(name):
-            raise UserError(f"{path}: studies: cell '{name}' stands in no study; add it to the cells of one")
+            raise UserError(f"{path}: studies: job '{name}' stands in no study; add it to the jobs of one")
     runs = params.runs()
     known("report.baseline", params.report.baseline, runs, "run")
     if params.report.proposed is not None:
@@ -128,14 +121,14 @@ def check_references(path: Path, params: Params) -> None:
     _check_figures(path, params)
 
 
-def _check_seeds(path: Path, key: str, cell: Cell) -> None:
-    """No seed stands twice, and no run has more repeats than its cell has seeds."""
-    if len(set(cell.seeds)) != len(cell.seeds):
-        raise UserError(f"{path}: {key}.seeds: a seed stands twice in {list(cell.seeds)}")
-    for name, run in cell.runs.items():
-        if run.repeats and run.repeats > len(cell.seeds):
+def _check_seeds(path: Path, key: str, job: Job) -> None:
+    """No seed stands twice, and no run has more repeats than its job has seeds."""
+    if len(set(job.seeds)) != len(job.seeds):
+        raise UserError(f"{path}: {key}.seeds: a seed stands twice in {list(job.seeds)}")
+    for name, run in job.runs.items():
+        if run.repeats and run.repeats > len(job.seeds):
             raise UserError(
-                f"{path}: {key}.runs.{name}.repeats: expected at most {len(cell.seeds)}, the number of the cell's "
+                f"{path}: {key}.runs.{name}.repeats: expected at most {len(job.seeds)}, the number of the job's "
                 f"seeds, found {run.repeats}"
             )
 
@@ -153,8 +146,8 @@ def _check_figures(path: Path, params: Params) -> None:
     """What one figure shows must be of one kind, and have what the figure needs."""
     figures, runs = params.report.figures, params.runs()
 
-    def cell(run: str) -> Cell:
-        return params.cells[runs[run][0]]
+    def job(run: str) -> Job:
+        return params.jobs[runs[run][0]]
 
     for name, shown in figures.runs().items():
         key = f"{path}: report.figures.{name}"
@@ -162,17 +155,17 @@ def _check_figures(path: Path, params: Params) -> None:
             params.report.baseline if name in ("training_curves", "gain_per_class", "noise") else next(iter(shown), "")
         )
         for run in shown:
-            if name in ("attention", "retrieval") and not cell(run).input.startswith("frames/"):
-                raise UserError(f"{key}: {run} takes {cell(run).input}; expected a run that takes frames/…")
+            if name in ("attention", "retrieval") and not job(run).input.startswith("frames/"):
+                raise UserError(f"{key}: {run} takes {job(run).input}; expected a run that takes frames/…")
             for part in ("dataset", "input", "recipe") if name != "scores" else ():
-                ours, other = getattr(cell(run), part), getattr(cell(beside), part)
+                ours, other = getattr(job(run), part), getattr(job(beside), part)
                 if ours != other:
                     raise UserError(
                         f"{key}: {run} has {part} '{ours}', {beside} has '{other}'; the runs of one figure share it"
                     )
     for label, curve in figures.noise.items():
         for level, run in curve.items():
-            features = cell(run).A
+            features = job(run).A
             source = params.features[features].input if features != NO_TEACHER else ""
             mix = params.noise_mixes.get(source.removeprefix("mix_noise/"))
             found = mix.snr_db if mix and source.startswith("mix_noise/") else "clean"
@@ -185,25 +178,25 @@ def _check_figures(path: Path, params: Params) -> None:
         )
 
 
-def _check_earlier(path: Path, key: str, cell: Cell, params: Params) -> None:
-    """S must be a run of another cell that sees the same classes and has every seed of those that listen to it."""
-    choices = [f"{name}/{run}" for name, other in params.cells.items() for run in other.runs if other is not cell]
-    if cell.S not in choices:
-        raise UserError(f"{path}: {key}.S: there is no run '{cell.S}'; {nearest(cell.S, choices)}")
-    other_name, _, run = cell.S.partition("/")
-    other = params.cells[other_name]
-    if (other.dataset, other.input) != (cell.dataset, cell.input):
-        raise UserError(f"{path}: {key}.S: {cell.S} is trained on {other.input}, this cell on {cell.input}")
-    seeds = {seed for name, seed in cell.trainings() if "S" in cell.runs[name].teachers}
+def _check_earlier(path: Path, key: str, job: Job, params: Params) -> None:
+    """S must be a run of another job that sees the same classes and has every seed of those that listen to it."""
+    choices = [f"{name}/{run}" for name, other in params.jobs.items() for run in other.runs if other is not job]
+    if job.S not in choices:
+        raise UserError(f"{path}: {key}.S: there is no run '{job.S}'; {nearest(job.S, choices)}")
+    other_name, _, run = job.S.partition("/")
+    other = params.jobs[other_name]
+    if (other.dataset, other.input) != (job.dataset, job.input):
+        raise UserError(f"{path}: {key}.S: {job.S} is trained on {other.input}, this job on {job.input}")
+    seeds = {seed for name, seed in job.trainings() if "S" in job.runs[name].teachers}
     if lacking := sorted(seeds - set(other.seeds_of(run))):
-        raise UserError(f"{path}: {key}.S: {cell.S} is not trained with seed {lacking[0]}")
+        raise UserError(f"{path}: {key}.S: {job.S} is not trained with seed {lacking[0]}")
 
 
 def _check_order(path: Path, params: Params) -> None:
-    """Cells that are each other's earlier students could never be trained."""
-    for name in params.cells:
+    """Jobs that are each other's earlier students could never be trained."""
+    for name in params.jobs:
         seen = [name]
-        while (earlier := params.cells[seen[-1]].S) != NO_TEACHER:
+        while (earlier := params.jobs[seen[-1]].S) != NO_TEACHER:
             seen.append(earlier.split("/")[0])
             if seen[-1] in seen[:-1]:
-                raise UserError(f"{path}: cells.{name}.S: {' needs '.join(seen)}: a circle")
+                raise UserError(f"{path}: jobs.{name}.S: {' needs '.join(seen)}: a circle")

@@ -1,11 +1,4 @@
-"""params.yaml as typed, validated objects: the one place that says what a suite may contain.
-
-A *suite* is one params file and the graph it spans. A *run* is a named entry under a cell: a method, its teachers
-and what is changed. A *cell* is a group of runs and seeds that one process trains.
-
-`load` checks everything that needs no tensor library (types, ranges, unknown keys, names that refer to each
-other); `stages.check` adds what does (the options of each method).
-"""
+"""The section `report` of params.yaml: the tables and figures of a suite."""
 
 from __future__ import annotations
 
@@ -13,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from avdistill.config.types import NAME, Count, Section
+from avdistill.config.types import NAME, Count, Settings
 from avdistill.pipeline.errors import nearest
 
 
-class Table(Section):
+class Table(Settings):
     """A table of a paper, and which of our runs stands for which of its rows.
 
     `source`, `table` and `reported_dataset` select rows of reported_results.csv. `rows` maps a method of that table to
@@ -56,14 +49,14 @@ class Table(Section):
         return self.rows.get(f"{method}/{setup}", self.rows.get(method))
 
 
-class Attention(Section):
+class Attention(Settings):
     """Clips over whose frames the attention of a run is drawn."""
 
     run: str
     clips: Annotated[int, Field(ge=2, le=16)] = 8
 
 
-class Retrieval(Section):
+class Retrieval(Settings):
     """What runs retrieve: for each of `queries` test clips the nearest `shown` clips of the gallery."""
 
     runs: Annotated[tuple[str, ...], Field(min_length=1, max_length=4)]
@@ -71,7 +64,7 @@ class Retrieval(Section):
     shown: Annotated[int, Field(ge=1, le=8)] = 6
 
 
-class Figures(Section):
+class Figures(Settings):
     """Figures beside those that every suite has, and the runs that they show. What is not given is not drawn.
 
     training_curves  accuracy by epoch of runs, by the label that they get (Xia Fig. 3)
@@ -108,7 +101,7 @@ class Figures(Section):
         }
 
 
-class Report(Section):
+class Report(Settings):
     """What the report shows beside the table of all runs. `baseline`: the run that the others are compared with;
     `proposed`: the run that is compared with those of each other method; `cost`: runs whose cost is measured."""
 

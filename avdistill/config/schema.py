@@ -1,10 +1,7 @@
-"""params.yaml as typed, validated objects: the one place that says what a suite may contain.
+"""The sections of params.yaml, typed and validated.
 
-A *suite* is one params file and the graph it spans. A *run* is a named entry under a cell: a method, its teachers
-and what is changed. A *cell* is a group of runs and seeds that one process trains.
-
-`load` checks everything that needs no tensor library (types, ranges, unknown keys, names that refer to each
-other); `stages.check` adds what does (the options of each method).
+A *suite* is one params file and the graph it spans. A *run* is a named entry under a job: a method, its teachers and
+what is changed. A *job* is the runs of one method that one process trains, with their seeds.
 """
 
 from __future__ import annotations
@@ -16,10 +13,10 @@ from pydantic import Field, model_validator
 
 from avdistill.config.origins import AnyOrigin
 from avdistill.config.report import Report
-from avdistill.config.types import NO_TEACHER, Count, Positive, Precision, Section, Seed, Share
+from avdistill.config.types import NO_TEACHER, Count, Positive, Precision, Seed, Settings, Share
 
 
-class Suite(Section):
+class Suite(Settings):
     """Where the suite lives. `root` leads from dvc.yaml to the repository's root; the other paths start there."""
 
     name: str
@@ -29,15 +26,15 @@ class Suite(Section):
     out: str
 
 
-class Split(Section):
-    """Shares of the *groups* of each class that go to the test part, and of the rest to the select part."""
+class Split(Settings):
+    """Shares of the *groups* of each class that go to the test split, and of the rest to the validation split."""
 
     test: Share = 0.3
-    select: Share = 0.2
+    val: Share = 0.2
     seed: Seed = 0
 
 
-class Frames(Section):
+class Frames(Settings):
     """Pictures of `dataset`, sampled at `fps` and scaled so that the shorter side has `short_side` pixels.
 
     `jpeg` takes a tenth of the bytes of `raw` and, read, half a millisecond a frame; `quality` is libjpeg's."""
@@ -50,14 +47,14 @@ class Frames(Section):
     quality: Annotated[int, Field(ge=1, le=95)] = 90
 
 
-class Dataset(Section):
+class Dataset(Settings):
     """A dataset: where it comes from and how it is split."""
 
     origin: AnyOrigin
     split: Split
 
 
-class NoiseMix(Section):
+class NoiseMix(Settings):
     """Each recording of `dataset` mixed with one of another class, `snr_db` decibels quieter than itself."""
 
     dataset: str
@@ -65,7 +62,7 @@ class NoiseMix(Section):
     seed: Seed = 0
 
 
-class Teacher(Section):
+class Teacher(Settings):
     """A frozen network. `weights`: a published checkpoint by its name (see avdistill/data/sources/weights.py), the path
     of a checkpoint, or `avsynth` to train it here on made sounds or images.
 
@@ -84,7 +81,7 @@ class Teacher(Section):
     seed: Seed = 0
 
 
-class Features(Section):
+class Features(Settings):
     """What teacher `teacher` makes of `input` (`spectrogram/…`, `mix_noise/…` or `frames/…`), a vector a clip.
 
     Or `published` features, which a paper's authors computed (see avdistill/data/sources/published_features.py):
@@ -100,7 +97,7 @@ class Features(Section):
     source: str | None = None
 
 
-class Recipe(Section):
+class Recipe(Settings):
     """How a student is trained. Lengths in frames and epochs, sizes in pixels, `scale` as a share of the area.
 
     The learning rate rises to `lr` over `warmup` epochs; then `steps` multiplies it by `gamma` at each of the
@@ -126,7 +123,7 @@ class Recipe(Section):
     milestones: tuple[Count, ...] = (150,)
     gamma: Share = 0.1
     warmup: Annotated[int, Field(ge=0)] = 0
-    selection: Literal["select", "test", "last"] = "select"
+    selection: Literal["val", "test", "last"] = "val"
     precision: Precision = "float32"
     loader_workers: Annotated[int, Field(ge=0)] = 0
     processes: Count = 1
@@ -144,19 +141,19 @@ class Recipe(Section):
         return self
 
 
-class Run(Section):
-    """One way of training by its cell's method: the teachers that it listens to, what is changed, and how many
-    `repeats` it has, with the first of its cell's seeds (None: with all)."""
+class Run(Settings):
+    """One way of training by its job's method: the teachers that it listens to, what is changed, and how many
+    `repeats` it has, with the first of its job's seeds (None: with all)."""
 
     teachers: Literal["", "A", "I", "AI", "S"] = ""
     options: dict[str, Any] = {}
     repeats: Count | None = None
 
 
-class Cell(Section):
+class Job(Settings):
     """Runs of one method, and the seeds that one process trains them with.
 
-    A and I name the features of an audio and of an image teacher; S names an earlier student, as <cell>/<run>."""
+    A and I name the features of an audio and of an image teacher; S names an earlier student, as <job>/<run>."""
 
     method: str
     dataset: str
@@ -177,14 +174,14 @@ class Cell(Section):
         return [(run, seed) for run in self.runs for seed in self.seeds_of(run)]
 
 
-class Study(Section):
-    """Cells that are run and read together. A cell that several studies name is read in the first of them."""
+class Study(Settings):
+    """Jobs that are run and read together. A job that several studies name is read in the first of them."""
 
     title: str
-    cells: Annotated[tuple[str, ...], Field(min_length=1)]
+    jobs: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-class Params(Section):
+class Params(Settings):
     """A whole suite."""
 
     suite: Suite
@@ -195,18 +192,18 @@ class Params(Section):
     teachers: dict[str, Teacher] = {}
     features: dict[str, Features] = {}
     recipes: Annotated[dict[str, Recipe], Field(min_length=1)]
-    cells: Annotated[dict[str, Cell], Field(min_length=1)]
+    jobs: Annotated[dict[str, Job], Field(min_length=1)]
     studies: dict[str, Study] = {}
     exports: tuple[str, ...] = ()  # datasets whose best student becomes a model to serve
     report: Report
 
     def runs(self) -> dict[str, tuple[str, Run]]:
-        """Every run by name, with the name of its cell."""
-        return {name: (cell, run) for cell, entry in self.cells.items() for name, run in entry.runs.items()}
+        """Every run by name, with the name of its job."""
+        return {name: (job, run) for job, entry in self.jobs.items() for name, run in entry.runs.items()}
 
-    def study_of(self, cell: str) -> str:
-        """The first study that names a cell; empty in a suite without studies."""
-        return next((name for name, study in self.studies.items() if cell in study.cells), "")
+    def study_of(self, job: str) -> str:
+        """The first study that names a job; empty in a suite without studies."""
+        return next((name for name, study in self.studies.items() if job in study.jobs), "")
 
     def path(self, stage: str, item: str | None = None) -> Path:
         """Where `stage` puts what it makes for `item`: one rule for the whole pipeline."""

@@ -16,13 +16,13 @@ from avdistill.pipeline.errors import UserError, nearest
 
 
 def targets(params: Params, study: str) -> list[str]:
-    """The last stage of each cell of a study, as `dvc repro` takes it from the repository's root: `evaluate@kd`, or
+    """The last stage of each job of a study, as `dvc repro` takes it from the repository's root: `evaluate@kd`, or
     `paper/dvc.yaml:evaluate@kd` for a suite in a folder. Raises UserError for a study that is not there."""
     if study not in params.studies:
         raise UserError(f"{params.suite.file}: studies: there is no study '{study}'; {nearest(study, params.studies)}")
     folder = Path(params.suite.file).parent
     graph = "" if folder == Path() else f"{folder.as_posix()}/dvc.yaml:"
-    return [f"{graph}evaluate@{cell}" for cell in params.studies[study].cells]
+    return [f"{graph}evaluate@{job}" for job in params.studies[study].jobs]
 
 
 def main(arguments: list[str]) -> None:

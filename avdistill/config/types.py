@@ -1,11 +1,4 @@
-"""params.yaml as typed, validated objects: the one place that says what a suite may contain.
-
-A *suite* is one params file and the graph it spans. A *run* is a named entry under a cell: a method, its teachers
-and what is changed. A *cell* is a group of runs and seeds that one process trains.
-
-`load` checks everything that needs no tensor library (types, ranges, unknown keys, names that refer to each
-other); `stages.check` adds what does (the options of each method).
-"""
+"""Types that all sections of params.yaml share."""
 
 from __future__ import annotations
 
@@ -18,7 +11,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 NO_TEACHER = "none"
 
 
-class Section(BaseModel):
+class Settings(BaseModel):
     """A part of params.yaml: unknown keys are errors, values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,8 +1,4 @@
-"""Reading and writing video files: the only module that imports PyAV and decord.
-
-Times are seconds from the first picture of the file. Rotation flags and non-square pixels are ignored: pictures come
-as they are stored.
-"""
+"""What the bytes of a video file say about it, without a decoder: its type and its declared size."""
 
 from __future__ import annotations
 

@@ -1,15 +1,4 @@
-"""Files that stages hand to each other: packed stores of arrays, named arrays, and the index of clips.
-
-A *store* is a folder of few large files that are read by memory map:
-
-    store.json          version, element type, encoding (raw, or jpeg: see avdistill/data/jpeg.py), per file its SHA-256
-    shard-00000.bin     the arrays, one after the other
-    shard-00000.npz     which array lies where: keys (n), offsets (n, in elements), shapes (n, dims), crcs (n)
-
-Shards are written to a temporary name and renamed, so an interrupted writer goes on at the last whole shard.
-What is read is what was written: a listing is compared with its SHA-256 as the store is opened, each array with its
-CRC-32 as it is first read.
-"""
+"""Read and write files: whole or not at all, JSON, CSV, named arrays, checksums."""
 
 from __future__ import annotations
 

@@ -44,20 +44,20 @@ class Batch(NamedTuple):
 
 
 class ClipSet:
-    """Clips of some parts that can be fed to a student: whole, and present in the store of its input."""
+    """Clips of some splits that can be fed to a student: whole, and present in the store of its input."""
 
-    def __init__(self, index_file: Path, store: Path, parts: tuple[str, ...], groups: int | None = None) -> None:
+    def __init__(self, index_file: Path, store: Path, splits: tuple[str, ...], groups: int | None = None) -> None:
         """`groups` keeps that many groups a class only, the first by name (to train on less)."""
         index = read_index(index_file)
         self.store = Store(store)
         self.classes = int(index["label"].max()) + 1
-        usable = index["part"].isin(parts) & (index["status"] == "ok") & index["id"].isin(set(self.store))
+        usable = index["split"].isin(splits) & (index["status"] == "ok") & index["id"].isin(set(self.store))
         rows = index[usable]
         if groups is not None:
             kept = rows.groupby("label")["group"].transform(lambda names: names.isin(sorted(set(names))[:groups]))
             rows = rows[kept.astype(bool)]
         if rows.empty:
-            raise UserError(f"{index_file}: no usable clip in part {' + '.join(parts)}")
+            raise UserError(f"{index_file}: no usable clip in split {' + '.join(splits)}")
         self.rows: pd.DataFrame = rows.reset_index(drop=True)
         self.ids: list[str] = self.rows["id"].tolist()
         self.labels = torch.tensor(self.rows["label"].to_numpy(), dtype=torch.int64)

@@ -1,14 +1,12 @@
-"""Files that stages hand to each other: packed stores of arrays, named arrays, and the index of clips.
+"""Packed stores: arrays by key, in a folder of few large files that are read by memory map.
 
-A *store* is a folder of few large files that are read by memory map:
-
-    store.json          version, element type, encoding (raw, or jpeg: see avdistill/data/jpeg.py), per file its SHA-256
+    store.json          version, element type, encoding (raw, or jpeg: see jpeg.py), SHA-256 of each file
     shard-00000.bin     the arrays, one after the other
-    shard-00000.npz     which array lies where: keys (n), offsets (n, in elements), shapes (n, dims), crcs (n)
+    shard-00000.npz     where each array is: keys (n), offsets (n, in elements), shapes (n, dims), crcs (n)
 
-Shards are written to a temporary name and renamed, so an interrupted writer goes on at the last whole shard.
-What is read is what was written: a listing is compared with its SHA-256 as the store is opened, each array with its
-CRC-32 as it is first read.
+Shards are written to a temporary name and renamed, so an interrupted writer continues after the last whole shard.
+Reading verifies what was written: the listing of a shard by its SHA-256 when the store is opened, each array by its
+CRC-32 when it is first read.
 """
 
 from __future__ import annotations

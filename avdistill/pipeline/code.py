@@ -84,13 +84,13 @@ def entry_points(stage: str, item: str | None, params: Params) -> list[str]:
         dataset = str(item) if BY_ORIGIN[stage] == "datasets" else entry.dataset
         found.append(f"avdistill.data.datasets.{params.datasets[dataset].origin.kind}")
     if stage in ("train", "evaluate"):
-        cell = params.cells[str(item)]
-        found.append(f"models.distillers.{cell.method}")
-        if cell.S != NO_TEACHER:
-            found.append(f"models.distillers.{params.cells[cell.S.partition('/')[0]].method}")
+        job = params.jobs[str(item)]
+        found.append(f"models.distillers.{job.method}")
+        if job.S != NO_TEACHER:
+            found.append(f"models.distillers.{params.jobs[job.S.partition('/')[0]].method}")
     if stage == "cost":
         runs = [*params.report.cost, params.report.baseline]
-        found += [f"models.distillers.{params.cells[params.runs()[run][0]].method}" for run in runs]
+        found += [f"models.distillers.{params.jobs[params.runs()[run][0]].method}" for run in runs]
     return sorted({name for name in found if module_file(name)})  # of an unknown method, stage check says more
 
 

@@ -1,4 +1,4 @@
-"""Independent jobs of one stage, side by side on CPU cores or one after the other on a GPU."""
+"""Independent calls of one stage, side by side on CPU cores or one after the other on a GPU."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def run_jobs(
-    function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], device: str, description: str, alone: bool = False
+def run_parallel(
+    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], device: str, description: str, alone: bool = False
 ) -> list[Any]:
-    """`[function(*job) for job in jobs]`, side by side: one process a core on CPU, one a GPU on `cuda`.
+    """`[function(*call) for call in calls]`, side by side: one process a core on CPU, one a GPU on `cuda`.
 
-    Three jobs on two cores all start at once and share them: the third alone would leave a core idle.
+    Three calls on two cores all start at once and share them: the third alone would leave a core idle.
 
-    A job on CPU always computes with one thread, so that neither the number of cores nor what else runs changes
-    a bit of its result; several jobs side by side use the cores better than one job with several threads.
-    With `cuda` every job finds its GPU as the current one; `cuda:1` keeps all of them on that one. `alone`: one job
-    after the other, for jobs that use all devices themselves."""
+    A call on CPU always computes with one thread, so that neither the number of cores nor what else runs changes
+    a bit of its result; several calls side by side use the cores better than one call with several threads.
+    With `cuda` every call finds its GPU as the current one; `cuda:1` keeps all of them on that one. `alone`: one call
+    after the other, for calls that use all devices themselves."""
     places = 1 if alone else cores() if device == "cpu" else gpus(device)
-    if min(places, len(jobs)) <= 1:
+    if min(places, len(calls)) <= 1:
         if device == "cpu":
             _one_thread()
-        return [function(*job) for job in progress(jobs, description)]
+        return [function(*call) for call in progress(calls, description)]
     # A forked child has the imported libraries already; spawning would import them again in each. CUDA cannot fork.
     context = multiprocessing.get_context("fork" if device == "cpu" and sys.platform == "linux" else "spawn")
-    if device == "cpu" and len(jobs) <= 1.5 * places:
-        places = len(jobs)
-    places = min(places, len(jobs))
+    if device == "cpu" and len(calls) <= 1.5 * places:
+        places = len(calls)
+    places = min(places, len(calls))
     free = context.SimpleQueue()
     for place in range(places):
         free.put(place)
     with ProcessPoolExecutor(places, context, _start_worker, (device, free)) as pool:
-        futures = [pool.submit(function, *job) for job in jobs]
+        futures = [pool.submit(function, *call) for call in calls]
         pending = set(futures)
         try:
-            for _ in progress(range(len(jobs)), description):
+            for _ in progress(range(len(calls)), description):
                 done, _ = wait(pending, return_when=FIRST_COMPLETED)
                 first = done.pop()
                 pending.discard(first)

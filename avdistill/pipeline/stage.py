@@ -27,7 +27,7 @@ from avdistill.config.loading import load
 from avdistill.config.schema import Params
 from avdistill.pipeline import code
 from avdistill.pipeline.errors import UserError, no_room, room_for
-from avdistill.tracking.journal import Run, start
+from avdistill.tracking.journal import TrackedRun, start
 
 # The section of params whose entries are a stage's items; empty for a stage that runs once a suite.
 ITEMS = {
@@ -40,8 +40,8 @@ ITEMS = {
     "teachers": "teachers",
     "teacher_features": "features",
     "teacher_head": "features",
-    "train": "cells",
-    "evaluate": "cells",
+    "train": "jobs",
+    "evaluate": "jobs",
     "export": "exports",
     "cost": "",
     "figures": "",
@@ -58,7 +58,7 @@ class Stage:
     name: str
     item: str | None
     params: Params
-    run: Run
+    run: TrackedRun
 
     def input(self, stage: str, item: str | None = None) -> Path:
         """Folder that another stage made. Raises UserError if it is not there."""

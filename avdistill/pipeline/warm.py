@@ -134,7 +134,7 @@ def _send(server: socket.socket, request: Request) -> None:
 # The side that runs
 
 
-class Server:
+class ForkServer:
     """Loads, and forks. `serve` returns in the forked processes only, with what they are to do."""
 
     def __init__(self, folder: Path, owner: int) -> None:
@@ -271,7 +271,7 @@ def _main(folder: str, owner: str) -> list[str]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
-        return Server(Path(folder), int(owner)).serve()
+        return ForkServer(Path(folder), int(owner)).serve()
     except ProcessLookupError:  # the owner has ended before
         raise SystemExit from None
     finally:

@@ -103,7 +103,7 @@ def verdict(ablation: Ablation, table: pd.DataFrame) -> list[str]:
     seconds = table.drop_duplicates("point")["seconds"].dropna()
     if len(seconds):
         sentences.append(f"A point took {seconds.mean():,.0f} s, all of them {seconds.sum():,.0f} s of computing.")
-    sentences.append("The best point is chosen by what it does on the test part, so its number flatters it.")
+    sentences.append("The best point is chosen by what it does on the test split, so its number flatters it.")
     return sentences
 
 

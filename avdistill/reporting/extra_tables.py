@@ -17,9 +17,9 @@ from avdistill.reporting.page import (
     MINUS,
     NOT_RUN,
     PLUS_MINUS,
-    Cell,
     Column,
     Sheet,
+    TableCell,
     gain_cell,
     listed,
     plain,
@@ -32,7 +32,7 @@ from avdistill.reporting.page import (
     with_dagger,
 )
 from avdistill.reporting.results import interval_of, named
-from avdistill.reporting.suite import Suite
+from avdistill.reporting.suite import EvaluatedSuite
 
 FOUND = {"gain": "over", "loss": "against"}
 KINDS = {
@@ -47,14 +47,14 @@ MEMORY = {
 }
 
 
-def tests_table(suite: Suite) -> pd.DataFrame:
+def tests_table(suite: EvaluatedSuite) -> pd.DataFrame:
     """Every comparison with its test, and the MLflow runs that evaluated its two sides."""
     made = {run: suite.made_by(run)["evaluate"] for run in suite.evaluated}
     sides = {f"mlflow_{side}": suite.tests[side].map(made) for side in ("run", "base")}
     return suite.tests.assign(**sides)
 
 
-def tests_sheets(suite: Suite, table: pd.DataFrame) -> list[Sheet]:
+def tests_sheets(suite: EvaluatedSuite, table: pd.DataFrame) -> list[Sheet]:
     """The tests of accuracy, a sheet a kind; the other metrics stand in the CSV file."""
     sheets = []
     for kind, caption in KINDS.items():
@@ -67,10 +67,17 @@ def tests_sheets(suite: Suite, table: pd.DataFrame) -> list[Sheet]:
         rows = []
         for row in asked[asked["p"].notna()].to_dict("records"):
             difference = interval_of(row, "difference")
-            cells = [Cell(row["family"] or "all"), Cell(row["run"]), Cell(row["base"])]
+            cells = [TableCell(row["family"] or "all"), TableCell(row["run"]), TableCell(row["base"])]
             cells.append(gain_cell(difference, row["found"], suite.tooltip(row["run"], row["base"])))
-            cells += [Cell(str(difference.seeds)), Cell(probability(row["p"])), Cell(probability(row["p_holm"]))]
-            cells += [Cell(str(row["tests"])), Cell(row["found"] or "nothing", look="" if row["found"] else "dim")]
+            cells += [
+                TableCell(str(difference.seeds)),
+                TableCell(probability(row["p"])),
+                TableCell(probability(row["p_holm"])),
+            ]
+            cells += [
+                TableCell(str(row["tests"])),
+                TableCell(row["found"] or "nothing", look="" if row["found"] else "dim"),
+            ]
             rows.append(cells)
         notes = [
             f"Accuracy in points: the mean of the differences seed by seed {PLUS_MINUS} half of its 95 % interval, and "
@@ -83,7 +90,7 @@ def tests_sheets(suite: Suite, table: pd.DataFrame) -> list[Sheet]:
     return sheets
 
 
-def tests_sentence(suite: Suite, table: pd.DataFrame) -> str:
+def tests_sentence(suite: EvaluatedSuite, table: pd.DataFrame) -> str:
     """How the proposed method stands beside each other one; empty where the suite does not ask."""
     proposed = suite.params.report.proposed
     asked = table[(table["kind"] == "proposed") & (table["metric"] == "accuracy") & (table["run"] == proposed)]
@@ -106,32 +113,32 @@ def tests_sentence(suite: Suite, table: pd.DataFrame) -> str:
     return " ".join(sentences)
 
 
-def detection_table(suite: Suite) -> pd.DataFrame:
-    """AUROC of each score of each run, by part, over seeds."""
+def detection_table(suite: EvaluatedSuite) -> pd.DataFrame:
+    """AUROC of each score of each run, by split, over seeds."""
     rows = []
-    for (run, score, part), found in suite.detection.groupby(["run", "score", "part"], sort=False):
+    for (run, score, split), found in suite.detection.groupby(["run", "score", "split"], sort=False):
         auroc = results.student_interval(found["auroc"])
         made = {f"mlflow_{stage}": ids for stage, ids in suite.made_by(run).items()}
-        key = {"run": run, "score": score, "part": part}
+        key = {"run": run, "score": score, "split": split}
         rows.append({**key, **named("auroc", auroc), "clips": found["clips"].mean(), **made})
     return pd.DataFrame(rows)
 
 
-def detection_sheet(suite: Suite, table: pd.DataFrame) -> Sheet:
-    """How well the scores find clips whose sound belongs: a row a run, columns by score and part."""
-    scores, parts = list(dict.fromkeys(table["score"])), [p for p in ("train", "test") if p in set(table["part"])]
-    known = {(row["run"], row["score"], row["part"]): row for row in table.to_dict("records")}
+def detection_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
+    """How well the scores find clips whose sound belongs: a row a run, columns by score and split."""
+    scores, splits = list(dict.fromkeys(table["score"])), [p for p in ("train", "test") if p in set(table["split"])]
+    known = {(row["run"], row["score"], row["split"]): row for row in table.to_dict("records")}
     columns = [Column("run", number=False)]
-    columns += [Column(part, symbol(score), first=part == parts[0]) for score in scores for part in parts]
+    columns += [Column(split, symbol(score), first=split == splits[0]) for score in scores for split in splits]
     rows = []
     for run in dict.fromkeys(table["run"]):
-        cells = [Cell(run)]
+        cells = [TableCell(run)]
         for score in scores:
-            for part in parts:
-                row = known.get((run, score, part))
+            for split in splits:
+                row = known.get((run, score, split))
                 auroc = interval_of(row, "auroc") if row else results.UNKNOWN
                 looks = ["strong" if auroc.excludes(0.5) else "", "lower" if auroc.mean < 0.5 else ""]
-                cells.append(Cell(spread(auroc, 2), suite.tooltip(run), " ".join(filter(None, looks))))
+                cells.append(TableCell(spread(auroc, 2), suite.tooltip(run), " ".join(filter(None, looks))))
         rows.append(cells)
     notes = [
         f"AUROC, mean over seeds {PLUS_MINUS} half of its 95 % interval; bold where the interval excludes 0.5, which "
@@ -144,13 +151,13 @@ def detection_sheet(suite: Suite, table: pd.DataFrame) -> Sheet:
 
 def detection_sentence(table: pd.DataFrame, proposed: str | None) -> str:
     """How well the scores of one run, the proposed one if it has any, find sound that belongs; empty without scores."""
-    tests = table[table["part"] == "test"] if len(table) else table
+    tests = table[table["split"] == "test"] if len(table) else table
     if tests.empty:
         return ""
     run = proposed if proposed in set(tests["run"]) else tests["run"].iloc[0]
     claims = [detection_claim(row) for row in tests[tests["run"] == run].to_dict("records")]
     return (
-        "How well a score tells clips whose sound belongs to the action from the others, as AUROC on the test part "
+        "How well a score tells clips whose sound belongs to the action from the others, as AUROC on the test split "
         f"(0.5 is chance): {listed(claims)}."
     )
 
@@ -187,15 +194,15 @@ def cost_sheet(table: pd.DataFrame, made_by: str | None) -> Sheet:
     rows = []
     for row in table.to_dict("records"):
         quartiles = f"{row['relative_low']:.2f} to {row['relative_high']:.2f}"
-        cells = [Cell(row[key] or EMPTY) for key in ("run", "method", "teachers", "baseline")]
+        cells = [TableCell(row[key] or EMPTY) for key in ("run", "method", "teachers", "baseline")]
         cells += [
-            Cell(f"{row['added_parameters']:,.0f}"),
-            Cell(plain(100 * row["added_parameters"] / row["student_parameters"])),
-            Cell(f"{1000 * row['seconds']:.1f}"),
-            Cell(f"{row['relative']:.2f}", look="strong"),
-            Cell(quartiles, look="dim"),
-            Cell(f"{row['memory'] / 2**20:.1f}"),
-            Cell(f"{row['memory_relative']:.2f}"),
+            TableCell(f"{row['added_parameters']:,.0f}"),
+            TableCell(plain(100 * row["added_parameters"] / row["student_parameters"])),
+            TableCell(f"{1000 * row['seconds']:.1f}"),
+            TableCell(f"{row['relative']:.2f}", look="strong"),
+            TableCell(quartiles, look="dim"),
+            TableCell(f"{row['memory'] / 2**20:.1f}"),
+            TableCell(f"{row['memory_relative']:.2f}"),
         ]
         rows.append([cell._replace(title=title) for cell in cells])
     device = str(table["device"].iloc[0])
@@ -209,7 +216,7 @@ def cost_sheet(table: pd.DataFrame, made_by: str | None) -> Sheet:
     return Sheet("cost", "Cost of a training step", columns, rows, notes)
 
 
-def noise_table(suite: Suite) -> pd.DataFrame:
+def noise_table(suite: EvaluatedSuite) -> pd.DataFrame:
     """Accuracy of each curve of `report.figures.noise` at each signal-to-noise ratio, in percent."""
     rows = []
     for curve, runs in suite.params.report.figures.noise.items():
@@ -220,7 +227,7 @@ def noise_table(suite: Suite) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def noise_sheet(suite: Suite, table: pd.DataFrame) -> Sheet:
+def noise_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
     """Accuracy against noise: a row a ratio, columns by curve, and their difference where there are two."""
     curves = list(dict.fromkeys(table["curve"]))
     runs = table.set_index(["curve", "snr_db"])["run"].to_dict()
@@ -229,11 +236,11 @@ def noise_sheet(suite: Suite, table: pd.DataFrame) -> Sheet:
     columns += [Column("difference", first=True)] if two else []
     rows = []
     for snr in sorted(set(table["snr_db"]), key=lambda value: -np.inf if value == "clean" else -value):
-        cells = [Cell(snr if snr == "clean" else f"{snr:g} dB".replace("-", MINUS))]
+        cells = [TableCell(snr if snr == "clean" else f"{snr:g} dB".replace("-", MINUS))]
         here = [runs.get((curve, snr), "") for curve in curves]
         for run in here:
             level = suite.level(run, "accuracy")
-            cells.append(Cell(spread(level), suite.tooltip(run)) if level.seeds else NOT_RUN)
+            cells.append(TableCell(spread(level), suite.tooltip(run)) if level.seeds else NOT_RUN)
         if two:
             first, second = here
             found = suite.found(first, second)

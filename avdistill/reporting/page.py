@@ -33,7 +33,7 @@ class Plot(NamedTuple):
     label: str
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """A table's cell: its text, what a pointer over it shows, and its look (any of strong, dim, lower, mono)."""
 
     text: str
@@ -42,7 +42,7 @@ class Cell(NamedTuple):
     plot: Plot | None = None
 
 
-NOT_RUN = Cell("not run", look="dim")
+NOT_RUN = TableCell("not run", look="dim")
 
 
 class Column(NamedTuple):
@@ -61,7 +61,7 @@ class Sheet:
     name: str
     caption: str
     columns: list[Column]
-    rows: list[list[Cell]]
+    rows: list[list[TableCell]]
     notes: list[str] = field(default_factory=list)
     legend: str = ""  # of the plots, which Markdown does not have
 
@@ -133,10 +133,10 @@ def spread(interval: Interval, digits: int = 1, sign: bool = False) -> str:
     return f"{mean} {PLUS_MINUS} {interval.half:.{digits}f}" if interval.defined else f"{mean} {ONE_SEED}"
 
 
-def gain_cell(gain: Interval, found: str, title: str = "") -> Cell:
+def gain_cell(gain: Interval, found: str, title: str = "") -> TableCell:
     """A gain: bold where it may be claimed, coloured where it is below zero."""
     looks = ["strong" if found else "", "lower" if gain.mean < 0 and signed(gain.mean) != "0.0" else ""]
-    return Cell(spread(gain, sign=True), title, " ".join(filter(None, looks)) if gain.seeds else "dim")
+    return TableCell(spread(gain, sign=True), title, " ".join(filter(None, looks)) if gain.seeds else "dim")
 
 
 def probability(value: float) -> str:
@@ -206,9 +206,9 @@ def escape_markdown(text: str) -> str:
     return "".join(f"\\{character}" if character in "|\\`*_[]<>" else character for character in text)
 
 
-def reported_cell(value: float, text: str) -> Cell:
+def reported_cell(value: float, text: str) -> TableCell:
     """A number of a paper, which may be missing there."""
-    return Cell(EMPTY, "the paper gives no number", "dim") if np.isnan(value) else Cell(text)
+    return TableCell(EMPTY, "the paper gives no number", "dim") if np.isnan(value) else TableCell(text)
 
 
 def symbol(score: str) -> str:
@@ -216,7 +216,7 @@ def symbol(score: str) -> str:
     return {"tau": "τ"}.get(score, score)
 
 
-def with_dagger(rows: list[list[Cell]], notes: list[str]) -> list[str]:
+def with_dagger(rows: list[list[TableCell]], notes: list[str]) -> list[str]:
     """The notes, and what the dagger means where one is used."""
     used = any(ONE_SEED in cell.text for row in rows for cell in row)
     return [*notes, f"{ONE_SEED} No interval: one seed, or the same difference in all seeds."] if used else notes

@@ -18,11 +18,11 @@ from avdistill.reporting.page import (
     EMPTY,
     NOT_RUN,
     PLUS_MINUS,
-    Cell,
     Column,
     Plot,
     Section,
     Sheet,
+    TableCell,
     claim,
     gain_cell,
     listed,
@@ -34,7 +34,7 @@ from avdistill.reporting.page import (
     with_dagger,
 )
 from avdistill.reporting.results import Interval, interval_of
-from avdistill.reporting.suite import Suite
+from avdistill.reporting.suite import EvaluatedSuite
 
 PAPERS = {
     "xia2023": "Xia et al., Robust Cross-Modal Knowledge Distillation for Unconstrained Videos, ICASSP 2023",
@@ -73,7 +73,7 @@ def parts(compared: pd.DataFrame) -> list[Part]:
     ]
 
 
-def paper_table(suite: Suite, table: Table) -> pd.DataFrame:
+def paper_table(suite: EvaluatedSuite, table: Table) -> pd.DataFrame:
     """A paper's table beside ours (see `results.compare`), with what may be claimed of each gain and which MLflow runs
     made our numbers."""
     compared = results.compare(suite.params, table, suite.measured)
@@ -84,14 +84,14 @@ def paper_table(suite: Suite, table: Table) -> pd.DataFrame:
     return compared.join(pd.DataFrame(made).add_prefix("mlflow_"))
 
 
-def paper_section(suite: Suite, name: str, table: Table, compared: pd.DataFrame) -> Section:
+def paper_section(suite: EvaluatedSuite, name: str, table: Table, compared: pd.DataFrame) -> Section:
     """A paper's table as the page shows it."""
-    cells = [suite.cell(run) for run in dict.fromkeys(compared["run"]) if run]
-    ours = sorted({cell.dataset for cell in cells})
-    students = sorted({suite.params.recipes[cell.recipe].student for cell in cells})
+    jobs = [suite.job(run) for run in dict.fromkeys(compared["run"]) if run]
+    ours = sorted({job.dataset for job in jobs})
+    students = sorted({suite.params.recipes[job.recipe].student for job in jobs})
     there = DATASETS.get(table.reported_dataset, table.reported_dataset)
     text = f"Table {table.table} of {SHORT[table.source]}, on {there}"
-    if cells:
+    if jobs:
         text += f", beside ours on {listed(ours)} with student {listed(students)}."
     else:
         text += ". None of its rows has been run in this suite."
@@ -107,9 +107,9 @@ def paper_section(suite: Suite, name: str, table: Table, compared: pd.DataFrame)
     )
 
 
-def datasets_note(suite: Suite, tables: Iterable[Table]) -> str:
+def datasets_note(suite: EvaluatedSuite, tables: Iterable[Table]) -> str:
     """How to read the tables of a paper where our datasets are not the paper's; empty where they are."""
-    pairs = [(table.reported_dataset, suite.cell(run).dataset) for table in tables for run in table.rows.values()]
+    pairs = [(table.reported_dataset, suite.job(run).dataset) for table in tables for run in table.rows.values()]
     if all(there == here for there, here in pairs):
         return ""
     return (
@@ -137,7 +137,7 @@ def paper_claims(table: Table, compared: pd.DataFrame, ours: list[str]) -> list[
     return [sentence, verdicts(gains, dict(zip(others["row"], others["found"], strict=True)), table.base)]
 
 
-def gains_sheet(suite: Suite, name: str, table: Table, part: Part) -> Sheet:
+def gains_sheet(suite: EvaluatedSuite, name: str, table: Table, part: Part) -> Sheet:
     """Gains over the table's baseline, the paper's and ours."""
     pictured = list(part.columns()) if part.across == "setup" else list(part.columns())[:1]
     columns = head(part)
@@ -149,18 +149,18 @@ def gains_sheet(suite: Suite, name: str, table: Table, part: Part) -> Sheet:
     span = (min(0.0, np.nanmin(reach, initial=0)), max(1.0, np.nanmax(reach, initial=1)))
     rows = []
     for method, entries in part.methods():
-        cells = [Cell(method), runs_cell(entries.values())]
+        cells = [TableCell(method), runs_cell(entries.values())]
         for value in part.columns():
             row = entries[value]
             gain = interval_of(row, "gain")
             if method == table.base:
-                there = here = Cell("baseline", look="dim")
+                there = here = TableCell("baseline", look="dim")
             else:
                 there = reported_cell(row["reported_gain"], signed(row["reported_gain"]))
                 here = gain_cell(gain, row["found"], suite.tooltip(row["run"], row["base"])) if row["run"] else NOT_RUN
             cells += [there, here]
             if value in pictured:
-                cells.append(Cell("") if method == table.base else Cell("", plot=gain_plot(row, gain, span)))
+                cells.append(TableCell("") if method == table.base else TableCell("", plot=gain_plot(row, gain, span)))
         rows.append(cells)
     shown = f", {part.rows['metric'].iloc[0]}" if part.across == "setup" else ""
     notes = [
@@ -187,22 +187,22 @@ def gain_plot(row: pd.Series, gain: Interval, span: tuple[float, float]) -> Plot
     return Plot(at(0) or 0, at(gain.low), at(gain.high), at(gain.mean), at(row["reported_gain"]), ", ".join(words))
 
 
-def levels_sheet(suite: Suite, name: str, part: Part) -> Sheet:
+def levels_sheet(suite: EvaluatedSuite, name: str, part: Part) -> Sheet:
     """The numbers themselves: the paper's, ours, the difference."""
     columns = head(part)
     for heading in part.columns().values():
         columns += [Column("paper", heading, first=True), Column("here", heading), Column("difference", heading)]
     rows = []
     for method, entries in part.methods():
-        cells = [Cell(method), runs_cell(entries.values())]
+        cells = [TableCell(method), runs_cell(entries.values())]
         for value in part.columns():
             row = entries[value]
             cells.append(reported_cell(row["reported"], plain(row["reported"])))
             if row["run"]:
                 difference = EMPTY if np.isnan(row["difference"]) else signed(row["difference"])
-                cells += [Cell(spread(interval_of(row, "ours")), suite.tooltip(row["run"])), Cell(difference)]
+                cells += [TableCell(spread(interval_of(row, "ours")), suite.tooltip(row["run"])), TableCell(difference)]
             else:
-                cells += [NOT_RUN, Cell("")]
+                cells += [NOT_RUN, TableCell("")]
         rows.append(cells)
     shown = f", {part.rows['metric'].iloc[0]}" if part.across == "setup" else ""
     notes = [
@@ -223,12 +223,12 @@ def head(part: Part) -> list[Column]:
     return [Column("method", number=False), Column("our runs" if part.across == "setup" else "our run", number=False)]
 
 
-def runs_cell(entries: Iterable[pd.Series]) -> Cell:
+def runs_cell(entries: Iterable[pd.Series]) -> TableCell:
     """Our runs of a row, what they share written once: ccl-{A,I,AI}."""
     runs = list(dict.fromkeys(row["run"] for row in entries if row["run"]))
     if not runs:
         return NOT_RUN
     stem, dash, _ = runs[0].rpartition("-")
     if len(runs) == 1 or not dash or not all(run.startswith(f"{stem}-") for run in runs):
-        return Cell(", ".join(runs))
-    return Cell(f"{stem}-{{{','.join(run.removeprefix(f'{stem}-') for run in runs)}}}")
+        return TableCell(", ".join(runs))
+    return TableCell(f"{stem}-{{{','.join(run.removeprefix(f'{stem}-') for run in runs)}}}")

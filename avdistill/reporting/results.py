@@ -19,7 +19,7 @@ from avdistill.pipeline.errors import UserError, nearest
 
 REPORTED = Path(__file__).with_name("reported_results.csv")
 # Columns of names; all others hold numbers.
-TEXT = {"id", "class", "true", "predicted", "run", "metric", "score", "part", "relevant"}
+TEXT = {"id", "class", "true", "predicted", "run", "metric", "score", "split", "relevant"}
 TEXT |= {"source", "task", "dataset", "setup", "method", "teachers", "baseline", "device"}
 CONFIDENCE = 0.95
 RESERVED = ("studies", "runs", "tests", "noise", "detection", "cost", "teachers")  # tables that a report has anyway
@@ -140,17 +140,17 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 
 
 def gather(params: Params, stage: str, file: str, columns: tuple[str, ...]) -> pd.DataFrame:
-    """The tables `<out>/<stage>/<cell>/<file>` of all cells under each other, with a column `cell` in front.
+    """The tables `<out>/<stage>/<job>/<file>` of all jobs under each other, with a column `job` in front.
 
-    Cells that do not have the file are left out; with none at all the table is empty."""
+    Jobs that do not have the file are left out; with none at all the table is empty."""
     tables = []
-    for cell in params.cells:
-        path = params.path(stage, cell) / file
+    for job in params.jobs:
+        path = params.path(stage, job) / file
         if path.exists():
             table = read_table(path, columns)
-            table.insert(0, "cell", cell)
-            tables.append(table[table["run"].isin(params.cells[cell].runs)])
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["cell", *columns])
+            table.insert(0, "job", job)
+            tables.append(table[table["run"].isin(params.jobs[job].runs)])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["job", *columns])
 
 
 def metric_key(metric: str) -> str:
@@ -166,15 +166,15 @@ def by_seed(measured: pd.DataFrame, run: str | None, metric: str) -> pd.Series:
 
 def comparable(params: Params, run: str, other: str) -> bool:
     """Whether two runs train the same student on the same input in the same way, so that only the method differs."""
-    first, second = (params.cells[params.runs()[name][0]] for name in (run, other))
+    first, second = (params.jobs[params.runs()[name][0]] for name in (run, other))
     return (first.dataset, first.input, first.recipe) == (second.dataset, second.input, second.recipe)
 
 
 def counterpart(params: Params, run: str, of: str) -> str | None:
     """The run that stands for `of` beside `run`: itself where they are comparable, else the first run of its method
     that is comparable with `run` (on another dataset, say); None where there is none."""
-    method = params.cells[params.runs()[of][0]].method
-    candidates = [of, *(name for name, (cell, _) in params.runs().items() if params.cells[cell].method == method)]
+    method = params.jobs[params.runs()[of][0]].method
+    candidates = [of, *(name for name, (job, _) in params.runs().items() if params.jobs[job].method == method)]
     return next((name for name in candidates if comparable(params, run, name)), None)
 
 
@@ -202,7 +202,7 @@ def check_tables(params: Params) -> None:
     has. Raises UserError naming the key in params."""
     for run in params.report.cost:
         if counterpart(params, run, params.report.baseline) is None:
-            method = params.cells[params.runs()[params.report.baseline][0]].method
+            method = params.jobs[params.runs()[params.report.baseline][0]].method
             raise UserError(
                 f"{params.suite.file}: report.cost: '{run}' has no baseline; expected a run of method {method} with "
                 "the same dataset, input and recipe"

@@ -38,7 +38,7 @@ class Comparison(NamedTuple):
 def comparisons(params: Params) -> list[Comparison]:
     """Every comparison of a suite, each once: a pair of runs and a metric is of the first kind that has it."""
     report, runs = params.report, params.runs()
-    methods = {run: params.cells[cell].method for run, (cell, _) in runs.items()}
+    methods = {run: params.jobs[job].method for run, (job, _) in runs.items()}
     metrics = list(dict.fromkeys(["accuracy", *(m for table in report.tables.values() for m in table.metrics)]))
     found: dict[tuple[str, str, str], Comparison] = {}
 
@@ -47,12 +47,12 @@ def comparisons(params: Params) -> list[Comparison]:
             for metric in metrics:
                 found.setdefault((run, base, metric), Comparison(kind, family, run, base, metric))
 
-    for run, (cell, _) in runs.items():
-        add("baseline", params.study_of(cell), run, results.counterpart(params, run, report.baseline))
+    for run, (job, _) in runs.items():
+        add("baseline", params.study_of(job), run, results.counterpart(params, run, report.baseline))
     if report.proposed:
-        for run, (cell, _) in runs.items():
+        for run, (job, _) in runs.items():
             if methods[run] not in {methods[report.baseline], methods[report.proposed]}:
-                add("proposed", params.study_of(cell), results.counterpart(params, run, report.proposed), run)
+                add("proposed", params.study_of(job), results.counterpart(params, run, report.proposed), run)
     for name, table in report.tables.items():
         for row in table.rows:
             method, setup = table.method_and_setup(row)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import pandas as pd
 
-from avdistill.config.schema import Cell, Params
+from avdistill.config.schema import Job, Params
 from avdistill.pipeline.errors import UserError
 from avdistill.reporting import results, significance
 from avdistill.reporting.results import Interval, percent
 from avdistill.tracking.journal import ledger
 
 
-class Suite:
+class EvaluatedSuite:
     """A suite that has been evaluated, or a part of it."""
 
     def __init__(self, params: Params) -> None:
         self.params = params
         self.measured = results.gather(params, "evaluate", "metrics.csv", ("run", "seed", "metric", "value"))
         self.detection = results.gather(
-            params, "evaluate", "detection.csv", ("run", "seed", "score", "part", "auroc", "clips")
+            params, "evaluate", "detection.csv", ("run", "seed", "score", "split", "auroc", "clips")
         )
         if self.measured.empty:
-            raise UserError(f"{params.path('evaluate')}: no cell has been evaluated; run `dvc repro evaluate` first")
+            raise UserError(f"{params.path('evaluate')}: no job has been evaluated; run `dvc repro evaluate` first")
         groups = self.measured.set_index("seed").groupby(["run", "metric"])["value"]
         self._values = {key: values.astype(float) for key, values in groups}
         self._seeds = self.measured.groupby("run")["seed"].unique().map(sorted).to_dict()
@@ -31,9 +31,9 @@ class Suite:
         self._found = dict(zip(keys, self.tests["found"], strict=True))
         self.ledger = ledger(params)
 
-    def cell(self, run: str) -> Cell:
-        """The cell that a run stands in."""
-        return self.params.cells[self.params.runs()[run][0]]
+    def job(self, run: str) -> Job:
+        """The job that a run stands in."""
+        return self.params.jobs[self.params.runs()[run][0]]
 
     def study(self, run: str) -> str:
         """The study that a run is read in."""
@@ -79,7 +79,7 @@ class Suite:
         ids: dict[int | str, str | None]
         for stage in ("train", "evaluate"):
             ids = {seed: self.ledger.get((stage, run, seed)) for seed in self.seeds(run)}
-            if not any(ids.values()):  # without nested runs, the cell's own
+            if not any(ids.values()):  # without nested runs, the job's own
                 ids = {"all": self.ledger.get((stage, self.params.runs()[run][0]))}
             found[stage] = " ".join(f"{seed}:{run_id}" for seed, run_id in ids.items() if run_id)
         return found

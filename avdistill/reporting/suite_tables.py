@@ -16,9 +16,9 @@ from avdistill.config.types import NO_TEACHER
 from avdistill.reporting.page import (
     EMPTY,
     PLUS_MINUS,
-    Cell,
     Column,
     Sheet,
+    TableCell,
     gain_cell,
     listed,
     plain,
@@ -26,16 +26,16 @@ from avdistill.reporting.page import (
     with_dagger,
 )
 from avdistill.reporting.results import interval_of, named
-from avdistill.reporting.suite import Suite
+from avdistill.reporting.suite import EvaluatedSuite
 
 METRICS = ("accuracy", "R@1", "mAP@100/released", "mAP@100/hits", "mAP@100/standard", "mAP@500/released")
 
 
-def studies_table(suite: Suite) -> pd.DataFrame:
+def studies_table(suite: EvaluatedSuite) -> pd.DataFrame:
     """The studies: which runs each has, how many of them are evaluated, and the command that runs it again."""
     params, rows = suite.params, []
     for name, study in params.studies.items():
-        runs = [run for cell in study.cells for run in params.cells[cell].runs]
+        runs = [run for job in study.jobs for run in params.jobs[job].runs]
         rows.append(
             {
                 "study": name,
@@ -55,31 +55,31 @@ def studies_sheet(table: pd.DataFrame) -> Sheet:
     columns += [Column("runs"), Column("evaluated"), Column("trainings"), Column("runs it again", number=False)]
     rows = [
         [
-            *(Cell(row[key]) for key in ("study", "title")),
-            *(Cell(str(row[key])) for key in ("runs", "evaluated", "trainings")),
-            Cell(row["command"], look="mono"),
+            *(TableCell(row[key]) for key in ("study", "title")),
+            *(TableCell(str(row[key])) for key in ("runs", "evaluated", "trainings")),
+            TableCell(row["command"], look="mono"),
         ]
         for row in table.to_dict("records")
     ]
     return Sheet("studies", "What each study runs", columns, rows)
 
 
-def runs_table(suite: Suite) -> pd.DataFrame:
+def runs_table(suite: EvaluatedSuite) -> pd.DataFrame:
     """All runs, a row each, study by study; shares in percent."""
     rows = []
     for study, runs in suite.studies().items():
         for run in runs:
-            cell_name, entry = suite.params.runs()[run]
-            cell, base = suite.params.cells[cell_name], suite.baseline_of(run)
+            job_name, entry = suite.params.runs()[run]
+            job, base = suite.params.jobs[job_name], suite.baseline_of(run)
             row: dict[str, Any] = {
                 "study": study,
                 "run": run,
-                "cell": cell_name,
-                "method": cell.method,
+                "job": job_name,
+                "method": job.method,
                 "teachers": entry.teachers,
                 "options": ", ".join(f"{key}={json.dumps(value)}" for key, value in entry.options.items()),
-                "dataset": cell.dataset,
-                "student": suite.params.recipes[cell.recipe].student,
+                "dataset": job.dataset,
+                "student": suite.params.recipes[job.recipe].student,
                 "seeds": " ".join(map(str, suite.seeds(run))),
             }
             for metric in METRICS:
@@ -92,7 +92,7 @@ def runs_table(suite: Suite) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def runs_sheet(suite: Suite, study: str, table: pd.DataFrame) -> Sheet:
+def runs_sheet(suite: EvaluatedSuite, study: str, table: pd.DataFrame) -> Sheet:
     """The runs of a study as the page shows them."""
     columns = [
         *(Column(heading, number=False) for heading in ("run", "method", "teachers", "options")),
@@ -104,23 +104,23 @@ def runs_sheet(suite: Suite, study: str, table: pd.DataFrame) -> Sheet:
         Column("mAP@500", first=True),
         Column("MLflow", number=False, first=True),
     ]
-    alone = suite.cell(suite.params.report.baseline).method
+    alone = suite.job(suite.params.report.baseline).method
     rows = []
     for row in table.to_dict("records"):
         run, title = row["run"], suite.tooltip(row["run"])
-        levels = [Cell(spread(interval_of(row, metric)), title) for metric in METRICS]
+        levels = [TableCell(spread(interval_of(row, metric)), title) for metric in METRICS]
         made = row["mlflow_evaluate"] or row["mlflow_train"]
         short = made.split()[0].partition(":")[2][:8] if made else EMPTY
         more = f" +{len(made.split()) - 1}" if len(made.split()) > 1 else ""
         gain = gain_cell(interval_of(row, "gain"), row["found"], suite.tooltip(run, row["baseline"]))
         rows.append(
             [
-                *(Cell(row[key] or EMPTY) for key in ("run", "method", "teachers", "options")),
-                Cell(str(len(row["seeds"].split())), f"seeds {row['seeds']}"),
+                *(TableCell(row[key] or EMPTY) for key in ("run", "method", "teachers", "options")),
+                TableCell(str(len(row["seeds"].split())), f"seeds {row['seeds']}"),
                 levels[0],
-                Cell("baseline", look="dim") if row["method"] == alone else gain,
+                TableCell("baseline", look="dim") if row["method"] == alone else gain,
                 *levels[1:],
-                Cell(short + more, title, "mono" if made else "dim"),
+                TableCell(short + more, title, "mono" if made else "dim"),
             ]
         )
     bases = [base for base in dict.fromkeys(table["baseline"]) if base]
@@ -133,7 +133,7 @@ def runs_sheet(suite: Suite, study: str, table: pd.DataFrame) -> Sheet:
 def runs_notes(table: pd.DataFrame) -> list[str]:
     """What the columns of the tables of runs mean."""
     notes = [
-        f"Percent on the test part: mean over seeds {PLUS_MINUS} half of its 95 % interval. A gain is over the run "
+        f"Percent on the test split: mean over seeds {PLUS_MINUS} half of its 95 % interval. A gain is over the run "
         "without distillation that trains the same student on the same input by the same recipe; bold where it may be "
         "claimed, coloured where it is below zero. Retrieval with test videos as queries and the training videos as "
         "gallery, by the cosine of the students' features. The three forms of mAP divide by the hits in the top K with "
@@ -147,7 +147,7 @@ def runs_notes(table: pd.DataFrame) -> list[str]:
     return notes
 
 
-def teachers_table(suite: Suite) -> pd.DataFrame:
+def teachers_table(suite: EvaluatedSuite) -> pd.DataFrame:
     """Linear heads on the teachers' features: how good each teacher is on its own; percent."""
     rows = []
     for name, entry in suite.params.features.items():
@@ -161,7 +161,7 @@ def teachers_table(suite: Suite) -> pd.DataFrame:
                 "teacher": entry.published or entry.teacher,
                 "kind": "published" if entry.teacher == NO_TEACHER else suite.params.teachers[entry.teacher].kind,
                 "input": entry.input,
-                "select": 100 * found["accuracy"].get("select", np.nan),
+                "val": 100 * found["accuracy"].get("val", np.nan),
                 "test": 100 * found["accuracy"].get("test", np.nan),
                 "majority": 100 * found.get("majority", np.nan),
                 "clips": found.get("clips", {}).get("test", 0),
@@ -175,18 +175,18 @@ def teachers_sheet(table: pd.DataFrame) -> Sheet:
     """The heads as the page shows them."""
     columns = [Column(heading, number=False) for heading in ("features", "teacher", "input")]
     columns += [
-        Column("select", "accuracy", first=True),
+        Column("val", "accuracy", first=True),
         Column("test", "accuracy"),
         Column("most frequent class", first=True),
     ]
     columns.append(Column("test clips"))
     rows = [
         [
-            Cell(row["features"]),
-            Cell(f"{row['teacher']} ({row['kind']})"),
-            Cell(row["input"]),
-            *(Cell(plain(row[key]), row["mlflow"]) for key in ("select", "test", "majority")),
-            Cell(f"{row['clips']:,}"),
+            TableCell(row["features"]),
+            TableCell(f"{row['teacher']} ({row['kind']})"),
+            TableCell(row["input"]),
+            *(TableCell(plain(row[key]), row["mlflow"]) for key in ("val", "test", "majority")),
+            TableCell(f"{row['clips']:,}"),
         ]
         for row in table.to_dict("records")
     ]
@@ -198,15 +198,16 @@ def teachers_sheet(table: pd.DataFrame) -> Sheet:
 
 
 def dataset_table(index: pd.DataFrame) -> pd.DataFrame:
-    """Clips of a dataset by part, and of all: how many, what sound, how many cannot be used, and the truth where known.
+    """Clips of a dataset by split, and of all: how many, what sound, how many cannot be used, and the truth where
+    known.
 
     All datasets have a column `broken`; `gone` and `excluded` are there where a clip is that."""
     unusable = ["broken", *(status for status in ("gone", "excluded") if (index["status"] == status).any())]
     rows = []
-    for part in ("train", "select", "test", "all"):
-        clips = index if part == "all" else index[index["part"] == part]
+    for split in ("train", "val", "test", "all"):
+        clips = index if split == "all" else index[index["split"] == split]
         row: dict[str, Any] = {
-            "part": part,
+            "split": split,
             "clips": len(clips),
             "classes": clips["class"].nunique(),
             "groups": clips["group"].nunique(),
@@ -228,27 +229,32 @@ def dataset_sheet(name: str, table: pd.DataFrame) -> Sheet:
     for heading in table.columns:
         group, _, value = heading.partition(" ")
         first = heading in ("sound yes", "relevant yes", "correlation strong", "broken")
-        columns.append(Column(value or group, groups.get(group, ""), heading != "part", first))
+        columns.append(Column(value or group, groups.get(group, ""), heading != "split", first))
     rows = []
     for row in table.to_dict("records"):
-        cells = [Cell(f"{row[key]:.1f}" if key == "minutes" else str(row[key])) for key in table.columns]
+        cells = [TableCell(f"{row[key]:.1f}" if key == "minutes" else str(row[key])) for key in table.columns]
         rows.append(cells)
-    return Sheet(f"dataset-{name}", f"Clips of {name} by part", columns, rows)
+    return Sheet(f"dataset-{name}", f"Clips of {name} by split", columns, rows)
 
 
 def reasons_sheet(name: str, index: pd.DataFrame) -> Sheet:
     """Why clips are broken or have no usable sound."""
     marked_clips = index[(index["reason"] != "") | (index["status"] == "broken")]
     counts = marked_clips.groupby(["status", "audio", "reason"]).size().sort_values(ascending=False, kind="stable")
-    rows = [[Cell(status), Cell(audio), Cell(reason), Cell(str(n))] for (status, audio, reason), n in counts.items()]
+    rows = [
+        [TableCell(status), TableCell(audio), TableCell(reason), TableCell(str(n))]
+        for (status, audio, reason), n in counts.items()
+    ]
     columns = [*(Column(heading, number=False) for heading in ("status", "sound", "reason")), Column("clips")]
     return Sheet(f"reasons-{name}", f"Marked clips of {name}, by reason", columns, rows)
 
 
 def recipes_sheet(params: Params) -> Sheet:
-    """How the students are trained: a column a recipe that a cell uses."""
-    used = [name for name in params.recipes if any(cell.recipe == name for cell in params.cells.values())]
+    """How the students are trained: a column a recipe that a job uses."""
+    used = [name for name in params.recipes if any(job.recipe == name for job in params.jobs.values())]
     values = {name: params.recipes[name].model_dump(mode="json") for name in used}
     columns = [Column("", number=False), *(Column(name) for name in used)]
-    rows = [[Cell(key), *(Cell(str(values[name][key])) for name in used)] for key in next(iter(values.values()))]
+    rows = [
+        [TableCell(key), *(TableCell(str(values[name][key])) for name in used)] for key in next(iter(values.values()))
+    ]
     return Sheet("recipes", "Recipes", columns, rows)

@@ -1,22 +1,4 @@
-"""Runs as MLflow shows them: written to journals on disk, brought to MLflow by a process of its own.
-
-A suite is a hundred short processes, and importing MLflow takes each of them seconds. So a stage only appends lines
-to a *journal*, and one *mirror* a suite, started by the first stage that finds none, sends them on and ends by itself:
-
-    <suite.out>/.tracking/<journal>.jsonl       the events of a run, one a line; locked as long as the run goes on
-    <suite.out>/.tracking/<journal>/            copies of its artifacts
-    <suite.out>/.tracking/<journal>.sent.json   its run in MLflow and how far it is sent; alone remains at the end
-    <suite.out>/.tracking/mirror.log            what the mirror had to say
-    <suite.out>/.tracking/away                  there as long as MLflow cannot be reached
-
-With the tracking server away nothing waits and nothing is lost: `python -m avdistill.tracking sync PARAMS...` sends the
-rest. Sending again makes no doubles: a run is found by its tag `journal`, a model and its version, too, and everything
-else that MLflow stores under it is keyed by content (a metric by name, step, time and value).
-
-Environment: MLFLOW_TRACKING_URI (default: the SQLite database mlflow.db in the repository's root);
-AV_TRACKING=off writes journals only. Passwords come from MLflow's own variables, such as MLFLOW_TRACKING_PASSWORD, and
-are never written anywhere; one in the URI is left out wherever the URI is shown.
-"""
+"""Journals: the events of a run, appended to a file by the stage that the run belongs to."""
 
 from __future__ import annotations
 
@@ -56,13 +38,13 @@ SECTIONS = {
     "mix_noise": "noise_mixes",
     "teacher_features": "features",
     "teacher_head": "features",
-    "train": "cells",
-    "evaluate": "cells",
+    "train": "jobs",
+    "evaluate": "jobs",
 }
 
 
 @dataclass(frozen=True)
-class Run:
+class TrackedRun:
     """A run that is going on. It is only a name, so it can be sent to worker processes and used there."""
 
     folder: Path
@@ -122,7 +104,7 @@ class Run:
         self.set_tags({"mlflow.note.content": markdown})
 
     @contextmanager
-    def child(self, name: str, tags: Mapping[str, object]) -> Iterator[Run]:
+    def child(self, name: str, tags: Mapping[str, object]) -> Iterator[TrackedRun]:
         """A nested run with the tags of this one and its own; `run` and `seed` among them put it in the ledger."""
         name = f"{self.tags['stage']} {name}"  # a flat list of runs has trainings and evaluations
         with _journal(self.folder, name, self.suite, {**self.tags, **tags}, self.id) as run:
@@ -139,7 +121,7 @@ class Run:
 
 
 @contextmanager
-def start(stage: str, item: str | None, params: Params) -> Iterator[Run]:
+def start(stage: str, item: str | None, params: Params) -> Iterator[TrackedRun]:
     """The run of one execution of a stage. It ends as FINISHED, FAILED (an exception) or KILLED (interrupted)."""
     file = params.suite.file
     graph = f"{Path(file).parent}/dvc.yaml:" if "/" in file else ""
@@ -189,9 +171,11 @@ def ledger(params: Params, wait: float = 20.0) -> dict[tuple[str | int | None, .
 
 
 @contextmanager
-def _journal(folder: Path, name: str, suite: str, tags: Mapping[str, object], parent: str | None) -> Iterator[Run]:
+def _journal(
+    folder: Path, name: str, suite: str, tags: Mapping[str, object], parent: str | None
+) -> Iterator[TrackedRun]:
     """Open the journal of a new run, and end it as the block ends."""
-    run = Run(folder, f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{uuid.uuid4().hex[:8]}", suite, tags)
+    run = TrackedRun(folder, f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{uuid.uuid4().hex[:8]}", suite, tags)
     partial = folder / f".{run.id}"
     with partial.open("ab", buffering=0) as file:
         # The lock goes with the process, however that ends: it tells a run that goes on from one that was killed.
@@ -254,12 +238,12 @@ def _dataset(stage: str, item: str | None, params: Params) -> str | None:
 
 
 def _description(stage: str, item: str | None, params: Params) -> str:
-    """What a run does, as Markdown, from a docstring: the method of its cell with the equation, or what its stage
+    """What a run does, as Markdown, from a docstring: the method of its job with the equation, or what its stage
     makes. Read without importing the module, which would take seconds."""
-    cell = params.cells.get(item or "") if SECTIONS.get(stage) == "cells" else None
-    path = ROOT / f"models/distillers/{cell.method}.py" if cell else ROOT / f"stages/{stage}.py"
+    job = params.jobs.get(item or "") if SECTIONS.get(stage) == "jobs" else None
+    path = ROOT / f"models/distillers/{job.method}.py" if job else ROOT / f"stages/{stage}.py"
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return text if cell else text.partition("\n\n")[0]
+    return text if job else text.partition("\n\n")[0]
 
 
 def _gpus() -> dict[str, float]:

@@ -1,9 +1,4 @@
-"""Stage train: the student of every run and seed of a cell.
-
-Makes, under train/<cell>/: <run>/seed-<n>.pt (the weights of the selected epoch), <run>/seed-<n>.csv (a row an
-epoch), and history.csv (all of these rows).
-An interrupted execution goes on where it stopped and ends at the same bits as an uninterrupted one.
-"""
+"""Load a trained student and predict with it."""
 
 from __future__ import annotations
 
@@ -22,11 +17,11 @@ from models.students import Student
 
 
 def load_student(
-    params: Params, cell: str, run: str, seed: int, classes: int, device: torch.device
+    params: Params, job: str, run: str, seed: int, classes: int, device: torch.device
 ) -> tuple[Student, dict[str, Any]]:
     """A trained student on `device`, and all that was saved with it."""
-    recipe = params.recipes[params.cells[cell].recipe]
-    path = params.path("train", cell) / run / f"seed-{seed}.pt"
+    recipe = params.recipes[params.jobs[job].recipe]
+    path = params.path("train", job) / run / f"seed-{seed}.pt"
     state = load_state(path, device, run, seed)
     student = students.build_student(recipe.student, classes, recipe.width)
     student.to(device)

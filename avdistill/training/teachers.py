@@ -1,15 +1,10 @@
-"""Stage train: the student of every run and seed of a cell.
-
-Makes, under train/<cell>/: <run>/seed-<n>.pt (the weights of the selected epoch), <run>/seed-<n>.csv (a row an
-epoch), and history.csv (all of these rows).
-An interrupted execution goes on where it stopped and ends at the same bits as an uninterrupted one.
-"""
+"""What the teachers of a run know of each clip, and the distiller that learns from it."""
 
 from __future__ import annotations
 
 import torch
 
-from avdistill.config.schema import Cell, Params, Run
+from avdistill.config.schema import Job, Params, Run
 from avdistill.data.loader import ClipSet, teacher_table
 from avdistill.training.inference import load_student, predict
 from models import distillers
@@ -19,34 +14,34 @@ from models.students import Student
 
 
 def teacher_tables(
-    params: Params, cell: Cell, run: Run, clips: ClipSet, seed: int, device: torch.device
+    params: Params, job: Job, run: Run, clips: ClipSet, seed: int, device: torch.device
 ) -> dict[str, TeacherBatch]:
     """What the teachers of a run know of each clip, by letter."""
     tables = {}
     for letter in run.teachers:
-        name = getattr(cell, letter)
+        name = getattr(job, letter)
         if letter == "S":
             tables[letter] = earlier_student(params, name, clips, seed, device)
         else:
             features, head = params.path("teacher_features", name), params.path("teacher_head", name)
-            tables[letter] = teacher_table(features, head, clips, distillers.methods()[cell.method].uses_blocks)
+            tables[letter] = teacher_table(features, head, clips, distillers.methods()[job.method].uses_blocks)
     return {letter: table.to(device) for letter, table in tables.items()}
 
 
 def earlier_student(params: Params, name: str, clips: ClipSet, seed: int, device: torch.device) -> TeacherBatch:
-    """What the student of run `name` ("<cell>/<run>") and the same seed knows of each clip, on its test windows."""
-    cell, run = name.split("/")
-    student, _ = load_student(params, cell, run, seed, clips.classes, device)
-    probabilities, features = predict(student, clips, params.recipes[params.cells[cell].recipe], device)
+    """What the student of run `name` ("<job>/<run>") and the same seed knows of each clip, on its test windows."""
+    job, run = name.split("/")
+    student, _ = load_student(params, job, run, seed, clips.classes, device)
+    probabilities, features = predict(student, clips, params.recipes[params.jobs[job].recipe], device)
     return TeacherBatch(features, probabilities.clamp_min(1e-12).log(), torch.ones(len(clips), dtype=torch.bool))
 
 
 def build_distiller(
-    cell: Cell, run: Run, student: Student, teachers: dict[str, TeacherBatch], clips: ClipSet
+    job: Job, run: Run, student: Student, teachers: dict[str, TeacherBatch], clips: ClipSet
 ) -> Distiller:
     """The distiller of a run, with the widths that its student and teachers have."""
     return distillers.build(
-        cell.method,
+        job.method,
         student_dim=student.feature_dim,
         stage_dims=student.stage_dims,
         teacher_dims={letter: table.feature.shape[1] for letter, table in teachers.items()},

@@ -1,9 +1,4 @@
-"""Stage train: the student of every run and seed of a cell.
-
-Makes, under train/<cell>/: <run>/seed-<n>.pt (the weights of the selected epoch), <run>/seed-<n>.csv (a row an
-epoch), and history.csv (all of these rows).
-An interrupted execution goes on where it stopped and ends at the same bits as an uninterrupted one.
-"""
+"""Save and load tensors: whole or not at all, verified by checksum, never executing what is read."""
 
 from __future__ import annotations
 

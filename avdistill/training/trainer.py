@@ -1,8 +1,6 @@
-"""Stage train: the student of every run and seed of a cell.
+"""Train one student: the loop over epochs, checkpoints, the choice of the epoch.
 
-Makes, under train/<cell>/: <run>/seed-<n>.pt (the weights of the selected epoch), <run>/seed-<n>.csv (a row an
-epoch), and history.csv (all of these rows).
-An interrupted execution goes on where it stopped and ends at the same bits as an uninterrupted one.
+An interrupted training continues from its last checkpoint and ends with the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from avdistill.config.schema import Params, Recipe
 from avdistill.data.files import intact, write_csv
 from avdistill.data.loader import ClipSet, to_input, training_loader
 from avdistill.pipeline.errors import UserError
-from avdistill.tracking.journal import Run as TrackedRun
+from avdistill.tracking.journal import TrackedRun
 from avdistill.training import parallel
 from avdistill.training.inference import predict
 from avdistill.training.precision import autocast
@@ -41,7 +39,7 @@ class Task(NamedTuple):
     """All that one training, or one evaluation, needs; small enough to be sent to a worker process."""
 
     params: Params
-    cell: str
+    job: str
     run: str
     seed: int
     device: str
@@ -53,29 +51,29 @@ class Trainer:
     """One student, its distiller, and everything that must survive an interruption."""
 
     def __init__(self, task: Task) -> None:
-        params, cell = task.params, task.params.cells[task.cell]
-        self.task, self.cell, self.run = task, cell, cell.runs[task.run]
-        self.recipe: Recipe = params.recipes[cell.recipe]
+        params, job = task.params, task.params.jobs[task.job]
+        self.task, self.job, self.run = task, job, job.runs[task.run]
+        self.recipe: Recipe = params.recipes[job.recipe]
         self.device = torch.device(task.device)
-        index, store = params.path("split", cell.dataset) / "index.csv", params.path(*cell.input.split("/"))
+        index, store = params.path("split", job.dataset) / "index.csv", params.path(*job.input.split("/"))
         self.clips = ClipSet(index, store, ("train",), self.recipe.train_groups)
-        self.select = ClipSet(index, store, (selection_part(self.recipe),))
+        self.val = ClipSet(index, store, (selection_split(self.recipe),))
         share = number, self.processes = parallel.place()
-        self.first = number == 0  # of several processes, the one that writes and logs
+        self.is_main = number == 0  # of several processes, the one that writes and logs
         self.loader, self.sampler = training_loader(self.clips, self.recipe, task.seed, share)
-        self.teachers = teacher_tables(params, cell, self.run, self.clips, task.seed, self.device)
+        self.teachers = teacher_tables(params, job, self.run, self.clips, task.seed, self.device)
         torch.manual_seed(task.seed)
         self.student = students.build_student(self.recipe.student, self.clips.classes, self.recipe.width)
         self.student.to(self.device)
         if self.processes > 1:
             parallel.share_batch_norms(self.student)
         try:
-            distiller = build_distiller(cell, self.run, self.student, self.teachers, self.clips)
+            distiller = build_distiller(job, self.run, self.student, self.teachers, self.clips)
         except ValueError as error:  # what only the widths of student and teacher tell
-            raise UserError(f"{params.suite.file}: cells.{task.cell}.runs.{task.run}: {error}") from None
+            raise UserError(f"{params.suite.file}: jobs.{task.job}.runs.{task.run}: {error}") from None
         self.distiller = distiller.to(self.device)
         self.optimizer = make_optimizer(self.recipe, self.student, self.distiller)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda epoch: rate(self.recipe, epoch))
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda epoch: lr_factor(self.recipe, epoch))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "float16")
         if self.recipe.compile:
             self.student.compile()
@@ -92,9 +90,9 @@ class Trainer:
             measured = self.train_epoch()
             self.scheduler.step()
             self.epoch += 1
-            measured |= self.select_epoch()
+            measured |= self.validate()
             self.history.append({"run": self.task.run, "seed": self.task.seed, "epoch": self.epoch, **measured})
-            if not self.first:
+            if not self.is_main:
                 continue
             seconds = time.perf_counter() - started
             self.task.tracked.log_metrics(measured | {"seconds": seconds}, step=self.epoch)
@@ -140,13 +138,13 @@ class Trainer:
         named = {f"loss_{name}": term.detach() for name, term in terms.items()}
         return {"loss": loss.detach(), **named, "train_accuracy": right}
 
-    def select_epoch(self) -> dict[str, float]:
-        """Accuracy on the part that selects the epoch; keeps the weights if they are the best so far."""
-        probabilities = predict(self.student, self.select, self.recipe, self.device)[0]
-        labels = self.select.labels
+    def validate(self) -> dict[str, float]:
+        """Accuracy on the split that selects the epoch; keeps the weights if they are the best so far."""
+        probabilities = predict(self.student, self.val, self.recipe, self.device)[0]
+        labels = self.val.labels
         accuracy = float((probabilities.argmax(1) == labels).float().mean())
         loss = float(F.nll_loss(probabilities.clamp_min(1e-12).log(), labels))
-        # Many epochs tie on a small part: the lower loss decides, then the earlier epoch.
+        # Many epochs tie on a small split: the lower loss decides, then the earlier epoch.
         rank = (accuracy, -loss) if self.recipe.selection != "last" else (float(self.epoch), 0.0)
         if not self.best or rank > tuple(self.best["rank"]):
             self.best = {
@@ -155,7 +153,7 @@ class Trainer:
                 "student": {name: value.clone() for name, value in self.student.state_dict().items()},
                 "distiller": {name: value.clone() for name, value in self.distiller.state_dict().items()},
             }
-        return {"select_accuracy": accuracy, "select_loss": loss}
+        return {"val_accuracy": accuracy, "val_loss": loss}
 
     @property
     def checkpoints(self) -> tuple[Path, Path]:
@@ -179,7 +177,7 @@ class Trainer:
                 state = load_state(path, self.device, self.task.run, self.task.seed)
             except UserError as error:
                 path.unlink(missing_ok=True)
-                if self.first:
+                if self.is_main:
                     print(f"{error}; going on from the checkpoint before it", file=sys.stderr)
                 continue
             for name in self._stateful:
@@ -190,9 +188,9 @@ class Trainer:
     _stateful = ("student", "distiller", "optimizer", "scheduler", "scaler")
 
 
-def selection_part(recipe: Recipe) -> str:
-    """The part on which accuracy by epoch is measured."""
-    return "test" if recipe.selection == "test" else "select"
+def selection_split(recipe: Recipe) -> str:
+    """The split on which accuracy by epoch is measured."""
+    return "test" if recipe.selection == "test" else "val"
 
 
 def make_optimizer(recipe: Recipe, student: Student, distiller: Distiller) -> torch.optim.Optimizer:
@@ -205,7 +203,7 @@ def make_optimizer(recipe: Recipe, student: Student, distiller: Distiller) -> to
     return torch.optim.Adam(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
-def rate(recipe: Recipe, epoch: int) -> float:
+def lr_factor(recipe: Recipe, epoch: int) -> float:
     """Share of the learning rate in an epoch, counted from 0."""
     warm = min(1.0, (epoch + 1) / (recipe.warmup + 1))
     if recipe.schedule == "cosine":
@@ -217,8 +215,8 @@ def train_one(task: Task) -> None:
     """Train one run with one seed, unless that is done already; leaves seed-<n>.pt and seed-<n>.csv."""
     if intact(task.folder / task.run / f"seed-{task.seed}.pt"):
         return
-    cell = task.params.cells[task.cell]
-    processes = task.params.recipes[cell.recipe].processes
+    job = task.params.jobs[task.job]
+    processes = task.params.recipes[job.recipe].processes
     with task.tracked.child(f"{task.run} seed {task.seed}", {"run": task.run, "seed": task.seed}) as tracked:
         task = task._replace(tracked=tracked)
         if processes == 1:
@@ -241,12 +239,12 @@ def make_deterministic(compiled: bool = False) -> None:
 
 def train_student(task: Task) -> None:
     """The training itself: of one student in this process, or of this process's share of one."""
-    make_deterministic(task.params.recipes[task.params.cells[task.cell].recipe].compile)
+    make_deterministic(task.params.recipes[task.params.jobs[task.job].recipe].compile)
     trainer = Trainer(task)
-    if trainer.first:
+    if trainer.is_main:
         task.tracked.log_params(
             {
-                "method": trainer.cell.method,
+                "method": trainer.job.method,
                 "teachers": trainer.run.teachers,
                 "seed": task.seed,
                 "device": task.device,
@@ -258,7 +256,7 @@ def train_student(task: Task) -> None:
             }
         )
     trainer.fit()
-    if trainer.first:
+    if trainer.is_main:
         best, final = trainer.best, task.folder / task.run / f"seed-{task.seed}.pt"
         write_csv(final.with_suffix(".csv"), pd.DataFrame(trainer.history))
         kept = {name: best[name] for name in ("epoch", "student", "distiller")}

@@ -44,7 +44,7 @@ class Distiller(nn.Module, ABC):
         `labels` (B,) are the classes, `index` (B,) the numbers of the clips within the training set. Runs in float32
         whatever the autocast: similarities, exponentials and logarithms lose too much in half precision."""
         with torch.autocast(labels.device.type, enabled=False):
-            teachers = {letter: batch.each(_known) for letter, batch in teachers.items()}
+            teachers = {letter: batch.each(_detached) for letter, batch in teachers.items()}
             return self.terms(student.float(), teachers, labels, index)
 
     @abstractmethod
@@ -74,17 +74,17 @@ class Distiller(nn.Module, ABC):
         """Told before each epoch, counted from 0: for warm-ups and weights that fade."""
 
 
-def _known(tensor: Tensor) -> Tensor:
+def _detached(tensor: Tensor) -> Tensor:
     """What a teacher says, as a fact in float32 (masks stay masks): no gradient leads to it."""
     return tensor.detach().float() if tensor.is_floating_point() else tensor
 
 
-def nothing(student: StudentOutput) -> Tensor:
+def zero_loss(student: StudentOutput) -> Tensor:
     """A loss of exactly 0 that is connected to the student: for a batch in which no clip has what a term needs."""
     return student.feature.sum() * 0
 
 
-def heard(batch: TeacherBatch) -> Tensor:
+def valid_rows(batch: TeacherBatch) -> Tensor:
     """Numbers (N,) of the clips for which the teacher has something to say, in order."""
     return batch.mask.nonzero().flatten()
 
@@ -107,8 +107,8 @@ def by_teacher(
     with fewer than `least` of them has terms of 0."""
     terms: dict[str, Tensor] = {}
     for letter, teacher in teachers.items():
-        rows = heard(teacher)
-        values = distil(letter, rows) if len(rows) >= least else [nothing(student)] * len(names)
+        rows = valid_rows(teacher)
+        values = distil(letter, rows) if len(rows) >= least else [zero_loss(student)] * len(names)
         terms |= {term_name(name, letter, teachers): value for name, value in zip(names, values, strict=True)}
     return terms
 

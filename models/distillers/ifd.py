@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.distillers.base import Distiller, Sizes, heard, nothing, term_name
+from models.distillers.base import Distiller, Sizes, term_name, valid_rows, zero_loss
 from models.outputs import StudentOutput, TeacherBatch
 
 
@@ -80,7 +80,7 @@ class Ifd(Distiller):
         """`ce`, `last_layer` and `inner_layers` (absent without blocks), with `_A` and `_I` for two teachers."""
         terms = {"ce": functional.cross_entropy(student.logits, labels)}
         for letter, teacher in teachers.items():
-            rows = heard(teacher)
+            rows = valid_rows(teacher)
             layers = {"last_layer": (self.weight, [(student.feature, teacher.feature)])}
             if teacher.blocks:
                 layers["inner_layers"] = (self.weight * self.alpha, pairs(student.stages, teacher.blocks))
@@ -88,7 +88,7 @@ class Ifd(Distiller):
                 self.without_blocks.add(letter)
                 warnings.warn(f"ifd: teacher {letter} has no blocks, only its last layer is distilled", stacklevel=2)
             for name, (weight, layer_pairs) in layers.items():
-                loss = nothing(student)
+                loss = zero_loss(student)
                 if len(rows):
                     loss = weight * torch.stack([flow_loss(s[rows], t[rows]) for s, t in layer_pairs]).sum()
                 terms[term_name(name, letter, teachers)] = loss

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.distillers.base import Distiller, Sizes, heard, nothing
+from models.distillers.base import Distiller, Sizes, valid_rows, zero_loss
 from models.outputs import StudentOutput, TeacherBatch
 
 
@@ -88,10 +88,10 @@ class KdNoise(Distiller):
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
         """`ce` and `kd`."""
-        z, t, kd = student.logits, self.temperature, nothing(student)
+        z, t, kd = student.logits, self.temperature, zero_loss(student)
         if "S" not in teachers:
             kd = self.share * self.multiplier * mean_kl(z, virtual_teacher(z, labels, self.confidence) / t)
-        elif len(rows := heard(teachers["S"])):
+        elif len(rows := valid_rows(teachers["S"])):
             kl = mean_kl(z[rows] / t, teachers["S"].logits[rows] / t)
             kd = self.share * self.multiplier * t**2 * kl
         return {"ce": (1 - self.share) * functional.cross_entropy(z, labels), "kd": kd}

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.distillers.base import Distiller, Sizes, heard, nothing, statistics_kept
+from models.distillers.base import Distiller, Sizes, statistics_kept, valid_rows, zero_loss
 from models.outputs import StudentOutput, TeacherBatch
 
 
@@ -150,12 +150,12 @@ class MnfCsc(Distiller):
     ) -> dict[str, Tensor]:
         """`ce` (L_ce^v), `guided_ce` (L_ce^c), `triplet`, `contrast`, and `mask_l1` in released mode."""
         (teacher,) = teachers.values()
-        rows = heard(teacher)
+        rows = valid_rows(teacher)
         terms = {"ce": functional.cross_entropy(student.logits, labels)}
         names = ["guided_ce"] + ["triplet"] * self.triplet + ["contrast"] * self.contrast
         names += ["mask_l1"] * (self.released and self.mask is not None)
         if len(rows) < 2:  # batch norm needs two
-            return terms | {name: nothing(student) for name in names}
+            return terms | {name: zero_loss(student) for name in names}
 
         labels = labels[rows]
         s, m = student.feature[rows], student.map[rows]
@@ -205,5 +205,5 @@ class MnfCsc(Distiller):
     def _heard(student: StudentOutput, teachers: dict[str, TeacherBatch]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Numbers (N,) of the clips with sound, and their s, M and t in float32."""
         (teacher,) = teachers.values()
-        rows = heard(teacher)
+        rows = valid_rows(teacher)
         return rows, student.feature[rows].float(), student.map[rows].float(), teacher.feature[rows].float()

@@ -251,7 +251,7 @@ def test_a_made_up_suite_is_the_same_each_time(tmp_path: Path) -> None:
     recipe = {"frames": 4, "size": 16, "batch": 4, "width": 0.125}
     suites = [made_up.suite(tmp_path / name, 8, (5, 18, 20), recipe) for name in "ab"]
     stores = [Store(params.path("frames", "noise")) for params in suites]
-    assert len(stores[0]) == 8 + made_up.SELECT
+    assert len(stores[0]) == 8 + made_up.VAL
     assert all(np.array_equal(stores[0][name], stores[1][name]) for name in stores[0])
     trainer = made_up.trainer(suites[0], "cpu")
     assert len(trainer.clips) == 8 and trainer.teachers["A"].mask.sum() == 7
@@ -304,7 +304,7 @@ def test_a_stub_graph_has_two_stages_a_run(tmp_path: Path) -> None:
 
 def test_each_stage_starts(tmp_path: Path) -> None:
     value, detail = pipeline.start_of_a_stage(setting(tmp_path))
-    assert 0 < value < 60 and list(detail["by_stage_s"]) == ["check"]
+    assert 0 < value < 60 and list(detail["by_stage_s"]) == ["code"]
 
 
 def test_a_copy_of_the_repository_has_what_git_would_have(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.faults
 SUITES = ("params.yaml", "own/params.yaml", "paper/params.yaml")
 # Keys that every entry must have.
 NEEDED = {"method", "dataset", "input", "recipe", "seeds", "runs", "kind", "teacher", "weights", "baseline", "origin"}
-NEEDED |= {"name", "root", "file", "out", "title", "suite", "datasets", "recipes", "cells", "report"}
+NEEDED |= {"name", "root", "file", "out", "title", "suite", "datasets", "recipes", "jobs", "report"}
 OTHERS = {"seed", "epochs", "lr", "batch", "fps"}
 REFERENCES = {"dataset", "recipe", "input", "teacher", "method", "baseline", "proposed", "student", "optimizer"}
 REFERENCES |= {"schedule", "selection", "precision", "normalisation", "kind", "A", "I", "encoding"}
@@ -101,7 +101,7 @@ def wrong_name(raw: Any, choose: random.Random) -> str:
 
 def wrong_suite(raw: Any, choose: random.Random) -> str:
     """A section that another suite has: its names are not those of this one."""
-    section = choose.choice(["datasets", "features", "recipes", "cells"])
+    section = choose.choice(["datasets", "features", "recipes", "jobs"])
     raw[section] = {f"x{name}": entry for name, entry in raw[section].items()}
     return ""
 

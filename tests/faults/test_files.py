@@ -101,7 +101,7 @@ def frames(seed: int = 0) -> np.ndarray:
 
 def index(folder: Path) -> Case:
     rows = [
-        {"id": f"c{n}", "file": f"x/{n}.mp4", "class": f"class {n % 3}", "group": f"g{n}", "part": "train"}
+        {"id": f"c{n}", "file": f"x/{n}.mp4", "class": f"class {n % 3}", "group": f"g{n}", "split": "train"}
         for n in range(30)
     ]
     write_index(folder / "index.csv", index_of(rows))
@@ -227,7 +227,7 @@ def test_files_in_each_other_s_place(tmp_path: Path) -> None:
         )
         with StoreWriter(tmp_path / f"store {seed}", "uint8") as store:
             store.put("c", np.full((20, 20), seed, np.uint8))
-        rows = [{"id": f"c{seed}", "file": "x", "class": "a", "group": "g", "part": "train"}]
+        rows = [{"id": f"c{seed}", "file": "x", "class": "a", "group": "g", "split": "train"}]
         write_index(tmp_path / f"split {seed}/index.csv", index_of(rows))
     tried = 0
     for names, read in (

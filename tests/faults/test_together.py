@@ -27,12 +27,12 @@ import sys, time
 from pathlib import Path
 from avdistill.tracking import journal as tracking
 from avdistill.tracking.mirror import sync
-from tests.avdistill.tracking.test_mirror import CELL, suite
+from tests.avdistill.tracking.test_mirror import JOB, suite
 out, number = sys.argv[1:]
 while not Path(out, "go").exists():
     time.sleep(0.001)
 params = suite(out)
-with tracking.start("train", CELL, params) as run:
+with tracking.start("train", JOB, params) as run:
     run.log_metrics({"loss": float(number)})
 sync(params)
 """
@@ -126,13 +126,13 @@ def check(repo: Path) -> None:
 def test_two_dvc_repro(repo: Path) -> None:
     times, refused = count(10), 0
     for number in range(times):
-        for cell in ("kd", "mnf_csc"):
-            (repo / "mood" / cell).write_text(f"well {number}")
+        for job in ("kd", "mnf_csc"):
+            (repo / "mood" / job).write_text(f"well {number}")
         for done in together(repo, "dvc", "repro", wait=0.3 * number):
             refused += done.returncode != 0
             assert done.returncode == 0 or BUSY.search(done.stdout), done.stdout
-        for cell in ("kd", "mnf_csc"):
-            (repo / "mood" / cell).write_text("well")
+        for job in ("kd", "mnf_csc"):
+            (repo / "mood" / job).write_text("well")
         check(repo)
     record("together", "two `dvc repro` at the same time", times, note=f"{refused} said which process is before them")
 
@@ -140,12 +140,12 @@ def test_two_dvc_repro(repo: Path) -> None:
 def test_two_flows(repo: Path) -> None:
     times, refused = count(3), 0
     for number in range(times):
-        for cell in ("kd", "mnf_csc"):
-            (repo / "mood" / cell).write_text(f"well {number}")
+        for job in ("kd", "mnf_csc"):
+            (repo / "mood" / job).write_text(f"well {number}")
         for done in together(repo, sys.executable, "-m", "flows.paper", wait=float(number)):
             refused += done.returncode != 0
             assert done.returncode == 0 or ONE_LINE.search(done.stdout), done.stdout[-4000:]
-        for cell in ("kd", "mnf_csc"):
-            (repo / "mood" / cell).write_text("well")
+        for job in ("kd", "mnf_csc"):
+            (repo / "mood" / job).write_text("well")
         check(repo)
     record("together", "two flows at the same time", times, note=f"{refused} said which process is before them")

@@ -86,7 +86,7 @@ def trainable(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
     made = Checkout(tmp_path_factory.mktemp("trainable"), root)
     raw = yaml.safe_load((made.folder / "params.yaml").read_text())
     tiny_params(raw)
-    raw["cells"] = {"uni_modal": raw["cells"]["uni_modal"] | {"seeds": [0, 1]}}
+    raw["jobs"] = {"uni_modal": raw["jobs"]["uni_modal"] | {"seeds": [0, 1]}}
     raw["recipes"]["small"]["epochs"] = EPOCHS
     raw["report"] = {"baseline": "uni_modal"}
     for section in ("features", "noise_mixes", "studies", "teachers", "exports"):

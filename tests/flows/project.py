@@ -77,8 +77,8 @@ def make(folder: Path) -> Path:
         (home / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "paper/dvc.yaml").symlink_to("../dvc.yaml")
     (folder / "mood").mkdir()
-    for cell in ("kd", "mnf_csc"):
-        (folder / "mood" / cell).write_text("well")
+    for job in ("kd", "mnf_csc"):
+        (folder / "mood" / job).write_text("well")
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=folder, check=True, env=environment(folder))
     return folder

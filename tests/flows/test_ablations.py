@@ -44,8 +44,8 @@ def applied(params: Params, changed: dict[str, Any], tmp_path: Path) -> Params:
     return load(file)
 
 
-CELL = ("cells", "ablation-mnf_csc")
-OPTIONS = (*CELL, "runs", "ablation-mnf_csc", "options")
+JOB = ("jobs", "ablation-mnf_csc")
+OPTIONS = (*JOB, "runs", "ablation-mnf_csc", "options")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ OPTIONS = (*CELL, "runs", "ablation-mnf_csc", "options")
     [
         ("mnf_csc", {"delta": 0.3}, (*OPTIONS, "delta"), 0.3),
         ("mnf_csc", {"losses": "triplet"}, (*OPTIONS, "contrast"), False),
-        ("mnf_csc", {"teacher": "avsynth_audio_0db"}, (*CELL, "A"), "avsynth_audio_0db"),
+        ("mnf_csc", {"teacher": "avsynth_audio_0db"}, (*JOB, "A"), "avsynth_audio_0db"),
         ("uni_modal", {"train_groups": 3}, ("recipes", "small", "train_groups"), 3),
         ("uni_modal", {"relevant": 0.25}, ("datasets", "avsynth", "origin", "relevant"), 0.25),
         ("noise_0db-mnf", {"snr_db": -5.0}, ("noise_mixes", "ablation-avsynth_0db", "snr_db"), -5.0),
@@ -64,9 +64,9 @@ def test_what_a_point_changes(
 ) -> None:
     changed = points.changes(params, [run], settings, [3, 4])
     found: Any = applied(params, changed, tmp_path).model_dump(mode="json")
-    cell = found["cells"][points.cell_of(run)]
-    assert cell["seeds"] == [3, 4]
-    assert list(cell["runs"]) == [points.cell_of(run)]
+    job = found["jobs"][points.cell_of(run)]
+    assert job["seeds"] == [3, 4]
+    assert list(job["runs"]) == [points.cell_of(run)]
     for part in key:
         found = found[part]
     assert found == value
@@ -76,9 +76,9 @@ def test_noise_goes_to_a_mix_beside_the_suites_own(params: Params, tmp_path: Pat
     changed = points.changes(params, ["noise_0db-mnf", "uni_modal"], {"snr_db": 20.0}, None)
     found = applied(params, changed, tmp_path)
     assert found.noise_mixes["avsynth_0db"].snr_db == 0
-    features = found.features[found.cells["ablation-noise_0db-mnf"].A]
+    features = found.features[found.jobs["ablation-noise_0db-mnf"].A]
     assert found.noise_mixes[features.input.removeprefix("mix_noise/")].snr_db == 20
-    assert found.cells["ablation-uni_modal"].A == "none"
+    assert found.jobs["ablation-uni_modal"].A == "none"
 
 
 def test_settings_that_change_nothing_are_refused(params: Params) -> None:

@@ -15,17 +15,17 @@ import yaml
 
 from flows.processes import end
 from tests.helpers.servers import prefect_server
-from tests.pipeline.conftest import Checkout, keep_cells, tiny_checkout
+from tests.pipeline.conftest import Checkout, keep_jobs, tiny_checkout
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
 def suite(tmp_path: Path, root: Path) -> Checkout:
-    """The project with one cell of the tiny suite, all of it committed."""
+    """The project with one job of the tiny suite, all of it committed."""
     made = tiny_checkout(tmp_path / "first", root)
     raw = yaml.safe_load((made.folder / "params.yaml").read_text())
-    keep_cells(raw, ("uni_modal",), {})
+    keep_jobs(raw, ("uni_modal",), {})
     raw |= {"noise_mixes": {}, "features": {}, "teachers": {}, "exports": []}
     raw["report"] |= {"cost": [], "figures": {}, "proposed": None}
     (made.folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))

@@ -29,14 +29,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repo(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in project.environment(made).items():
         monkeypatch.setenv(name, value)
-    for cell in ("kd", "mnf_csc"):
-        (made / "mood" / cell).write_text("well")
+    for job in ("kd", "mnf_csc"):
+        (made / "mood" / job).write_text("well")
     (made / "pids").unlink(missing_ok=True)
     return made
 
 
-def mood(repo: Path, cell: str, value: str) -> None:
-    (repo / "mood" / cell).write_text(value)
+def mood(repo: Path, job: str, value: str) -> None:
+    (repo / "mood" / job).write_text(value)
 
 
 def alive(pids: str) -> list[str]:
@@ -224,7 +224,7 @@ def test_mlflow_project_commands(repo: Path) -> None:
     (repo / "mlflow_project").mkdir(exist_ok=True)
     if not (repo / ".venv").exists():
         (repo / ".venv").symlink_to(sys.prefix)
-    for point, given in (("train", {"cell": "kd", "suite": "paper/dvc.yaml"}), ("repro", {"suite": "dvc.yaml"})):
+    for point, given in (("train", {"job": "kd", "suite": "paper/dvc.yaml"}), ("repro", {"suite": "dvc.yaml"})):
         run = subprocess.run(  # as MLflow does it
             ["bash", "-c", points[point]["command"].format(**given)],
             cwd=repo / "mlflow_project",
@@ -254,7 +254,7 @@ def test_what_a_killed_dvc_left_half_written_does_not_stop_the_next_one(
         assert runner.repro("check", log.append) in ("cached", "skipped")
         assert runner.locked()["check"] == before
     whole = lock.read_text()
-    dvc.mend(repo)
+    dvc.recover_lock(repo)
     assert lock.read_text() == whole and not table.exists()
 
 
@@ -270,8 +270,8 @@ def test_the_records_of_a_dvc_that_runs_are_left_alone(repo: Path) -> None:
         thread.start()
         wait_for(repo / "pids")
         (repo / "dvc.lock").write_text("half")
-        dvc.mend(repo)
+        dvc.recover_lock(repo)
         assert (repo / "dvc.lock").read_text() == "half" and (repo / ".dvc/tmp/rwlock").exists()
     thread.join()
-    dvc.mend(repo)
+    dvc.recover_lock(repo)
     assert not (repo / "dvc.lock").exists()

@@ -74,20 +74,20 @@ def ask(kind: str, flow_run_id: Any) -> list[dict[str, Any]]:
 
 
 def rows(flow_run_id: Any) -> dict[str, list[str]]:
-    """The table of the flow run: the cells of each stage."""
+    """The table of the flow run: the jobs of each stage."""
     (artifact,) = ask("artifacts", flow_run_id)
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in artifact["data"].splitlines()[2:]]
+    lines = [[job.strip() for job in line.strip("|").split("|")] for line in artifact["data"].splitlines()[2:]]
     return {line[0]: line[1:] for line in lines}
 
 
 def states(flow_run_id: Any) -> dict[str, str]:
-    return {stage: cells[0] for stage, cells in rows(flow_run_id).items()}
+    return {stage: jobs[0] for stage, jobs in rows(flow_run_id).items()}
 
 
 def test_ran_skipped_cached_and_the_runs_that_made_them(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AV_TRACKING", "on")
-    for cell in ("kd", "mnf_csc"):
-        mood(repo, cell, "waits for the other")  # which would take for ever if they did not run side by side
+    for job in ("kd", "mnf_csc"):
+        mood(repo, job, "waits for the other")  # which would take for ever if they did not run side by side
     first = reproduce("dvc.yaml", 2)
     assert first.is_completed(), first.message
     flow_run_id = first.state_details.flow_run_id
@@ -210,7 +210,7 @@ def test_select_a_study() -> None:
     from flows.paper import select
 
     graph: dict[str, set[str]] = {"paper/dvc.yaml:train@kd": set(), "paper/dvc.yaml:train@ccl": set()}
-    graph |= {f"paper/dvc.yaml:evaluate@{cell}": {f"paper/dvc.yaml:train@{cell}"} for cell in ("kd", "ccl")}
+    graph |= {f"paper/dvc.yaml:evaluate@{job}": {f"paper/dvc.yaml:train@{job}"} for job in ("kd", "ccl")}
     studies = {"chen": ["paper/dvc.yaml:evaluate@ccl"], "train": ["paper/dvc.yaml:evaluate@ccl"]}
     assert set(select(graph, ["chen"], studies)) == {"paper/dvc.yaml:train@ccl", "paper/dvc.yaml:evaluate@ccl"}
     assert set(select(graph, ["train"], studies)) == {"paper/dvc.yaml:train@kd", "paper/dvc.yaml:train@ccl"}, (

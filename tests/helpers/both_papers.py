@@ -42,20 +42,20 @@ NOISE = {"clean": "", 10.0: "noise_10db", 0.0: "noise_0db", -10.0: "noise_-10db"
 
 def suite_params(out: Path) -> Params:
     """Params of the suite: studies xia (3 seeds), chen (1 seed), noise (3) and large (1)."""
-    cells: dict[str, Any] = {}
+    jobs: dict[str, Any] = {}
     studies: dict[str, dict[str, Any]] = {
-        "xia": {"title": "Xia's methods", "cells": []},
-        "chen": {"title": "Chen's methods", "cells": []},
-        "noise": {"title": "Noise", "cells": []},
-        "large": {"title": "A large set", "cells": []},
+        "xia": {"title": "Xia's methods", "jobs": []},
+        "chen": {"title": "Chen's methods", "jobs": []},
+        "noise": {"title": "Noise", "jobs": []},
+        "large": {"title": "A large set", "jobs": []},
     }
 
     def add(study: str, name: str, method: str, runs: list[str], **changes: Any) -> None:
-        cell = {"method": method, "dataset": "made", "input": "frames/made", "recipe": "short", "A": "ear", "I": "eye"}
+        job = {"method": method, "dataset": "made", "input": "frames/made", "recipe": "short", "A": "ear", "I": "eye"}
         seeds = [0, 1, 2] if study in ("xia", "noise") else [0]
         entries = {run: {"teachers": run.rpartition("-")[2] if run[-2:] in ("-A", "-I", "AI") else ""} for run in runs}
-        cells[name] = cell | {"seeds": seeds, "runs": entries} | changes
-        studies[study]["cells"].append(name)
+        jobs[name] = job | {"seeds": seeds, "runs": entries} | changes
+        studies[study]["jobs"].append(name)
 
     add("xia", "uni_modal", "uni_modal", ["uni_modal"])
     for run in XIA.values():
@@ -68,7 +68,7 @@ def suite_params(out: Path) -> Params:
     for method in TAGGING.values():
         add("xia", f"tagging-{method}", method, [f"tagging-{method}"], **sound)
     for stem in CHEN.values():
-        own = [f"{stem}-{setup}" for setup in ("A", "I", "AI") if f"{stem}-{setup}" not in cells]
+        own = [f"{stem}-{setup}" for setup in ("A", "I", "AI") if f"{stem}-{setup}" not in jobs]
         add("chen", f"chen-{stem}", stem, own)
     for stem in CCL_ABLATIONS.values():
         add("chen", stem, "ccl", [f"{stem}-{setup}" for setup in ("A", "I", "AI")])
@@ -128,7 +128,7 @@ def suite_params(out: Path) -> Params:
                 "sound": recipe | {"student": "resnet10_audio"},
                 "large": recipe | {"epochs": 9},
             },
-            "cells": cells,
+            "jobs": jobs,
             "studies": studies,
             "report": {
                 "baseline": "uni_modal",
@@ -150,7 +150,7 @@ def write_suite(params: Params) -> None:
     """Write what evaluate and cost would leave, with numbers drawn from a fixed seed."""
     rng = np.random.default_rng(3)
     shared = rng.normal(0, 0.02, 3)  # what a seed does to every run
-    for cell, entry in params.cells.items():
+    for job, entry in params.jobs.items():
         metrics, detection = [], []
         for run in entry.runs:
             level = 0.6 + {"uni_modal": 0.0, "mnf_csc": 0.08, "kd": -0.06}.get(entry.method, rng.normal(0.01, 0.03))
@@ -162,18 +162,18 @@ def write_suite(params: Params) -> None:
                     values |= {f"mAP@{k}/{form}": reached - 0.1 for form in ("released", "hits", "standard")}
                 metrics += [{"run": run, "seed": seed, "metric": key, "value": value} for key, value in values.items()]
                 for score, mean in (("mask", 0.75), ("tau", 0.45)) if entry.method == "mnf_csc" else ():
-                    for part in ("train", "test"):
+                    for split in ("train", "test"):
                         auroc = mean + rng.normal(0, 0.02)
                         detection.append(
-                            {"run": run, "seed": seed, "score": score, "part": part, "auroc": auroc, "clips": 240}
+                            {"run": run, "seed": seed, "score": score, "split": split, "auroc": auroc, "clips": 240}
                         )
-        write_csv(params.path("evaluate", cell) / "metrics.csv", pd.DataFrame(metrics))
+        write_csv(params.path("evaluate", job) / "metrics.csv", pd.DataFrame(metrics))
         if detection:
-            write_csv(params.path("evaluate", cell) / "detection.csv", pd.DataFrame(detection))
+            write_csv(params.path("evaluate", job) / "detection.csv", pd.DataFrame(detection))
     rows = []
     for number, run in enumerate(params.report.cost):
-        cell = params.cells[params.runs()[run][0]]
-        about = {"run": run, "method": cell.method, "teachers": cell.runs[run].teachers, "baseline": "uni_modal"}
+        job = params.jobs[params.runs()[run][0]]
+        about = {"run": run, "method": job.method, "teachers": job.runs[run].teachers, "baseline": "uni_modal"}
         size = {"device": "cpu", "student_parameters": 227_612, "added_parameters": 4_288 * number}
         step = {"seconds": 0.025 * (1 + 0.02 * number), "relative": 1 + 0.02 * number}
         ends = {"relative_low": 0.99 + 0.02 * number, "relative_high": 1.01 + 0.02 * number}

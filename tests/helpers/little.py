@@ -56,8 +56,8 @@ class Recorder:
 
 def stage(name: str, item: str, tmp_path: Path, origin: dict[str, Any], **changes: dict[str, Any]) -> Stage:
     """A stage of a suite in tmp_path with one dataset `d`, and with noise mix `m` of it."""
-    dataset = {"origin": origin, "split": {"test": 0.25, "select": 0.25} | changes.get("split", {})}
-    cell = {"method": "uni_modal", "dataset": "d", "input": "frames/d", "recipe": "r", "seeds": [0], "runs": {"u": {}}}
+    dataset = {"origin": origin, "split": {"test": 0.25, "val": 0.25} | changes.get("split", {})}
+    job = {"method": "uni_modal", "dataset": "d", "input": "frames/d", "recipe": "r", "seeds": [0], "runs": {"u": {}}}
     params = Params.model_validate(
         {
             "suite": {"name": "t", "title": "t", "root": ".", "file": "params.yaml", "out": str(tmp_path / "out")},
@@ -65,7 +65,7 @@ def stage(name: str, item: str, tmp_path: Path, origin: dict[str, Any], **change
             "frames": {"d": {"dataset": "d", "short_side": 16} | changes.get("frames", {})},
             "noise_mixes": {"m": {"dataset": "d", "snr_db": 6.0}},
             "recipes": {"r": {}},
-            "cells": {"c": cell},
+            "jobs": {"c": job},
             "report": {"baseline": "u"},
         }
     )

@@ -34,15 +34,15 @@ SOUNDS = ["bell", "hiss", "rumble", "speech", "a sound with a name that does not
 def pictured_params(out: Path, **changes: Any) -> Params:
     """Params of the suite; `changes` replace keys of its figures."""
     params = suite_params(out, figures=FIGURES | changes)
-    cell = params.cells["mnf_csc"].model_dump() | {"runs": {run: {"teachers": "A"} for run in NOISE}}
+    job = params.jobs["mnf_csc"].model_dump() | {"runs": {run: {"teachers": "A"} for run in NOISE}}
     raw = params.model_dump()
-    raw["cells"]["noise"] = cell
+    raw["jobs"]["noise"] = job
     return Params.model_validate(raw)
 
 
 def write_pictured(params: Params) -> None:
     """Write all inputs of the figures, with numbers drawn from a fixed seed."""
-    write_suite(params.model_copy(update={"cells": {k: v for k, v in params.cells.items() if k != "noise"}}))
+    write_suite(params.model_copy(update={"jobs": {k: v for k, v in params.jobs.items() if k != "noise"}}))
     rng = np.random.default_rng(8)
     rows = [(run, seed, level + rng.normal(0, 0.02)) for run, level in NOISE.items() for seed in SEEDS]
     table = pd.DataFrame(rows, columns=["run", "seed", "value"])
@@ -52,7 +52,7 @@ def write_pictured(params: Params) -> None:
     index = read_index(params.path("split", "made") / "index.csv")
     index = index[index["status"] == "ok"]
     centres = np.abs(rng.normal(size=(len(CLASSES), 16)))
-    test, gallery = (index[(index["part"] == "test") == is_test] for is_test in (True, False))
+    test, gallery = (index[(index["split"] == "test") == is_test] for is_test in (True, False))
     for run in ("uni_modal", "mnf_csc"):
         features = {
             name: (centres[clips["label"]] + 0.4 * np.abs(rng.normal(size=(len(clips), 16)))).astype(np.float32)

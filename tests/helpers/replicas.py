@@ -56,8 +56,8 @@ def ucf101_name(action: str, group: int, clip: int) -> str:
 
 
 def write_ucf101(folder: Path, members: dict[str, bytes], unlisted: str = "") -> None:
-    """The archive (here stored) of UCF-101/<class>/<clip>.avi, and the lists: in split 1 the test part has the groups
-    g01 to g07; splits 2 and 3 lack two clips a part."""
+    """The archive (here stored) of UCF-101/<class>/<clip>.avi, and the lists: in split 1 the test split has the groups
+    g01 to g07; splits 2 and 3 lack two clips a split."""
     write_rar(folder / ucf51.ARCHIVE, members)
     places = [PurePosixPath(name) for name in members if PurePosixPath(name).stem != unlisted]
     classes = {name: number for number, name in enumerate(dict.fromkeys(place.parent.name for place in places), 1)}
@@ -67,9 +67,9 @@ def write_ucf101(folder: Path, members: dict[str, bytes], unlisted: str = "") ->
     with zipfile.ZipFile(folder / ucf51.LISTS, "w") as file:
         file.writestr("ucfTrainTestlist/classInd.txt", "".join(f"{n} {name}\r\n" for name, n in classes.items()))
         for number in (1, 2, 3):
-            for part, lines in {"train": train, "test": test}.items():
+            for split, lines in {"train": train, "test": test}.items():
                 kept = lines if number == 1 else lines[2:]
-                file.writestr(f"ucfTrainTestlist/{part}list0{number}.txt", "\r\n".join([*kept, ""]))
+                file.writestr(f"ucfTrainTestlist/{split}list0{number}.txt", "\r\n".join([*kept, ""]))
 
 
 def activitynet_video(subset: str, *segments: tuple[float, float, str]) -> dict[str, Any]:
@@ -95,27 +95,27 @@ def kinetics_name(video: str, start: int) -> str:
 
 
 def write_kinetics_lists(folder: Path, clips: dict[str, list[tuple[str, str, int]]]) -> None:
-    """train.csv and val.csv; `clips`: label, video and start in seconds, by part."""
+    """train.csv and val.csv; `clips`: label, video and start in seconds, by split."""
     folder.mkdir(parents=True)
-    for part, rows in clips.items():
+    for split, rows in clips.items():
         table = pd.DataFrame(rows, columns=["label", "youtube_id", "time_start"])
-        table = table.assign(time_end=table["time_start"] + 10, split=part, is_cc=0)
-        table.to_csv(folder / f"{part}.csv", index=False)
+        table = table.assign(time_end=table["time_start"] + 10, split=split, is_cc=0)
+        table.to_csv(folder / f"{split}.csv", index=False)
 
 
 def write_kinetics(folder: Path, archives: dict[str, list[dict[str, bytes]]], replacements: dict[str, bytes]) -> None:
-    """The archives of the Common Visual Data Foundation, and the lists of their URLs; `archives` are by part."""
-    for part, several in archives.items():
+    """The archives of the Common Visual Data Foundation, and the lists of their URLs; `archives` are by split."""
+    for split, several in archives.items():
         for number, members in enumerate(several):
-            write_tar_gz(folder / f"{part}/part_{number}.tar.gz", members)
-        urls = [f"{kinetics_sounds.OFFICIAL}/{part}/part_{number}.tar.gz\n" for number in range(len(several))]
-        (folder / f"{part}/k400_{part}_path.txt").write_text("".join(urls))
+            write_tar_gz(folder / f"{split}/part_{number}.tar.gz", members)
+        urls = [f"{kinetics_sounds.OFFICIAL}/{split}/part_{number}.tar.gz\n" for number in range(len(several))]
+        (folder / f"{split}/k400_{split}_path.txt").write_text("".join(urls))
     replaced = {f"replacement_for_corrupted_k400/{name}": content for name, content in replacements.items()}
     write_tar_gz(folder / kinetics_sounds.REPLACEMENTS, replaced)
 
 
 def write_vggsound(path: Path, rows: list[tuple[str, int, str, str]]) -> Path:
-    """`rows`: video, start in seconds, label and part; quoted where the label has a comma, as the official list."""
+    """`rows`: video, start in seconds, label and split; quoted where the label has a comma, as the official list."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)

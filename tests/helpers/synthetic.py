@@ -16,7 +16,7 @@ from avdistill.data.packed import StoreWriter
 from avdistill.pipeline.stage import Stage
 
 CLASSES = ["bouncing", "circling", "drifting", "pulsing", "spinning", "swinging"]
-# Mean accuracy of each run, in the order of the cells below.
+# Mean accuracy of each run, in the order of the jobs below.
 LEVELS = {"uni_modal": 0.60, "kd": 0.55, "mnf_csc": 0.66, "mnf_csc-no_triplet": 0.63, "mnf_csc-audio": 0.58}
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -64,7 +64,7 @@ def suite_params(out: Path, **changes: Any) -> Params:
             },
         },
     } | changes
-    cell = {"dataset": "made", "input": "frames/made", "recipe": "short", "A": "made_A", "seeds": list(SEEDS)}
+    job = {"dataset": "made", "input": "frames/made", "recipe": "short", "A": "made_A", "seeds": list(SEEDS)}
     return Params.model_validate(
         {
             "suite": {"name": "made", "title": "A made-up suite", "root": ".", "file": "params.yaml", "out": str(out)},
@@ -73,10 +73,10 @@ def suite_params(out: Path, **changes: Any) -> Params:
             "teachers": {"ear": {"kind": "cnn14", "weights": "avsynth"}},
             "features": {"made_A": {"dataset": "made", "teacher": "ear", "input": "spectrogram/made"}},
             "recipes": {"short": {"width": 0.2, "frames": 8, "size": 32, "epochs": 12}},
-            "cells": {
-                "uni_modal": cell | {"method": "uni_modal", "A": "none", "runs": {"uni_modal": {}}},
-                "kd": cell | {"method": "kd", "runs": {"kd": {"teachers": "A"}}},
-                "mnf_csc": cell
+            "jobs": {
+                "uni_modal": job | {"method": "uni_modal", "A": "none", "runs": {"uni_modal": {}}},
+                "kd": job | {"method": "kd", "runs": {"kd": {"teachers": "A"}}},
+                "mnf_csc": job
                 | {
                     "method": "mnf_csc",
                     "runs": {
@@ -99,10 +99,10 @@ def write_suite(params: Params) -> None:
     _stores(params, index, rng)
     write_json(
         params.path("teacher_head", "made_A") / "metrics.json",
-        {"accuracy": {"select": 0.61, "test": 0.58}, "majority": 0.17, "clips": {"select": 40, "test": 60}},
+        {"accuracy": {"val": 0.61, "test": 0.58}, "majority": 0.17, "clips": {"val": 40, "test": 60}},
     )
-    tests = index[(index["part"] == "test") & (index["status"] == "ok")]
-    for cell, entry in params.cells.items():
+    tests = index[(index["split"] == "test") & (index["status"] == "ok")]
+    for job, entry in params.jobs.items():
         history, metrics, per_class, confusion, scores, detection = [], [], [], [], [], []
         for run in entry.runs:
             for seed in entry.seeds:
@@ -117,14 +117,14 @@ def write_suite(params: Params) -> None:
                     scored, found = _scores(run, seed, index, rng)
                     scores += scored
                     detection += found
-                write_arrays(params.path("evaluate", cell) / run / f"seed-{seed}.npz", ids=tests["id"].to_numpy("U"))
-        write_csv(params.path("train", cell) / "history.csv", pd.DataFrame(history))
-        write_csv(params.path("evaluate", cell) / "metrics.csv", pd.DataFrame(metrics))
-        write_csv(params.path("evaluate", cell) / "per_class.csv", pd.DataFrame(per_class))
-        write_csv(params.path("evaluate", cell) / "confusion.csv", pd.DataFrame(confusion))
+                write_arrays(params.path("evaluate", job) / run / f"seed-{seed}.npz", ids=tests["id"].to_numpy("U"))
+        write_csv(params.path("train", job) / "history.csv", pd.DataFrame(history))
+        write_csv(params.path("evaluate", job) / "metrics.csv", pd.DataFrame(metrics))
+        write_csv(params.path("evaluate", job) / "per_class.csv", pd.DataFrame(per_class))
+        write_csv(params.path("evaluate", job) / "confusion.csv", pd.DataFrame(confusion))
         if scores:
-            write_csv(params.path("evaluate", cell) / "scores.csv", pd.DataFrame(scores))
-            write_csv(params.path("evaluate", cell) / "detection.csv", pd.DataFrame(detection))
+            write_csv(params.path("evaluate", job) / "scores.csv", pd.DataFrame(scores))
+            write_csv(params.path("evaluate", job) / "detection.csv", pd.DataFrame(detection))
 
 
 def stage(name: str, params: Params) -> Stage:
@@ -150,7 +150,7 @@ def _index(rng: np.random.Generator) -> pd.DataFrame:
                         "label": label,
                         "class": name,
                         "group": f"g{group}",
-                        "part": ["train", "train", "train", "select", "test", "test"][group],
+                        "split": ["train", "train", "train", "val", "test", "test"][group],
                         "start": 0.0,
                         "end": 3.0,
                         "seconds": 3.0,
@@ -196,7 +196,7 @@ def _history(run: str, seed: int, level: float, rng: np.random.Generator) -> lis
                 "lr": 3e-4,
                 "loss": 2 - grown,
                 "train_accuracy": 0.95 * grown,
-                "select_accuracy": level * grown + rng.normal(0, 0.02),
+                "val_accuracy": level * grown + rng.normal(0, 0.02),
             }
         )
     return rows
@@ -227,7 +227,7 @@ def _scores(
     run: str, seed: int, index: pd.DataFrame, rng: np.random.Generator
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     scores, detection = [], []
-    heard = index[(index["audio"] == "yes") & index["part"].isin(["train", "test"])]
+    heard = index[(index["audio"] == "yes") & index["split"].isin(["train", "test"])]
     for clip in heard.itertuples():
         shift = 0.05 if clip.relevant == "yes" else 0.0
         scores.append(
@@ -235,16 +235,16 @@ def _scores(
                 "run": run,
                 "seed": seed,
                 "id": clip.id,
-                "part": clip.part,
+                "split": clip.split,
                 "relevant": clip.relevant,
                 "mask": 0.5 + shift + rng.normal(0, 0.05),
                 "tau": 0.4 + 2 * shift + rng.normal(0, 0.05),
             }
         )
     for score, value in (("mask", 0.75), ("tau", 0.5)):
-        for part in ("train", "test"):
+        for split in ("train", "test"):
             auroc = value + rng.normal(0, 0.03)
             detection.append(
-                {"run": run, "seed": seed, "score": score, "part": part, "auroc": auroc, "clips": len(heard)}
+                {"run": run, "seed": seed, "score": score, "split": split, "auroc": auroc, "clips": len(heard)}
             )
     return scores, detection

@@ -28,7 +28,7 @@ def suite(tmp_path: Path, index: pd.DataFrame | None = None, **sections: Any) ->
             "datasets": {"d": {"origin": {"kind": "folder", "source": "."}, "split": {}}},
             "frames": {"d": {"dataset": "d"}},
             "recipes": {"r": {}},
-            "cells": {"c": usual},
+            "jobs": {"c": usual},
             "report": {"baseline": "u"},
         }
         | sections

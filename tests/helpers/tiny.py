@@ -34,8 +34,8 @@ def make(folder: Path, root: Path) -> Params:
         "frames": 4,
     }
     raw["recipes"]["tagging"] |= {"epochs": 4, "warmup": 0, "batch": 4, "width": 0.0625, "frames": 40, "stride": 20}
-    for cell in raw["cells"].values():
-        cell["seeds"] = [0, 1]
+    for job in raw["jobs"].values():
+        job["seeds"] = [0, 1]
     (folder / "params.yaml").write_text(yaml.safe_dump(raw))
     params = load("params.yaml")
     make_inputs(params)
@@ -47,7 +47,7 @@ def make_inputs(params: Params) -> None:
     rows = []
     for label in range(CLASSES):
         for group in range(GROUPS):
-            part = {0: "test", 1: "select"}.get(group, "train")
+            split = {0: "test", 1: "val"}.get(group, "train")
             for clip in range(CLIPS):
                 audio = "no" if clip == 2 and group == 3 else "yes"
                 rows.append(
@@ -57,7 +57,7 @@ def make_inputs(params: Params) -> None:
                         "label": label,
                         "class": f"class {label}",
                         "group": f"g{group}",
-                        "part": part,
+                        "split": split,
                         "start": 0.0,
                         "end": 2.0,
                         "seconds": 2.0,

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-PARTS = ("avdistill", "flows", "models", "stages", "mlflow_project")
-PARTS += ("dvc.yaml", "params.yaml", "Makefile", "requirements.lock", ".dvcignore", ".gitignore")
+SPLITS = ("avdistill", "flows", "models", "stages", "mlflow_project")
+SPLITS += ("dvc.yaml", "params.yaml", "Makefile", "requirements.lock", ".dvcignore", ".gitignore")
 
 
 class Checkout:
@@ -27,11 +27,11 @@ class Checkout:
     def __init__(self, folder: Path, root: Path, suites: tuple[str, ...] = ()) -> None:
         self.folder = folder
         ignore = shutil.ignore_patterns("__pycache__", "videos", "dvc.lock")
-        for part in PARTS + suites:
-            if (root / part).is_dir():
-                shutil.copytree(root / part, folder / part, symlinks=True, ignore=ignore)
+        for split in SPLITS + suites:
+            if (root / split).is_dir():
+                shutil.copytree(root / split, folder / split, symlinks=True, ignore=ignore)
             else:
-                shutil.copy(root / part, folder / part)
+                shutil.copy(root / split, folder / split)
         # `make` takes this for an environment that is ready, and goes on with the one that the tests run in.
         (folder / ".venv").mkdir()
         (folder / ".venv" / ".ready").touch()
@@ -87,8 +87,8 @@ class Checkout:
         (self.folder / file).write_text(yaml.safe_dump(raw, sort_keys=False))
 
 
-# Cells of the tiny suite: every kind of teacher, input and dependency once.
-CELLS = (
+# Jobs of the tiny suite: every kind of teacher, input and dependency once.
+JOBS = (
     "uni_modal",
     "kd",
     "mnf_csc",
@@ -101,16 +101,16 @@ CELLS = (
 RUNS = {"mnf_csc": ("mnf_csc", "mnf_csc-no_mnf", "mnf_csc-audio"), "ccl": ("ccl-A", "ccl-AI")}
 
 
-def keep_cells(raw: dict[str, Any], cells: tuple[str, ...], runs: dict[str, tuple[str, ...]]) -> None:
-    """Drop all cells but `cells`, of which some keep only certain `runs`, and what studies, costs and tables say of
+def keep_jobs(raw: dict[str, Any], jobs: tuple[str, ...], runs: dict[str, tuple[str, ...]]) -> None:
+    """Drop all jobs but `jobs`, of which some keep only certain `runs`, and what studies, costs and tables say of
     the others. Tables that have one row left are dropped, too."""
-    raw["cells"] = {name: raw["cells"][name] for name in cells}
-    for name, cell in raw["cells"].items():
-        cell["runs"] = {run: entry for run, entry in cell["runs"].items() if run in runs.get(name, cell["runs"])}
-    kept = {run for cell in raw["cells"].values() for run in cell["runs"]}
+    raw["jobs"] = {name: raw["jobs"][name] for name in jobs}
+    for name, job in raw["jobs"].items():
+        job["runs"] = {run: entry for run, entry in job["runs"].items() if run in runs.get(name, job["runs"])}
+    kept = {run for job in raw["jobs"].values() for run in job["runs"]}
     for study in raw["studies"].values():
-        study["cells"] = [name for name in study["cells"] if name in cells]
-    raw["studies"] = {name: study for name, study in raw["studies"].items() if study["cells"]}
+        study["jobs"] = [name for name in study["jobs"] if name in jobs]
+    raw["studies"] = {name: study for name, study in raw["studies"].items() if study["jobs"]}
     report = raw["report"]
     report["cost"] = [run for run in report["cost"] if run in kept]
     for table in report["tables"].values():
@@ -119,7 +119,7 @@ def keep_cells(raw: dict[str, Any], cells: tuple[str, ...], runs: dict[str, tupl
 
 
 def tiny_params(raw: dict[str, Any]) -> None:
-    """Make the embedded suite tiny: every stage stays, with a few cells and little to do."""
+    """Make the embedded suite tiny: every stage stays, with a few jobs and little to do."""
     raw["device"] = "cpu"
     raw["datasets"] = {"avsynth": raw["datasets"]["avsynth"]}
     raw["frames"] = {"avsynth": raw["frames"]["avsynth"]}
@@ -136,9 +136,9 @@ def tiny_params(raw: dict[str, Any]) -> None:
     raw["teachers"]["image"] |= {"width": 0.0625, "examples": 64, "epochs": 1}
     raw["recipes"]["small"] |= {"epochs": 2, "warmup": 0, "batch": 4, "width": 0.0625, "frames": 4}
     raw["recipes"]["tagging"] |= {"epochs": 2, "warmup": 0, "batch": 4, "width": 0.0625, "frames": 64}
-    keep_cells(raw, CELLS, RUNS)
-    for cell in raw["cells"].values():
-        cell["seeds"] = [0, 1]
+    keep_jobs(raw, JOBS, RUNS)
+    for job in raw["jobs"].values():
+        job["seeds"] = [0, 1]
     report = raw["report"]
     report["figures"] |= {
         "training_curves": {"visual": "mnf_csc", "audio": "mnf_csc-audio"},

@@ -38,7 +38,7 @@ ODD: dict[str, dict[str, tuple[str, str, str]]] = {
         "silent-vid0_0": ("ok", "silent", "digital silence"),
         "nosound-vid_0": ("ok", "no", "no audio stream"),
         "cut-off-vid_0": ("broken", "no", "truncated"),
-        "two-parts-1_1": ("broken", "no", "nothing between 9 s and 2 s"),
+        "two-splits-1_1": ("broken", "no", "nothing between 9 s and 2 s"),
     },
     "kinetics_sounds": {
         kinetics_name("in-no-archi", 7): ("gone", "no", "in none of the archives"),
@@ -106,11 +106,11 @@ class Sites:
         """Videos of a segment, and two videos of two."""
         labels = {f"{label}{n:02}": label for label in ("Shaving", "Zumba") for n in range(8)}
         names = {f"{name:-<11}": label for name, label in labels.items()}
-        names |= dict.fromkeys(["_gone-video", "silent-vid0", "nosound-vid", "cut-off-vid", "two-parts-1"], "Zumba")
+        names |= dict.fromkeys(["_gone-video", "silent-vid0", "nosound-vid", "cut-off-vid", "two-splits-1"], "Zumba")
         contents = {"silent-vid0": self.silent, "nosound-vid": self.mute, "cut-off-vid": self.video[:2000]}
         database: dict[str, Any] = {"--testing--": replicas.activitynet_video("testing")}
         for name, label in names.items():
-            segments = [(0.0, 1.5, label), (9.0, 10.0, label)][: 2 if name in ("_gone-video", "two-parts-1") else 1]
+            segments = [(0.0, 1.5, label), (9.0, 10.0, label)][: 2 if name in ("_gone-video", "two-splits-1") else 1]
             subset = "validation" if name.rstrip("-")[-2:] in ("06", "07") else "training"
             database[name] = replicas.activitynet_video(subset, *segments)
             if name != "_gone-video":
@@ -119,19 +119,19 @@ class Sites:
         return {f"{name}_{number}" for name, video in database.items() for number in range(len(video["annotations"]))}
 
     def kinetics(self) -> set[str]:
-        """Two archives of the training part, one of the validation part, and a damaged file's replacement."""
+        """Two archives of the training split, one of the validation split, and a damaged file's replacement."""
         odd = {"in-no-archi": None, "silent-vid0": self.silent, "a-text-file": TEXT, "damaged-one": b"damaged"}
         rows = {
-            part: [(label, f"{label[:3]}-{part:-<6}{n}", n) for label in ("bowling", "tap dancing") for n in numbers]
-            for part, numbers in {"train": range(7), "val": range(2)}.items()
+            split: [(label, f"{label[:3]}-{split:-<6}{n}", n) for label in ("bowling", "tap dancing") for n in numbers]
+            for split, numbers in {"train": range(7), "val": range(2)}.items()
         }
         rows["train"] += [("bowling", name, start) for start, name in enumerate(odd, 7)]
         rows["train"].append(("abseiling", "other-class", 3))
         files = {
-            part: {f"./{kinetics_name(name, start)}.mp4": odd.get(name, self.video) for _, name, start in listed}
-            for part, listed in rows.items()
+            split: {f"./{kinetics_name(name, start)}.mp4": odd.get(name, self.video) for _, name, start in listed}
+            for split, listed in rows.items()
         }
-        packed = {part: [(name, data) for name, data in made.items() if data] for part, made in files.items()}
+        packed = {split: [(name, data) for name, data in made.items() if data] for split, made in files.items()}
         folder = self.folder / "kinetics/400"
         replicas.write_kinetics_lists(folder / "annotations", rows)
         replicas.write_kinetics(
@@ -139,14 +139,14 @@ class Sites:
             {"train": [dict(packed["train"][:9]), dict(packed["train"][9:])], "val": [dict(packed["val"])]},
             {f"{kinetics_name('damaged-one', 10)}.mp4": self.video},
         )
-        listed = [row for part in rows.values() for row in part if row[0] != "abseiling"]
+        listed = [row for split in rows.values() for row in split if row[0] != "abseiling"]
         return {kinetics_name(name, start) for _, name, start in listed}
 
     def vggsound(self) -> set[str]:
         """Whole videos of 14 s, out of which the clips are to be cut."""
         labels = {"marching---": "people marching", "chirping---": "bird chirping, tweeting"}
-        parts = ["train"] * 6 + ["test"] * 2
-        rows = [(f"{id_[:-1]}{n}", n % 4, label, parts[n]) for id_, label in labels.items() for n in range(8)]
+        splits = ["train"] * 6 + ["test"] * 2
+        rows = [(f"{id_[:-1]}{n}", n % 4, label, splits[n]) for id_, label in labels.items() for n in range(8)]
         odd = {"_gone-video": 4, "short-video": 30, "nosound-vid": 1}  # the last one is as long as ActivityNet's
         rows += [(name, start, "people marching", "train") for name, start in odd.items()]
         whole = self.encoded(tone(14), 14)

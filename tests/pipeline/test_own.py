@@ -65,12 +65,12 @@ def test_make_own_makes_a_report_of_anybodys_videos(checkout: Checkout, tmp_path
         assert row["reason"], file
         assert (row["status"] == "broken") if what == "broken" else (row["audio"] == what)
     assert (index["status"] == "broken").sum() == 1
-    assert index.groupby("group")["part"].nunique().max() == 1
+    assert index.groupby("group")["split"].nunique().max() == 1
     assert not list(checkout.folder.rglob("harm"))
     listed = checkout.make("check-videos", "SUITE=own")
     assert "a b_g0_c9.avi" in listed and "broken" in listed
-    for cell in ("uni_modal", "mnf_csc"):
-        metrics = pd.read_csv(out / "evaluate" / cell / "metrics.csv")
+    for job in ("uni_modal", "mnf_csc"):
+        metrics = pd.read_csv(out / "evaluate" / job / "metrics.csv")
         assert metrics[metrics["metric"] == "accuracy"]["value"].between(0, 1).all()
     assert "MNF+CSC" in (out / "report/index.html").read_text()
 

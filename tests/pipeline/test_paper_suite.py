@@ -20,20 +20,20 @@ from avdistill.data.datasets import ucf51
 from avdistill.data.sources import archives
 from tests.helpers.packed import write_rar
 from tests.helpers.serving import Server, serve
-from tests.pipeline.conftest import Checkout, keep_cells, tiny_checkout
+from tests.pipeline.conftest import Checkout, keep_jobs, tiny_checkout
 from tests.pipeline.sites import CCL, CNN14, ODD, WIDTH, Sites
 
 pytestmark = pytest.mark.e2e
 
 # Of both papers, on every dataset, with features that are computed, published, of noisy sound and of pictures.
-CELLS = ("uni_modal", "mnf_csc", "noise_0db", "activitynet-kd", "tagging-kd", "chen-ccl", "large-crd")
+JOBS = ("uni_modal", "mnf_csc", "noise_0db", "activitynet-kd", "tagging-kd", "chen-ccl", "large-crd")
 RUNS = {"mnf_csc": ("mnf_csc",), "chen-ccl": ("chen-ccl-A", "chen-ccl-no_jsd-A")}
 FEATURES = ("ucf51_audio", "ucf51_audio_0db", "ucf51_published", "activitynet_audio", "kinetics_image")
 FEATURES += ("vggsound_audio", "vggsound_image")
 
 
 def replica_params(raw: dict[str, Any], url: str, checksums: dict[str, str]) -> None:
-    """The real params with mirrors on loopback, fewer cells and little to do."""
+    """The real params with mirrors on loopback, fewer jobs and little to do."""
     raw["device"] = "cpu"
     origins = {name: dataset["origin"] for name, dataset in raw["datasets"].items()}
     places = {"ucf51": "ucf101", "kinetics_sounds": "kinetics/400"}
@@ -53,10 +53,10 @@ def replica_params(raw: dict[str, Any], url: str, checksums: dict[str, str]) -> 
         recipe |= {"width": WIDTH, "frames": 4, "stride": 4, "size": 24, "batch": 4, "epochs": 2, "milestones": [1]}
         recipe |= {"precision": "float32", "compile": False, "loader_workers": 0}
     raw["recipes"]["xia_kinetics"] |= {"frames": 64, "stride": 64}
-    keep_cells(raw, CELLS, RUNS)
-    for cell in raw["cells"].values():
-        cell["seeds"] = [0]
-    raw["cells"]["chen-ccl"]["I"] = "none"
+    keep_jobs(raw, JOBS, RUNS)
+    for job in raw["jobs"].values():
+        job["seeds"] = [0]
+    raw["jobs"]["chen-ccl"]["I"] = "none"
     raw["exports"] = []
     raw["report"]["cost"] = ["mnf_csc"]
     raw["report"]["figures"] = {"attention": {"run": "mnf_csc", "clips": 2}, "heard": "ucf51_audio"}
@@ -125,8 +125,8 @@ def test_every_clip_is_accounted_for(paper: Checkout, sites: Sites, dataset: str
         assert index.loc[name, "reason"].startswith(reason), (name, index.loc[name, "reason"])
     usual = index.drop(list(odd))
     assert set(usual["status"]) == {"ok"} and set(usual["audio"]) == {"yes"} and set(usual["reason"]) == {""}
-    assert set(index["part"]) == {"train", "select", "test"}
-    assert index.groupby("group")["part"].nunique().max() == 1
+    assert set(index["split"]) == {"train", "val", "test"}
+    assert index.groupby("group")["split"].nunique().max() == 1
 
 
 def test_the_report_has_the_tables(paper: Checkout, web: Server) -> None:
@@ -138,11 +138,11 @@ def test_the_report_has_the_tables(paper: Checkout, web: Server) -> None:
         assert table["title"] in page
         ours = pd.read_csv(out / f"report/tables/{name}.csv")
         assert set(table["rows"].values()) <= set(ours["run"])
-    for name, cell in raw["cells"].items():
+    for name, job in raw["jobs"].items():
         metrics = pd.read_csv(out / f"evaluate/{name}/metrics.csv")
-        assert set(metrics["run"]) == set(cell["runs"])
+        assert set(metrics["run"]) == set(job["runs"])
         assert metrics[metrics["metric"] == "accuracy"]["value"].between(0, 1).all()
-    counts = pd.read_csv(out / "report/tables/dataset-vggsound.csv").set_index("part")
+    counts = pd.read_csv(out / "report/tables/dataset-vggsound.csv").set_index("split")
     assert counts.loc["all", ["clips", "gone"]].tolist() == [19, 2]
     split = json.loads((out / "metrics/split/ucf51.json").read_text())
     assert split["expected_clips"] == {"train": 4892, "test": 1944}

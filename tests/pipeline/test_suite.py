@@ -48,10 +48,10 @@ def test_make_repro_makes_the_report(checkout: Checkout) -> None:
     assert "MNF+CSC" in page and "http://" not in page.replace("http://www.w3.org", "")
     assert output.rstrip().endswith(f"report: {out / 'report/index.html'}")
     params = yaml.safe_load((checkout.folder / "params.yaml").read_text())
-    assert set(metrics(checkout)) == set(params["cells"])
-    for name, cell in params["cells"].items():
+    assert set(metrics(checkout)) == set(params["jobs"])
+    for name, job in params["jobs"].items():
         table = pd.read_csv(out / "evaluate" / name / "metrics.csv")
-        assert set(table["run"]) == set(cell["runs"]) and set(table["seed"]) == set(cell["seeds"])
+        assert set(table["run"]) == set(job["runs"]) and set(table["seed"]) == set(job["seeds"])
         assert table[table["metric"] == "accuracy"]["value"].between(0, 1).all()
     assert not list((out / ".partial").glob("*"))
 
@@ -110,13 +110,13 @@ def test_make_flow_finds_everything_done(checkout: Checkout, tmp_path: Path) -> 
 
 
 def test_mlflow_projects(checkout: Checkout) -> None:
-    for arguments in (["-e", "repro"], ["-e", "train", "-P", "cell=kd"], ["-e", "evaluate", "-P", "cell=kd"]):
+    for arguments in (["-e", "repro"], ["-e", "train", "-P", "job=kd"], ["-e", "evaluate", "-P", "job=kd"]):
         output = checkout.run("mlflow", "run", "mlflow_project", *arguments, "--env-manager", "local").stdout
         assert "didn't change" in output or "up to date" in output
 
 
 def test_a_study_reruns_with_one_command(checkout: Checkout) -> None:
-    checkout.change("cells", "noise_0db", "seeds", value=[0])
+    checkout.change("jobs", "noise_0db", "seeds", value=[0])
     output = checkout.make("study", "STUDY=noise")
     assert ran(output) == {"check", "train@noise_0db", "evaluate@noise_0db", "cost", "figures", "report"}
 
@@ -133,7 +133,7 @@ def test_the_paper_suite_can_be_tried(suites: Checkout) -> None:
 
 def test_changing_one_run_reruns_its_cell_only(checkout: Checkout) -> None:
     before = metrics(checkout)
-    checkout.change("cells", "kd", "runs", "kd", "options", value={"temperature": 2.0})
+    checkout.change("jobs", "kd", "runs", "kd", "options", value={"temperature": 2.0})
     output = checkout.repro()
     assert ran(output) == {"check", "train@kd", "evaluate@kd", "export@avsynth", "cost", "figures", "report"}
     after = metrics(checkout)
@@ -222,11 +222,11 @@ class Halved(Distiller):
 def test_a_new_method_trains_its_own_cell_and_nothing_else(checkout: Checkout) -> None:
     """As CONTRIBUTING.md says: one file, one entry in params."""
     (checkout.folder / "models/distillers/halved.py").write_text(METHOD)
-    cell = yaml.safe_load((checkout.folder / "params.yaml").read_text())["cells"]["uni_modal"]
-    checkout.change("cells", "halved", value=cell | {"method": "halved", "runs": {"halved": {"teachers": ""}}})
+    job = yaml.safe_load((checkout.folder / "params.yaml").read_text())["jobs"]["uni_modal"]
+    checkout.change("jobs", "halved", value=job | {"method": "halved", "runs": {"halved": {"teachers": ""}}})
     studies = yaml.safe_load((checkout.folder / "params.yaml").read_text())["studies"]
     name = next(iter(studies))
-    checkout.change("studies", name, "cells", value=[*studies[name]["cells"], "halved"])
+    checkout.change("studies", name, "jobs", value=[*studies[name]["jobs"], "halved"])
     output = checkout.repro()
     assert ran(output) == {"check", "train@halved", "evaluate@halved", "export@avsynth", "cost", "figures", "report"}
     assert "halved" in (checkout.folder / "out/avsynth/report/index.html").read_text()
@@ -234,14 +234,14 @@ def test_a_new_method_trains_its_own_cell_and_nothing_else(checkout: Checkout) -
 
 def test_forced_training_gives_the_same_bits(checkout: Checkout) -> None:
     before = metrics(checkout)
-    stages = [f"{stage}@{cell}" for cell in ("mnf_csc", "uni_modal") for stage in ("train", "evaluate")]
+    stages = [f"{stage}@{job}" for job in ("mnf_csc", "uni_modal") for stage in ("train", "evaluate")]
     assert ran(checkout.repro("--force", "--single-item", *stages)) == set(stages)
     assert metrics(checkout) == before
 
 
 def test_a_killed_training_goes_on_and_ends_at_the_same_bits(checkout: Checkout) -> None:
     """Killed with SIGKILL, twice; then `dvc repro`; compared with a training that nobody disturbed."""
-    checkout.change("cells", "mnf_csc", "seeds", value=[7, 8])
+    checkout.change("jobs", "mnf_csc", "seeds", value=[7, 8])
     weights = checkout.folder / "out/avsynth/.partial/train-mnf_csc"
     finished = 0
     for more in (2, 2):
@@ -272,9 +272,9 @@ def test_a_killed_training_goes_on_and_ends_at_the_same_bits(checkout: Checkout)
 
 
 BAD = {
-    "unknown method": (("cells", "kd", "method"), "kdd", "did you mean 'kd'?"),
-    "unknown option": (("cells", "mnf_csc", "runs", "mnf_csc", "options"), {"margn": 0.2}, "margin"),
-    "option of a wrong type": (("cells", "mnf_csc", "runs", "mnf_csc", "options"), {"margin": "wide"}, "margin"),
+    "unknown method": (("jobs", "kd", "method"), "kdd", "did you mean 'kd'?"),
+    "unknown option": (("jobs", "mnf_csc", "runs", "mnf_csc", "options"), {"margn": 0.2}, "margin"),
+    "option of a wrong type": (("jobs", "mnf_csc", "runs", "mnf_csc", "options"), {"margin": "wide"}, "margin"),
     "missing teacher": (("teachers", "audio", "weights"), "nowhere.pth", "nowhere.pth"),
     "missing folder": (
         ("datasets", "avsynth", "origin"),

@@ -34,7 +34,7 @@ def raw(root: Path) -> dict[str, Any]:
 def test_each_entry_has_a_file_with_all_its_values(raw: dict[str, Any], tmp_path: Path) -> None:
     found = written(raw, tmp_path)
     assert set(found) >= {f"{section}.json" for section in raw}
-    assert {f"cells/{name}.json" for name in raw["cells"]} == {name for name in found if name.startswith("cells/")}
+    assert {f"jobs/{name}.json" for name in raw["jobs"]} == {name for name in found if name.startswith("jobs/")}
     assert found["recipes/small.json"]["lr"] == raw["recipes"]["small"]["lr"]
     assert found["recipes/small.json"]["momentum"] == 0.9, "a default"
     assert "train_groups" not in found["recipes/small.json"], "what is not set"
@@ -44,15 +44,15 @@ def test_each_entry_has_a_file_with_all_its_values(raw: dict[str, Any], tmp_path
 def test_a_change_alters_the_files_of_what_was_changed(raw: dict[str, Any], tmp_path: Path) -> None:
     before = written(raw, tmp_path)
     raw["datasets"]["avsynth"]["split"]["seed"] = 5
-    raw["cells"]["kd"]["seeds"] = [4]
+    raw["jobs"]["kd"]["seeds"] = [4]
     raw["report"]["cost"] = ["kd"]
     after = written(raw, tmp_path)
     assert {name for name in before if before[name] != after[name]} - {"suite.json"} == {
         "datasets.json",
         "datasets/avsynth.json",
         "datasets/avsynth/split.json",
-        "cells.json",
-        "cells/kd.json",
+        "jobs.json",
+        "jobs/kd.json",
         "report.json",
         "report/cost.json",
     }
@@ -60,8 +60,8 @@ def test_a_change_alters_the_files_of_what_was_changed(raw: dict[str, Any], tmp_
 
 def test_what_is_no_longer_there_has_no_file(raw: dict[str, Any], tmp_path: Path) -> None:
     written(raw, tmp_path)
-    del raw["noise_mixes"]["avsynth_10db"], raw["features"]["avsynth_audio_10db"], raw["cells"]["noise_10db"]
-    raw["studies"]["noise"]["cells"].remove("noise_10db")
+    del raw["noise_mixes"]["avsynth_10db"], raw["features"]["avsynth_audio_10db"], raw["jobs"]["noise_10db"]
+    raw["studies"]["noise"]["jobs"].remove("noise_10db")
     for curve in raw["report"]["figures"]["noise"].values():
         del curve["10"]
     found = written(raw, tmp_path)

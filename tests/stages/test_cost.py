@@ -96,9 +96,9 @@ def test_what_is_kept_is_counted_by_hand(stage: Stage) -> None:
 
 
 def test_a_run_without_a_baseline_has_no_cost(stage: Stage) -> None:
-    cells = dict(stage.params.cells)
+    jobs = dict(stage.params.jobs)
     recipes = stage.params.recipes | {"other": stage.params.recipes["small"].model_copy(update={"batch": 3})}
-    cells["kd"] = cells["kd"].model_copy(update={"recipe": "other"})
-    params = stage.params.model_copy(update={"cells": cells, "recipes": recipes})
+    jobs["kd"] = jobs["kd"].model_copy(update={"recipe": "other"})
+    params = stage.params.model_copy(update={"jobs": jobs, "recipes": recipes})
     with pytest.raises(UserError, match=r"report\.cost: 'kd' has no baseline; expected a run of method uni_modal"):
         cost.main(Stage("cost", None, params, stage.run))

@@ -19,11 +19,11 @@ def attended(
     """An untrained student, the clips, and what the attention of its distiller picks."""
     with start("train", name, params) as tracked:
         trainer = Trainer(Task(params, name, run, 0, "cpu", tmp_path, tracked))
-    cell = params.cells[name]
-    index, store = params.path("split", cell.dataset) / "index.csv", params.path(*cell.input.split("/"))
+    job = params.jobs[name]
+    index, store = params.path("split", job.dataset) / "index.csv", params.path(*job.input.split("/"))
     clips = ClipSet(index, store, ("train", "test"))
     device = torch.device("cpu")
-    teachers = teacher_tables(params, cell, trainer.run, clips, 0, device)
+    teachers = teacher_tables(params, job, trainer.run, clips, 0, device)
     arrays = attention(trainer.student, trainer.distiller, clips, teachers, trainer.recipe, device)
     return trainer, clips, arrays
 
@@ -32,7 +32,7 @@ def test_attention_is_of_the_first_window_of_each_test_clip_with_sound(tiny: Par
     recipe = tiny.recipes["small"].model_copy(update={"size": 32, "frames": 4})
     params = tiny.model_copy(update={"recipes": {"small": recipe}})
     trainer, clips, found = attended(params, tmp_path, "mnf_csc")
-    rows = clips.rows[(clips.rows["part"] == "test") & (clips.rows["audio"] == "yes")]
+    rows = clips.rows[(clips.rows["split"] == "test") & (clips.rows["audio"] == "yes")]
     assert found["ids"].tolist() == rows["id"].tolist()
     assert found["weights"].shape == (len(rows), 1, 2, 2)
     np.testing.assert_allclose(found["weights"].sum((1, 2, 3)), 1, atol=1e-5)

@@ -24,22 +24,22 @@ from tests.helpers.little import Recorder
 FEATURES = 32  # of the tiny student
 
 
-def history(params: Params, cell: str, rows: dict[tuple[str, int], list[tuple[float, float]]]) -> None:
-    """history.csv of a cell: (accuracy, loss) on the select part by epoch; runs and seeds not given are worse."""
-    entry = params.cells[cell]
+def history(params: Params, job: str, rows: dict[tuple[str, int], list[tuple[float, float]]]) -> None:
+    """history.csv of a job: (accuracy, loss) on the validation split by epoch; runs and seeds not given are worse."""
+    entry = params.jobs[job]
     table = [
-        {"run": run, "seed": seed, "epoch": epoch, "select_accuracy": accuracy, "select_loss": loss, "other": ""}
+        {"run": run, "seed": seed, "epoch": epoch, "val_accuracy": accuracy, "val_loss": loss, "other": ""}
         for run, seed in entry.trainings()
         for epoch, (accuracy, loss) in enumerate(rows.get((run, seed), [(0.1, 2.0), (0.2, 1.0)]), start=1)
     ]
-    write_csv(params.path("train", cell) / "history.csv", pd.DataFrame(table))
+    write_csv(params.path("train", job) / "history.csv", pd.DataFrame(table))
 
 
 @pytest.fixture
 def trained(tiny: Params) -> Params:
-    """The tiny suite with a history of every cell, and weights and evaluation of kd with seed 1."""
-    for cell in tiny.cells:
-        history(tiny, cell, {})
+    """The tiny suite with a history of every job, and weights and evaluation of kd with seed 1."""
+    for job in tiny.jobs:
+        history(tiny, job, {})
     history(tiny, "kd", {("kd", 1): [(0.6, 1.0), (0.9, 0.5), (0.9, 0.4), (0.7, 0.3)]})
     torch.manual_seed(0)
     student = build_student("r2plus1d_10", 3, tiny.recipes["small"].width)
@@ -69,28 +69,28 @@ def exported(params: Params) -> tuple[Path, Recorder]:
 def test_the_best_on_the_select_part_is_chosen(trained: Params) -> None:
     assert export.choose(trained, "avsynth") == ("kd", "kd", 1, 3, 0.9, 0.4)
     # A tie in accuracy: the lower loss, wherever it stands; in loss, too: the first in params.
-    for cell in ("uni_modal", "mnf_csc"):
-        history(trained, cell, {(cell, 1): [(0.9, 0.3), (0.9, 0.3)]})
-    first = next(cell for cell in trained.cells if cell in ("uni_modal", "mnf_csc"))
+    for job in ("uni_modal", "mnf_csc"):
+        history(trained, job, {(job, 1): [(0.9, 0.3), (0.9, 0.3)]})
+    first = next(job for job in trained.jobs if job in ("uni_modal", "mnf_csc"))
     assert export.choose(trained, "avsynth") == (first, first, 1, 1, 0.9, 0.3)
     # A training that diverged.
     history(trained, "uni_modal", {("uni_modal", 0): [(0.95, float("nan"))], ("uni_modal", 1): [(0.95, 3.0)]})
     assert export.choose(trained, "avsynth").seed == 1
 
 
-def with_recipe(params: Params, cell: str, **changes: Any) -> Params:
-    """The cell alone has a recipe of its own."""
+def with_recipe(params: Params, job: str, **changes: Any) -> Params:
+    """The job alone has a recipe of its own."""
     recipes = params.recipes | {"own": params.recipes["small"].model_copy(update=changes)}
-    cells = params.cells | {cell: params.cells[cell].model_copy(update={"recipe": "own"})}
-    return params.model_copy(update={"recipes": recipes, "cells": cells})
+    jobs = params.jobs | {job: params.jobs[job].model_copy(update={"recipe": "own"})}
+    return params.model_copy(update={"recipes": recipes, "jobs": jobs})
 
 
 def test_the_test_part_never_chooses(trained: Params) -> None:
-    assert export.choose(with_recipe(trained, "kd", selection="last"), "avsynth").cell == "kd"
+    assert export.choose(with_recipe(trained, "kd", selection="last"), "avsynth").job == "kd"
     history(trained, "kd", {("kd", 1): [(0.9, 0.1), (0.15, 1.0)]})
-    assert export.choose(with_recipe(trained, "kd", selection="last"), "avsynth").select_accuracy == 0.2
-    assert export.choose(trained, "avsynth").select_accuracy == 0.9
-    assert export.choose(with_recipe(trained, "kd", selection="test"), "avsynth").select_accuracy == 0.2
+    assert export.choose(with_recipe(trained, "kd", selection="last"), "avsynth").val_accuracy == 0.2
+    assert export.choose(trained, "avsynth").val_accuracy == 0.9
+    assert export.choose(with_recipe(trained, "kd", selection="test"), "avsynth").val_accuracy == 0.2
 
 
 NO_ROOM = """
@@ -126,10 +126,10 @@ def test_a_program_for_which_there_is_no_room_is_an_error(tmp_path: Path, root: 
 
 
 def test_students_that_hear_do_not_compete(trained: Params) -> None:
-    hears = trained.cells["kd"].model_copy(update={"input": "spectrogram/avsynth"})
-    assert export.choose(trained.model_copy(update={"cells": trained.cells | {"kd": hears}}), "avsynth").cell != "kd"
-    with pytest.raises(UserError, match=r"params.yaml: cells: no student of dataset 'avsynth'.*takes frames/"):
-        export.choose(trained.model_copy(update={"cells": {"kd": hears}}), "avsynth")
+    hears = trained.jobs["kd"].model_copy(update={"input": "spectrogram/avsynth"})
+    assert export.choose(trained.model_copy(update={"jobs": trained.jobs | {"kd": hears}}), "avsynth").job != "kd"
+    with pytest.raises(UserError, match=r"params.yaml: jobs: no student of dataset 'avsynth'.*takes frames/"):
+        export.choose(trained.model_copy(update={"jobs": {"kd": hears}}), "avsynth")
     (trained.path("train", "kd") / "history.csv").unlink()
     with pytest.raises(UserError, match=r"train/kd/history.csv: missing"):
         export.choose(trained, "avsynth")
@@ -158,7 +158,7 @@ def test_what_is_written(trained: Params) -> None:
     folder, recorder = exported(trained)
     assert digest(folder) == before
     about = json.loads((folder / "export.json").read_text())
-    assert (about["cell"], about["run"], about["seed"], about["epoch"]) == ("kd", "kd", 1, 3)
+    assert (about["job"], about["run"], about["seed"], about["epoch"]) == ("kd", "kd", 1, 3)
     assert about["classes"] == ["class 0", "class 1", "class 2"]
     read = {"fps": 4, "short_side": 40, "reader": "auto", "encoding": "raw", "quality": 90}
     recipe = {"frames": 4, "stride": 8, "size": 16, "normalisation": "imagenet"}

@@ -19,7 +19,7 @@ def origin(tmp_path: Path) -> dict[str, object]:
     folder_of_videos(tmp_path / "videos", groups=3)
     origin: dict[str, object] = {"kind": "folder", "source": str(tmp_path / "videos")}
     download.main(stage("download", "d", tmp_path, origin))
-    split.main(stage("split", "d", tmp_path, origin, split={"test": 0.3, "select": 0}))
+    split.main(stage("split", "d", tmp_path, origin, split={"test": 0.3, "val": 0}))
     return origin
 
 

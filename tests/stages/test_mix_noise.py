@@ -18,8 +18,8 @@ from stages import download, mix_noise, spectrogram, split
 from tests.helpers.little import RATE, folder_of_videos, stage, tone
 
 
-def heard(labels: list[int], parts: list[str]) -> pd.DataFrame:
-    return pd.DataFrame({"label": labels, "part": parts})
+def heard(labels: list[int], splits: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({"label": labels, "split": splits})
 
 
 @settings(max_examples=100, deadline=None)
@@ -28,17 +28,17 @@ def heard(labels: list[int], parts: list[str]) -> pd.DataFrame:
     st.integers(0, 5),
 )
 def test_partners_are_of_the_same_part_and_another_class(rows: list[tuple[int, str]], seed: int) -> None:
-    table = heard([label for label, _ in rows], [part for _, part in rows])
+    table = heard([label for label, _ in rows], [split for _, split in rows])
     try:
         partner = mix_noise.draw(table, seed)
     except UserError as error:
         assert "of one class only" in str(error)
-        assert (table.groupby("part")["label"].nunique() == 1).any()
+        assert (table.groupby("split")["label"].nunique() == 1).any()
         return
-    assert (table["part"].to_numpy()[partner] == table["part"]).all()
+    assert (table["split"].to_numpy()[partner] == table["split"]).all()
     assert (table["label"].to_numpy()[partner] != table["label"]).all()
     np.testing.assert_array_equal(partner, mix_noise.draw(table, seed))
-    for _, own in table.groupby("part"):
+    for _, own in table.groupby("split"):
         if own["label"].value_counts().max() <= len(own) / 2:
             assert sorted(partner[own.index]) == sorted(own.index), "each recording serves once"
 
@@ -93,7 +93,7 @@ def test_both_stages_of_sound(tmp_path: Path) -> None:
     assert sorted(pairs["id"]) == sorted(noisy)
     assert pairs["snr_db"].to_numpy() == pytest.approx(6, abs=1e-3)
     own, noise = index.loc[pairs["id"]], index.loc[pairs["noise_id"]]
-    assert (own["part"].to_numpy() == noise["part"].to_numpy()).all()
+    assert (own["split"].to_numpy() == noise["split"].to_numpy()).all()
     assert (own["class"].to_numpy() != noise["class"].to_numpy()).all()
     assert pd.read_csv(tmp_path / "out/mix_noise/m/problems.csv").empty
 

@@ -12,7 +12,7 @@ from avdistill.config.schema import Params
 from avdistill.data.index import read_index, write_index
 from avdistill.pipeline.errors import UserError
 from avdistill.reporting import page
-from avdistill.reporting.page import Cell, Column, Sheet, claim, verdicts
+from avdistill.reporting.page import Column, TableCell, Sheet, claim, verdicts
 from avdistill.reporting.results import Interval
 from stages import figures, report
 from tests.helpers import both_papers
@@ -110,7 +110,7 @@ def test_words_follow_the_numbers(made: Path, params: Params):
     holm = {run: max((4 - i) * p[r] for i, r in enumerate(ordered[: ordered.index(run) + 1])) for run in p}
     for run, values in differences.items():
         side = "No difference from" if holm[run] >= 0.05 else "A gain over" if values.mean() > 0 else "A loss against"
-        assert next(part for part in claims if f"{run} " in part).startswith(side)
+        assert next(split for split in claims if f"{run} " in split).startswith(side)
         assert gains.loc[run, "found"] == side.removeprefix("A ").split()[0].replace("No", "")
     assert "MNF+CSC is" in text and "points above Uni-modal" in text and "The paper reports +6.4" in text
     assert "The datasets differ, so gains over the same baseline are compared" in text
@@ -146,9 +146,9 @@ def test_names_from_outside_are_shown_not_run(tmp_path: Path):
 def test_one_seed_claims_nothing(tmp_path: Path):
     params = suite_params(tmp_path)
     write_suite(params)
-    for cell in params.cells:
+    for job in params.jobs:
         for name in ("metrics", "detection"):
-            path = params.path("evaluate", cell) / f"{name}.csv"
+            path = params.path("evaluate", job) / f"{name}.csv"
             if path.exists():
                 table = pd.read_csv(path)
                 table[table["seed"] == 0].to_csv(path, index=False)
@@ -182,7 +182,7 @@ def test_several_teachers_and_missing_numbers(tmp_path: Path):
 
 def test_what_is_not_evaluated_is_named(tmp_path: Path):
     params = suite_params(tmp_path)
-    with pytest.raises(UserError, match="no cell has been evaluated"):
+    with pytest.raises(UserError, match="no job has been evaluated"):
         report.main(stage("report", params))
     assert not (tmp_path / "report").exists()
     write_suite(params)
@@ -241,7 +241,9 @@ def test_head_of_a_table_groups_columns():
         Column("here", "R@1"),
         Column("paper", "mAP", first=True),
     ]
-    sheet = Sheet("s", "caption", columns, [[Cell("a|b", look="strong"), Cell("1"), Cell("2"), Cell("3")]])
+    sheet = Sheet(
+        "s", "caption", columns, [[TableCell("a|b", look="strong"), TableCell("1"), TableCell("2"), TableCell("3")]]
+    )
     assert sheet.groups() == [("", 1), ("R@1", 2), ("mAP", 1)]
     assert (
         "| **a\\|b** | 1 | 2 | 3 |" in sheet.markdown()

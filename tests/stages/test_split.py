@@ -26,14 +26,14 @@ def table(groups: dict[str, list[str]], clips: int = 2) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def parts_of_groups(index: pd.DataFrame) -> pd.DataFrame:
-    assert (index.groupby("group")["part"].nunique() == 1).all(), "a group stands in two parts"
-    return index.groupby(["class", "part"])["group"].nunique().unstack(fill_value=0)
+def splits_of_groups(index: pd.DataFrame) -> pd.DataFrame:
+    assert (index.groupby("group")["split"].nunique() == 1).all(), "a group stands in two splits"
+    return index.groupby(["class", "split"])["group"].nunique().unstack(fill_value=0)
 
 
 @pytest.mark.parametrize(
-    ("groups", "test", "select", "expected"),
-    [  # train, select, test groups of each class; halves round up
+    ("groups", "test", "val", "expected"),
+    [  # train, val, test groups of each class; halves round up
         (10, 0.3, 0.2, (6, 1, 3)),
         (20, 0.4, 0.3, (8, 4, 8)),
         (5, 0.5, 0.25, (1, 1, 3)),
@@ -44,10 +44,10 @@ def parts_of_groups(index: pd.DataFrame) -> pd.DataFrame:
         (1, 0.0, 0.0, (1, 0, 0)),
     ],
 )
-def test_shares_of_whole_groups(groups: int, test: float, select: float, expected: tuple[int, int, int]) -> None:
+def test_shares_of_whole_groups(groups: int, test: float, val: float, expected: tuple[int, int, int]) -> None:
     names = {name: [f"{name}{n}" for n in range(groups)] for name in ("b", "a")}
-    index = split.assign(table(names), Split(test=test, select=select))
-    counts = parts_of_groups(index).reindex(columns=["train", "select", "test"], fill_value=0)
+    index = split.assign(table(names), Split(test=test, val=val))
+    counts = splits_of_groups(index).reindex(columns=["train", "val", "test"], fill_value=0)
     assert counts.loc["a"].tolist() == counts.loc["b"].tolist() == list(expected)
     assert index.groupby("class")["label"].unique().to_dict() == {"a": [0], "b": [1]}
 
@@ -59,24 +59,24 @@ def test_shares_of_whole_groups(groups: int, test: float, select: float, expecte
     st.floats(0.05, 0.9),
     st.integers(0, 9),
 )
-def test_a_group_that_classes_share_stays_whole(own: list[set[int]], test: float, select: float, seed: int) -> None:
+def test_a_group_that_classes_share_stays_whole(own: list[set[int]], test: float, val: float, seed: int) -> None:
     clips = table({f"class {n}": [f"g{group}" for group in sorted(groups)] for n, groups in enumerate(own)})
     try:
-        index = split.assign(clips, Split(test=test, select=select, seed=seed))
+        index = split.assign(clips, Split(test=test, val=val, seed=seed))
     except UserError as error:
         assert "class 'class" in str(error)
         return
-    assert (parts_of_groups(index)[["train", "select", "test"]] > 0).all(axis=None)
+    assert (splits_of_groups(index)[["train", "val", "test"]] > 0).all(axis=None)
 
 
 def test_groups_that_all_classes_have_go_to_the_same_part() -> None:
     index = split.assign(table({name: [f"g{n}" for n in range(10)] for name in "abcd"}), Split())
-    assert parts_of_groups(index).to_numpy().tolist() == [[1, 3, 6]] * 4
+    assert splits_of_groups(index)[["val", "test", "train"]].to_numpy().tolist() == [[1, 3, 6]] * 4
 
 
 def test_the_seed_decides() -> None:
     clips = table({name: [f"{name}{n}" for n in range(12)] for name in "ab"})
-    first, again, other = (split.assign(clips, Split(seed=seed))["part"].tolist() for seed in (1, 1, 2))
+    first, again, other = (split.assign(clips, Split(seed=seed))["split"].tolist() for seed in (1, 1, 2))
     assert first == again != other
 
 
@@ -84,14 +84,14 @@ def test_too_few_groups_names_the_class() -> None:
     clips = table({"Archery": ["a", "b", "c"], "Surfing": ["d", "e"]})
     with pytest.raises(UserError, match="class 'Surfing' has 2 groups with usable clips, 3 are needed"):
         split.assign(clips, Split())
-    split.assign(clips, Split(select=0))
+    split.assign(clips, Split(val=0))
 
 
 def test_broken_clips_do_not_count_as_groups() -> None:
     clips = table({"a": ["a1", "a2", "a3", "a4"], "b": ["b1", "b2", "b3"]})
     clips.loc[clips["group"] == "a4", "status"] = "broken"
-    index = split.assign(clips, Split(test=0.34, select=0.4))
-    assert set(index[(index["class"] == "a") & (index["status"] == "ok")]["part"]) == {"train", "select", "test"}
+    index = split.assign(clips, Split(test=0.34, val=0.4))
+    assert set(index[(index["class"] == "a") & (index["status"] == "ok")]["split"]) == {"train", "val", "test"}
     clips.loc[clips["class"] == "b", "status"] = "broken"
     with pytest.raises(UserError, match="class 'b': none of its 6 clips can be decoded"):
         split.assign(clips, Split())
@@ -100,13 +100,13 @@ def test_broken_clips_do_not_count_as_groups() -> None:
 def test_given_parts_are_kept_and_select_is_cut_from_train() -> None:
     clips = table({name: [f"{name}{n}" for n in range(6)] for name in "ab"})
     given_ = np.where(clips["group"].str[1].astype(int) < 2, "test", "train")
-    index = split.assign(clips.assign(part=given_), Split(select=0.25))
-    assert (index["part"][given_ == "test"] == "test").all()
-    assert parts_of_groups(index)[["train", "select", "test"]].to_numpy().tolist() == [[3, 1, 2]] * 2
-    all_given = np.where(clips["group"].str[1].astype(int) == 5, "select", given_)
-    assert split.assign(clips.assign(part=all_given), Split())["part"].tolist() == all_given.tolist()
-    with pytest.raises(UserError, match=r"part 'tset' of clip 'a/a0/0': did you mean 'test'\?"):
-        split.assign(clips.assign(part="tset"), Split())
+    index = split.assign(clips.assign(split=given_), Split(val=0.25))
+    assert (index["split"][given_ == "test"] == "test").all()
+    assert splits_of_groups(index)[["train", "val", "test"]].to_numpy().tolist() == [[3, 1, 2]] * 2
+    all_given = np.where(clips["group"].str[1].astype(int) == 5, "val", given_)
+    assert split.assign(clips.assign(split=all_given), Split())["split"].tolist() == all_given.tolist()
+    with pytest.raises(UserError, match=r"split 'tset' of clip 'a/a0/0': did you mean 'test'\?"):
+        split.assign(clips.assign(split="tset"), Split())
 
 
 def test_the_whole_stage(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_missing_files_are_rows(tmp_path: Path) -> None:
 def test_gone_clips_are_rows_that_nobody_looks_at(tmp_path: Path) -> None:
     folder_of_videos(tmp_path, classes=1, groups=2)
     rows = [("a", "class 0/it's_g1_é.mp4", "Private video"), ("b", "class 0/it's_g1_é.mp4", ""), ("c", "c.mp4", "NA")]
-    clips = pd.DataFrame(rows, columns=["id", "file", "gone"]).assign(group=["g1", "g1", "g2"], part="test")
+    clips = pd.DataFrame(rows, columns=["id", "file", "gone"]).assign(group=["g1", "g1", "g2"], split="test")
     found = split.look(clips, tmp_path)
     assert found["status"].tolist() == ["gone", "ok", "gone"]
     assert found["reason"].tolist() == ["Private video", "", "NA"]
@@ -166,8 +166,8 @@ def test_gone_clips_are_rows_that_nobody_looks_at(tmp_path: Path) -> None:
     assert "gone" not in found
     counts = split.summarise(found)
     assert counts["status"] == {"ok": 1, "broken": 0, "gone": 2, "excluded": 0}
-    assert counts["groups"] == {"train": 0, "select": 0, "test": 1}
-    assert counts["groups_gone"] == {"train": 0, "select": 0, "test": 1}
+    assert counts["groups"] == {"train": 0, "val": 0, "test": 1}
+    assert counts["groups_gone"] == {"train": 0, "val": 0, "test": 1}
 
 
 def test_real_clips(shared_data: Path) -> None:

@@ -34,7 +34,13 @@ def in_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def clips() -> pd.DataFrame:
     rows: list[dict[str, Any]] = [
-        {"id": f"clip {number}", "file": f"{number}.avi", "class": f"class {number % 2}", "group": "g", "part": "train"}
+        {
+            "id": f"clip {number}",
+            "file": f"{number}.avi",
+            "class": f"class {number % 2}",
+            "group": "g",
+            "split": "train",
+        }
         for number in range(len(LENGTHS))
     ]
     rows[NO_SOUND]["audio"] = "no"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from avdistill.config.schema import Params
-from avdistill.pipeline.devices import resolve_device, run_jobs
+from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.processes import cores
 from avdistill.pipeline.stage import Stage
@@ -19,16 +19,16 @@ from avdistill.training.trainer import Task, Trainer, train_one
 from stages.train import main
 
 
-def task(params: Params, folder: Path, cell: str, run: str, seed: int = 0) -> Task:
-    with start("train", cell, params) as tracked:
-        return Task(params, cell, run, seed, "cpu", folder, tracked)
+def task(params: Params, folder: Path, job: str, run: str, seed: int = 0) -> Task:
+    with start("train", job, params) as tracked:
+        return Task(params, job, run, seed, "cpu", folder, tracked)
 
 
 def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {
-        f"{part}.{name}": value
-        for part in ("student", "distiller")
-        for name, value in getattr(trainer, part).state_dict().items()
+        f"{split}.{name}": value
+        for split in ("student", "distiller")
+        for name, value in getattr(trainer, split).state_dict().items()
     }
 
 
@@ -45,16 +45,16 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize(("cell", "run"), RUNS)
+@pytest.mark.parametrize(("job", "run"), RUNS)
 @pytest.mark.parametrize("workers", [0, 2])
-def test_two_and_two_epochs_are_four(tiny: Params, tmp_path: Path, cell: str, run: str, workers: int) -> None:
+def test_two_and_two_epochs_are_four(tiny: Params, tmp_path: Path, job: str, run: str, workers: int) -> None:
     params = tiny.model_copy(
         update={"recipes": {n: r.model_copy(update={"loader_workers": workers}) for n, r in tiny.recipes.items()}}
     )
-    whole = Trainer(task(params, tmp_path / "whole", cell, run))
+    whole = Trainer(task(params, tmp_path / "whole", job, run))
     whole.fit(4)
-    Trainer(task(params, tmp_path / "halves", cell, run)).fit(2)
-    resumed = Trainer(task(params, tmp_path / "halves", cell, run))
+    Trainer(task(params, tmp_path / "halves", job, run)).fit(2)
+    resumed = Trainer(task(params, tmp_path / "halves", job, run))
     resumed.fit(4)
     assert resumed.history == whole.history and len(whole.history) == 4
     assert resumed.best["epoch"] == whole.best["epoch"]
@@ -62,8 +62,8 @@ def test_two_and_two_epochs_are_four(tiny: Params, tmp_path: Path, cell: str, ru
         assert torch.equal(value, state_of(resumed)[name]), name
 
 
-@pytest.mark.parametrize(("cell", "run"), [("uni_modal", "uni_modal"), ("mnf_csc", "mnf_csc")])
-def test_two_processes_train_as_one_does(tiny: Params, tmp_path: Path, cell: str, run: str) -> None:
+@pytest.mark.parametrize(("job", "run"), [("uni_modal", "uni_modal"), ("mnf_csc", "mnf_csc")])
+def test_two_processes_train_as_one_does(tiny: Params, tmp_path: Path, job: str, run: str) -> None:
     """Two processes on halves of each batch: the losses of one process, until rounding has grown.
 
     tests/avdistill/training/test_parallel.py compares one step in double precision."""
@@ -71,7 +71,7 @@ def test_two_processes_train_as_one_does(tiny: Params, tmp_path: Path, cell: str
     for processes in (1, 2):
         recipe = tiny.recipes["small"].model_copy(update={"processes": processes})
         folder = tmp_path / str(processes)
-        train_one(task(tiny.model_copy(update={"recipes": {"small": recipe}}), folder, cell, run))
+        train_one(task(tiny.model_copy(update={"recipes": {"small": recipe}}), folder, job, run))
         histories.append(pd.read_csv(folder / run / "seed-0.csv"))
         assert torch.load(folder / run / "seed-0.pt", weights_only=True)["epoch"] in range(1, 5)
     columns = [name for name in histories[0] if name.startswith("loss")]
@@ -79,17 +79,17 @@ def test_two_processes_train_as_one_does(tiny: Params, tmp_path: Path, cell: str
     np.testing.assert_allclose(histories[1][columns].iloc[0], histories[0][columns].iloc[0], rtol=1e-2)
 
 
-@pytest.mark.parametrize(("cell", "run"), RUNS)
+@pytest.mark.parametrize(("job", "run"), RUNS)
 def test_nothing_reads_memory_that_was_not_written(
-    tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: str, run: str
+    tiny: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, run: str
 ) -> None:
-    whole = Trainer(task(tiny, tmp_path / "as found", cell, run))
+    whole = Trainer(task(tiny, tmp_path / "as found", job, run))
     whole.fit(1)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.set_deterministic_debug_mode("error")
     try:
         assert torch.empty(1).isnan()
-        filled = Trainer(task(tiny, tmp_path / "filled", cell, run))
+        filled = Trainer(task(tiny, tmp_path / "filled", job, run))
         filled.fit(1)
     finally:
         torch.set_deterministic_debug_mode("default")
@@ -108,7 +108,7 @@ def test_training_learns_and_seeds_differ(tiny: Params, tmp_path: Path) -> None:
 
 def test_widths_that_do_not_fit_name_the_run(tiny: Params, tmp_path: Path) -> None:
     wider = tiny.recipes["small"].model_copy(update={"width": 2 * tiny.recipes["small"].width})
-    with pytest.raises(UserError, match=r"cells\.mnf_csc\.runs\.mnf_csc: projector none needs equal widths"):
+    with pytest.raises(UserError, match=r"jobs\.mnf_csc\.runs\.mnf_csc: projector none needs equal widths"):
         Trainer(task(tiny.model_copy(update={"recipes": {"small": wider}}), tmp_path, "mnf_csc", "mnf_csc"))
 
 
@@ -121,7 +121,7 @@ def test_the_learning_rate_steps_down_at_the_milestone(tiny: Params, tmp_path: P
 def test_the_selected_epoch_is_the_best_on_the_select_part(tiny: Params, tmp_path: Path) -> None:
     trainer = Trainer(task(tiny, tmp_path, "uni_modal", "uni_modal"))
     trainer.fit()
-    ranks = [(row["select_accuracy"], -row["select_loss"]) for row in trainer.history]
+    ranks = [(row["val_accuracy"], -row["val_loss"]) for row in trainer.history]
     assert trainer.best["epoch"] == 1 + max(range(4), key=ranks.__getitem__)
     last = tiny.model_copy(
         update={"recipes": {"small": tiny.recipes["small"].model_copy(update={"selection": "last"})}}
@@ -145,11 +145,11 @@ def test_the_stage_makes_weights_and_history_and_is_the_same_with_any_number_of_
             main(Stage("train", "mnf_csc", tiny, run))
         folder = tiny.path("train", "mnf_csc")
         history = pd.read_csv(folder / "history.csv")
-        cell = tiny.cells["mnf_csc"]
-        assert len(history) == len(cell.trainings()) * tiny.recipes["small"].epochs
+        job = tiny.jobs["mnf_csc"]
+        assert len(history) == len(job.trainings()) * tiny.recipes["small"].epochs
         weights = {
             f"{name}-{seed}": torch.load(folder / name / f"seed-{seed}.pt", weights_only=True)
-            for name, seed in cell.trainings()
+            for name, seed in job.trainings()
         }
         assert not list(folder.rglob("*checkpoint*"))
         found.append((history, weights))
@@ -187,9 +187,9 @@ def square(number: int) -> int:
 @pytest.mark.parametrize("number", ["1", "2"])
 def test_jobs_keep_their_order_and_their_errors(monkeypatch: pytest.MonkeyPatch, number: str) -> None:
     monkeypatch.setenv("AV_CORES", number)
-    assert run_jobs(square, [(n,) for n in range(20)], "cpu", "squares") == [n * n for n in range(20)]
+    assert run_parallel(square, [(n,) for n in range(20)], "cpu", "squares") == [n * n for n in range(20)]
     with pytest.raises(ValueError, match="negative"):
-        run_jobs(square, [(1,), (-1,), (2,)], "cpu", "squares")
+        run_parallel(square, [(1,), (-1,), (2,)], "cpu", "squares")
 
 
 def meet(folder: Path, number: int) -> int:
@@ -203,7 +203,7 @@ def meet(folder: Path, number: int) -> int:
 
 def test_three_jobs_share_two_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("avdistill.pipeline.devices.cores", lambda: 2)
-    assert run_jobs(meet, [(tmp_path, n) for n in range(3)], "cpu", "jobs") == [3, 3, 3]
+    assert run_parallel(meet, [(tmp_path, n) for n in range(3)], "cpu", "jobs") == [3, 3, 3]
 
 
 def seen_device(number: int) -> int:
@@ -217,8 +217,8 @@ def test_jobs_on_several_gpus_have_one_each(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         "avdistill.pipeline.devices.multiprocessing.get_context", lambda _, get=multiprocessing.get_context: get("fork")
     )
-    assert set(run_jobs(seen_device, [(n,) for n in range(40)], "cuda", "jobs")) <= {0, 1}
-    assert run_jobs(seen_device, [(1,), (2,)], "cuda:1", "jobs") == [-1, -1], "one device: no other process"
+    assert set(run_parallel(seen_device, [(n,) for n in range(40)], "cuda", "jobs")) <= {0, 1}
+    assert run_parallel(seen_device, [(1,), (2,)], "cuda:1", "jobs") == [-1, -1], "one device: no other process"
 
 
 def test_devices_and_cores_that_do_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:

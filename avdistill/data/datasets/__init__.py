@@ -5,8 +5,8 @@ Videos come in many forms; every stage after download sees only a table of clips
     id       unique; the key of the clip in every store
     file     relative to videos(…)
     class    name of its class
-    group    clips of one source; a group never stands in two parts, whatever the class
-    part     train, select or test; the column is absent where the dataset does not say
+    group    clips of one source; a group never stands in two splits, whatever the class
+    split     train, val or test; the column is absent where the dataset does not say
     start    seconds into the file; empty: its beginning
     end      seconds into the file; empty: its end
     gone     why the file cannot be had; empty where it is there; absent where a dataset has all its files
@@ -58,7 +58,7 @@ def of(origin: Any) -> Kind:
 
 
 def published(origin: Any) -> dict[str, int]:
-    """How many usable clips a part has in the papers, train and select together; empty where no module says so."""
+    """How many usable clips a split has in the papers, train and val together; empty where no module says so."""
     counts = getattr(of(origin), "published", None)
     return counts(origin) if counts else {}
 
@@ -67,7 +67,7 @@ def clips(folder: Path) -> pd.DataFrame:
     """The clips that download has listed in `folder`; see above for the columns. Text stays text, "NA" included."""
     import pandas as pd
 
-    names = ["id", "file", "class", "group", "part", "gone", "excluded"]
+    names = ["id", "file", "class", "group", "split", "gone", "excluded"]
     empty = {"start": "", "end": ""}
     path = folder / CLIPS
     try:

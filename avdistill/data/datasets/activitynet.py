@@ -1,8 +1,8 @@
 """activitynet: ActivityNet v1.3 (Caba Heilbron et al., CVPR 2015), 200 activities in videos of YouTube.
 
 One example a segment of its annotation: `<video>_<n>`, the n-th of the video, from `start` to `end` in its file
-`v_<video>`. The groups are the videos. The official training videos are the train part, the validation videos the
-test part; those for testing have no public labels and are left out.
+`v_<video>`. The groups are the videos. The official training videos are the train split, the validation videos the
+test split; those for testing have no public labels and are left out.
 
 The numbers of videos that were there differ from paper to paper: Chen had all 10,024 and 4,926, Xia's program reads
 15,232 and 7,555 segments of 14,844 videos. Stage split counts what is there today.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OFFICIAL = "http://ec2-52-25-205-214.us-west-2.compute.amazonaws.com/files"
 ANNOTATION = "activity_net.v1-3.min.json"
 PUBLISHED = {"train": 15_232, "test": 7_555}  # segments that Xia's program reads
-PARTS = {"training": "train", "validation": "test", "testing": None}
+SPLITS = {"training": "train", "validation": "test", "testing": None}
 
 
 def check(origin: ActivityNet) -> None:
@@ -38,7 +38,7 @@ def videos(origin: ActivityNet, folder: Path) -> Path:
 
 
 def published(origin: ActivityNet) -> dict[str, int]:
-    """How many clips a part has in Xia et al."""
+    """How many clips a split has in Xia et al."""
     return PUBLISHED
 
 
@@ -51,7 +51,7 @@ def download(origin: ActivityNet, folder: Path) -> None:
 
 
 def segments(path: Path) -> pd.DataFrame:
-    """One row a segment of an official annotation file: id, class, group, part, start and end (s), stem.
+    """One row a segment of an official annotation file: id, class, group, split, start and end (s), stem.
 
     Raises UserError naming the video whose entry is not as expected.
     """
@@ -64,14 +64,14 @@ def segments(path: Path) -> pd.DataFrame:
     rows = []
     for name, video in database:
         try:
-            part = PARTS[video["subset"]]
-            for number, one in enumerate(video["annotations"] if part else ()):
+            split = SPLITS[video["subset"]]
+            for number, one in enumerate(video["annotations"] if split else ()):
                 start, end = map(float, one["segment"])
-                rows.append((f"{name}_{number}", name, part, one["label"], start, end))
+                rows.append((f"{name}_{number}", name, split, one["label"], start, end))
         except (KeyError, TypeError, ValueError):
             raise UserError(
-                f"{path}: {name}: expected a subset ({', '.join(PARTS)}) and annotations, each with a label and a "
+                f"{path}: {name}: expected a subset ({', '.join(SPLITS)}) and annotations, each with a label and a "
                 "segment of two times"
             ) from None
-    clips = pd.DataFrame(rows, columns=["id", "group", "part", "class", "start", "end"])
+    clips = pd.DataFrame(rows, columns=["id", "group", "split", "class", "start", "end"])
     return youtube.unique(clips.assign(stem="v_" + clips["group"]), path)

@@ -1,7 +1,7 @@
 """folder: anybody's videos, used where they lie: `<source>/<class>/<clip>`, a folder a class.
 
-Which clips belong together is said by `<source>/groups.csv` (columns file, group and, where the parts are given,
-part; `file` as in `<class>/<clip>`), or by `group_pattern`, a regular expression with one (group) that is searched
+Which clips belong together is said by `<source>/groups.csv` (columns file, group and, where the splits are given,
+split; `file` as in `<class>/<clip>`), or by `group_pattern`, a regular expression with one (group) that is searched
 in the file's name, or by nobody: then each clip is a group of its own, and clips of one recording may end up in
 training and in test.
 """
@@ -109,4 +109,4 @@ def _given(origin: Folder, files: list[str]) -> pd.DataFrame:
         raise UserError(f"{path}: no row for '{file}'")
     for file in table["file"][table["file"].duplicated()]:
         raise UserError(f"{path}: '{file}' stands twice")
-    return table[["file", "group", *(["part"] if "part" in table else [])]]
+    return table[["file", "group", *(["split"] if "split" in table else [])]]

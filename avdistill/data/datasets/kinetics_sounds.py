@@ -3,7 +3,7 @@
 Their list of 34 was drawn up on an earlier release; 31 of the names are classes of Kinetics-400 today. Clips of 10 s,
 `<video>_<start>_<end>.mp4` with times of six digits, come from the Common Visual Data Foundation's archives: about
 400 GB, of which a twelfth is kept; one archive at a time is on the disk. Their replacements for damaged files are
-taken, too. The official training clips are the train part, the validation clips the test part. The groups are the
+taken, too. The official training clips are the train split, the validation clips the test split. The groups are the
 videos.
 """
 
@@ -75,7 +75,7 @@ def download(origin: KineticsSounds, folder: Path) -> None:
     """Get the official lists and, if the user has not got them, the clips from the archives; write clips.csv."""
     import pandas as pd
 
-    lists = [listed(youtube.official(origin, OFFICIAL, name, folder), part) for name, part in LISTS.items()]
+    lists = [listed(youtube.official(origin, OFFICIAL, name, folder), split) for name, split in LISTS.items()]
     clips = pd.concat(lists, ignore_index=True)
     reasons = {}
     if youtube.downloads(origin):
@@ -87,8 +87,9 @@ def download(origin: KineticsSounds, folder: Path) -> None:
     youtube.save(clips, origin, folder, reasons)
 
 
-def listed(path: Path, part: str) -> pd.DataFrame:
-    """One row a clip of CLASSES in an official list: id, class, group, part, stem. Raises UserError for other files."""
+def listed(path: Path, split: str) -> pd.DataFrame:
+    """One row a clip of CLASSES in an official list: id, class, group, split, stem. Raises UserError for other
+    files."""
     import pandas as pd
 
     types = {"label": "string", "youtube_id": "string", "time_start": "int64", "time_end": "int64"}
@@ -101,7 +102,7 @@ def listed(path: Path, part: str) -> pd.DataFrame:
     start, end = (table[name].astype("string").str.zfill(6) for name in ("time_start", "time_end"))
     stem = table["youtube_id"] + "_" + start + "_" + end
     clips = pd.DataFrame(
-        {"id": stem, "class": table["label"], "group": table["youtube_id"], "part": part, "stem": stem}
+        {"id": stem, "class": table["label"], "group": table["youtube_id"], "split": split, "stem": stem}
     )
     return youtube.unique(clips, path)
 

@@ -29,7 +29,7 @@ ARCHIVE = "UCF101.rar"  # 6.5 GB
 LISTS = "UCF101TrainTestSplits-RecognitionTask.zip"
 LISTS_FOLDER = "ucfTrainTestlist"
 NAME = re.compile(r"v_(?P<class>[A-Za-z]+)_g(?P<group>\d\d)_c\d\d")
-# Clips with sound in split 1. The published features have one training clip more, v_PlayingCello_g19_c06, in no part.
+# Clips with sound in split 1. The published features have one training clip more, v_PlayingCello_g19_c06, in no split.
 PUBLISHED = {"train": 4892, "test": 1944}
 CLASSES = frozenset(
     """
@@ -60,7 +60,7 @@ def videos(origin: Ucf51, folder: Path) -> Path:
 
 
 def published(origin: Ucf51) -> dict[str, int]:
-    """How many clips a part has in the papers; empty where they do not say."""
+    """How many clips a split has in the papers; empty where they do not say."""
     return PUBLISHED if origin.split == 1 else {}
 
 
@@ -82,10 +82,10 @@ def download(origin: Ucf51, folder: Path) -> None:
     sizes = [(source / file).stat().st_size for file in listing["file"]]
     write_csv(folder / "sizes.csv", pd.DataFrame({"file": listing["file"], "size": sizes}))
     listing["excluded"] = _why_excluded([source / file for file in listing["file"]])
-    used = listing["part"][listing["excluded"] == ""]
-    for part, clips in published(origin).items():
-        if (used == part).sum() != clips:
-            print(f"ucf51: {(used == part).sum()} {part} clips have sound; published: {clips}", file=sys.stderr)
+    used = listing["split"][listing["excluded"] == ""]
+    for split, clips in published(origin).items():
+        if (used == split).sum() != clips:
+            print(f"ucf51: {(used == split).sum()} {split} clips have sound; published: {clips}", file=sys.stderr)
     write_csv(folder / CLIPS, listing)
 
 
@@ -113,25 +113,26 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _parts(origin: Ucf51, folder: Path) -> dict[str, str]:
-    """The part, train or test, of every clip of the official lists, which may lie in the user's folder or beside it."""
+    """The split, train or test, of every clip of the official lists, which may lie in the user's folder or beside
+    it."""
     lists = folder / LISTS_FOLDER
     if origin.videos is not None:
         near = (Path(origin.videos) / LISTS_FOLDER, Path(origin.videos).parent / LISTS_FOLDER)
         lists = next((path for path in near if path.is_dir()), lists)
     if not lists.exists():
         unpack(fetch(f"{origin.mirror or SITE}/{LISTS}", folder / LISTS), folder)
-    parts: dict[str, str] = {}
-    for part in ("train", "test"):
-        path = lists / f"{part}list{origin.split:02}.txt"
+    splits: dict[str, str] = {}
+    for split in ("train", "test"):
+        path = lists / f"{split}list{origin.split:02}.txt"
         if not path.is_file():
             raise UserError(f"{path}: missing; it is in {SITE}/{LISTS}")
         # <class>/<clip>.avi, in the train list with the number of the class behind it. Folders spell classes their way.
         names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        parts |= {Path(name).stem: part for name in names if _is_clip(name)}
-    return parts
+        splits |= {Path(name).stem: split for name in names if _is_clip(name)}
+    return splits
 
 
-def _listing(source: Path, parts: dict[str, str]) -> pd.DataFrame:
+def _listing(source: Path, splits: dict[str, str]) -> pd.DataFrame:
     """The clips that are there and in the lists, by name."""
     import pandas as pd
 
@@ -140,15 +141,15 @@ def _listing(source: Path, parts: dict[str, str]) -> pd.DataFrame:
         if path.stem in files:
             raise UserError(f"{path}: a second file of that name; the other one is {files[path.stem]}")
         files[path.stem] = path
-    lacking = sorted(parts.keys() - files.keys())
+    lacking = sorted(splits.keys() - files.keys())
     if lacking:
-        print(f"ucf51: {len(lacking)} of {len(parts)} listed clips are not there: {lacking[0]}, …", file=sys.stderr)
-    names = sorted(parts.keys() & files.keys())
+        print(f"ucf51: {len(lacking)} of {len(splits)} listed clips are not there: {lacking[0]}, …", file=sys.stderr)
+    names = sorted(splits.keys() & files.keys())
     table = pd.DataFrame({"id": names, "file": [files[name].relative_to(source).as_posix() for name in names]})
     known = table["id"].str.extract(NAME)
     table["class"] = known["class"]
     table["group"] = known["class"] + "/g" + known["group"]  # groups are numbered within their class
-    return table.assign(part=table["id"].map(parts))
+    return table.assign(split=table["id"].map(splits))
 
 
 def _why_excluded(files: list[Path]) -> list[str]:

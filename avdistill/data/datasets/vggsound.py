@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OFFICIAL = "https://www.robots.ox.ac.uk/~vgg/data/vggsound"
 ANNOTATION = "vggsound.csv"
-COLUMNS = ["video", "start", "class", "part"]
+COLUMNS = ["video", "start", "class", "split"]
 SECONDS = 10.0
 PUBLISHED = {"train": 183_730, "test": 15_446}
 
@@ -50,19 +50,19 @@ def download(origin: VGGSound, folder: Path) -> None:
 
 
 def listed(path: Path) -> pd.DataFrame:
-    """One row a clip of an official list: id, stem, video, start (s, in the video), class, part.
+    """One row a clip of an official list: id, stem, video, start (s, in the video), class, split.
 
     Raises UserError for what is no such list.
     """
     import pandas as pd
 
-    types = {"video": "string", "start": "int64", "class": "string", "part": "string"}
+    types = {"video": "string", "start": "int64", "class": "string", "split": "string"}
     try:
         table = pd.read_csv(path, header=None, names=COLUMNS, dtype=types, keep_default_na=False, index_col=False)
     except (ValueError, pd.errors.ParserError) as error:
-        expected = "expected rows of video, start in seconds, class and part, as in the official list"
+        expected = "expected rows of video, start in seconds, class and split, as in the official list"
         raise UserError(f"{path}: {expected} ({' '.join(str(error).split())})") from None
-    for part in sorted(set(table["part"]) - {"train", "test"}):
-        raise UserError(f"{path}: part '{part}': {nearest(part, ['train', 'test'])}")
+    for split in sorted(set(table["split"]) - {"train", "test"}):
+        raise UserError(f"{path}: split '{split}': {nearest(split, ['train', 'test'])}")
     stem = table["video"] + "_" + table["start"].astype("string").str.zfill(6)
     return youtube.unique(table.assign(id=stem, stem=stem), path)

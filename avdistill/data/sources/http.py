@@ -34,7 +34,7 @@ LONGEST_PAUSE = 120.0  # s
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers of HTTP that may be others in a minute
 
 
-class PassingError(Exception):
+class TransientError(Exception):
     """What may go better next time. `pause`: seconds that the server asks for."""
 
     def __init__(self, reason: object, pause: float = 0.0) -> None:
@@ -73,7 +73,7 @@ def fetch(
         try:
             _receive(url, part, size, label or path.name)
             break
-        except PassingError as error:
+        except TransientError as error:
             # A long download over a bad line may break any number of times, as long as each try brings more of it.
             failures = 0 if _length(part) > furthest else failures + 1
             furthest = max(furthest, _length(part))
@@ -94,7 +94,7 @@ def fetch(
 
 
 def _receive(url: str, part: Path, size: int | None, label: str) -> None:
-    """Bring `part` to its full length, or raise PassingError."""
+    """Bring `part` to its full length, or raise TransientError."""
     notes = _read_notes(part, url)
     done = _length(part)
     if notes and done == notes["size"]:
@@ -117,7 +117,7 @@ def _receive(url: str, part: Path, size: int | None, label: str) -> None:
         came = response.headers.get("Content-Range", "")
         if done and not (total == notes["size"] and came.startswith(f"bytes {done}-")):
             _discard(part)
-            raise PassingError("the server sent another range than was asked for")
+            raise TransientError("the server sent another range than was asked for")
         if total is None and not getattr(response, "chunked", False):
             raise UserError(f"{url}: the server does not say how long the file is, so nobody knows when it is whole")
         _check_room(part, (total or 0) - done)
@@ -133,11 +133,11 @@ def _receive(url: str, part: Path, size: int | None, label: str) -> None:
             for chunk in progress(_chunks(response), f"{label} (MiB)", total=chunks):
                 _write(file, chunk)
     if total is not None and _length(part) != total:
-        raise PassingError(f"the connection ended after {_length(part)} of {total} bytes")
+        raise TransientError(f"the connection ended after {_length(part)} of {total} bytes")
 
 
 def _open(request: urllib.request.Request, part: Path) -> Any:
-    """The server's answer; PassingError where another try is worth it, UserError where not."""
+    """The server's answer; TransientError where another try is worth it, UserError where not."""
     url = request.full_url
     try:
         return urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - fetch has looked at the scheme
@@ -145,12 +145,12 @@ def _open(request: urllib.request.Request, part: Path) -> Any:
         error.close()
         if error.code == 416:  # the part is longer than the file is now
             _discard(part)
-            raise PassingError("the file has changed on the server") from None
+            raise TransientError("the file has changed on the server") from None
         answer = f"the server answers {error.code} {_line(error.reason)}"
         if error.code not in PASSING:
             raise UserError(f"{url}: {answer}") from None
         wait = error.headers.get("Retry-After", "")
-        raise PassingError(answer, float(wait) if wait.isdigit() else 0.0) from None
+        raise TransientError(answer, float(wait) if wait.isdigit() else 0.0) from None
     except URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise UserError(
@@ -159,11 +159,11 @@ def _open(request: urllib.request.Request, part: Path) -> Any:
             ) from None
         if urlsplit(url).scheme.lower() == "file":
             raise UserError(f"{url}: {_line(error.reason)}") from None
-        raise PassingError(error.reason) from None
+        raise TransientError(error.reason) from None
     except InvalidURL as error:
         raise UserError(f"{url}: {_line(error)}") from None
     except (OSError, HTTPException) as error:
-        raise PassingError(error) from None
+        raise TransientError(error) from None
 
 
 def _chunks(response: Any) -> Iterator[bytes]:
@@ -171,7 +171,7 @@ def _chunks(response: Any) -> Iterator[bytes]:
         try:
             chunk = response.read(CHUNK)
         except (OSError, HTTPException) as error:
-            raise PassingError(error) from None
+            raise TransientError(error) from None
         if not chunk:
             return
         yield chunk

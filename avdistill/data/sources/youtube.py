@@ -67,7 +67,7 @@ class GoneError(Exception):
     """The file cannot be had, now or later; the message says why."""
 
 
-class PassingError(Exception):
+class TransientError(Exception):
     """The file could not be had for a reason that may pass."""
 
 
@@ -182,8 +182,8 @@ def get(wanted: Sequence[Wanted], videos: Path, origin: YouTube) -> dict[str, st
     with _open_ledger(videos, gone) as file, closing(_outcomes(missing, videos, origin)) as outcomes:
         write = csv.writer(file, lineterminator="\n")
         for one, outcome in progress(outcomes, "videos", total=len(missing)):
-            in_a_row = in_a_row + 1 if isinstance(outcome, PassingError) else 0
-            if isinstance(outcome, PassingError):
+            in_a_row = in_a_row + 1 if isinstance(outcome, TransientError) else 0
+            if isinstance(outcome, TransientError):
                 failed[one.stem] = str(outcome)
             elif isinstance(outcome, GoneError):
                 gone[one.stem] = str(outcome)
@@ -220,11 +220,11 @@ def _open_ledger(videos: Path, gone: dict[str, str]) -> io.TextIOWrapper:
 
 def _outcomes(
     wanted: Sequence[Wanted], videos: Path, origin: YouTube
-) -> Generator[tuple[Wanted, GoneError | PassingError | None]]:
+) -> Generator[tuple[Wanted, GoneError | TransientError | None]]:
     """What became of each, as it becomes known. To close the iterator is to stop the downloads."""
     stop = threading.Event()
     rest = iter(wanted)
-    running: dict[Future[GoneError | PassingError | None], Wanted] = {}
+    running: dict[Future[GoneError | TransientError | None], Wanted] = {}
     pool = ThreadPoolExecutor(origin.workers, thread_name_prefix="yt-dlp")
     try:
         while True:
@@ -239,17 +239,17 @@ def _outcomes(
         pool.shutdown(cancel_futures=True)
 
 
-def _have(one: Wanted, videos: Path, origin: YouTube, stop: threading.Event) -> GoneError | PassingError | None:
+def _have(one: Wanted, videos: Path, origin: YouTube, stop: threading.Event) -> GoneError | TransientError | None:
     """Download a file, with as many tries as it takes or may take. Returns why it is not there, None where it is."""
     for attempt in range(origin.retries + 1):
         if stop.wait(origin.pause):
-            return PassingError("stopped")
+            return TransientError("stopped")
         try:
             source = _download(one, videos / INCOMING, origin, stop)
             break
         except GoneError as error:
             return error
-        except PassingError as error:
+        except TransientError as error:
             back_off = min(BACK_OFF * 2**attempt, LONGEST_BACK_OFF) * random.uniform(0.5, 1.5)
             if attempt == origin.retries or stop.wait(back_off):
                 return error
@@ -266,7 +266,7 @@ def _have(one: Wanted, videos: Path, origin: YouTube, stop: threading.Event) -> 
 
 
 def _download(one: Wanted, folder: Path, origin: YouTube, stop: threading.Event) -> Path:
-    """One try at a whole video, going on with what an earlier one has left. Raises GoneError or PassingError."""
+    """One try at a whole video, going on with what an earlier one has left. Raises GoneError or TransientError."""
     from yt_dlp import YoutubeDL
     from yt_dlp.utils import DownloadCancelled, YoutubeDLError
 
@@ -299,7 +299,7 @@ def _download(one: Wanted, folder: Path, origin: YouTube, stop: threading.Event)
         reason = _reason(error, one)
         if GONE.search(reason) and not PASSING.search(reason):
             raise GoneError(reason) from None
-        raise PassingError(reason) from None
+        raise TransientError(reason) from None
 
 
 def _reason(error: Exception, one: Wanted) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WIDTH = 8.4  # inches
 DPI = 130
-SEED = 0  # of whatever is drawn by lot
+SEED = 0  # of whatever is sampled at random
 # Okabe and Ito's colours can be told apart with any of the common kinds of colour blindness.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
@@ -93,7 +93,7 @@ def symbol(name: str) -> str:
 
 
 def measured_metrics(params: Params) -> pd.DataFrame:
-    """Every metric of every run and seed: cell, run, seed, metric, value. Raises NoDataError if there is none."""
+    """Every metric of every run and seed: job, run, seed, metric, value. Raises NoDataError if there is none."""
     measured = results.gather(params, "evaluate", "metrics.csv", ("run", "seed", "metric", "value"))
     if measured.empty:
         raise NoDataError("no run has been evaluated")
@@ -117,8 +117,8 @@ def index_of(params: Params, dataset: str) -> pd.DataFrame:
 
 def outputs(params: Params, run: str) -> dict[str, np.ndarray]:
     """What evaluate wrote of each video for the first seed of a run: features, ids, labels, those of the gallery."""
-    cell = params.runs()[run][0]
-    found = arrays(params.path("evaluate", cell) / run / f"seed-{params.cells[cell].seeds_of(run)[0]}.npz")
+    job = params.runs()[run][0]
+    found = arrays(params.path("evaluate", job) / run / f"seed-{params.jobs[job].seeds_of(run)[0]}.npz")
     if "gallery_features" not in found:
         raise NoDataError(f"evaluate wrote no features of {run}")
     return found

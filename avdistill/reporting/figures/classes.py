@@ -24,7 +24,7 @@ from avdistill.reporting.figures import (
 )
 
 BARS = 60  # classes
-POINTS, CLASSES = 500, 12  # of each part in a map of features, a mark for each class
+POINTS, CLASSES = 500, 12  # of each split in a map of features, a mark for each class
 
 
 def gain_per_class(params: Params) -> Drawn:
@@ -135,7 +135,7 @@ def feature_maps(params: Params) -> Drawn:
     from sklearn.manifold import TSNE
 
     runs = params.report.figures.embedding
-    dataset = params.cells[params.runs()[runs[0]][0]].dataset
+    dataset = params.jobs[params.runs()[runs[0]][0]].dataset
     index = index_of(params, dataset)
     names = sorted(set(index["class"]))
     total = len(names)
@@ -144,13 +144,13 @@ def feature_maps(params: Params) -> Drawn:
     pieces = []
     for run in runs:
         found = outputs(params, run)
-        parts, features = [], []
-        for part, prefix in (("training", "gallery_"), ("test", "")):
-            rows = pd.DataFrame({"run": run, "part": part, "id": found[f"{prefix}ids"]})
+        splits, features = [], []
+        for split, prefix in (("training", "gallery_"), ("test", "")):
+            rows = pd.DataFrame({"run": run, "split": split, "id": found[f"{prefix}ids"]})
             rows = by_lot(rows.assign(**{"class": rows["id"].map(chosen)}).dropna(), POINTS)
-            parts.append(rows)
+            splits.append(rows)
             features.append(found[f"{prefix}features"][rows.index])
-        points, vectors = pd.concat(parts, ignore_index=True), np.concatenate(features).astype(np.float64)
+        points, vectors = pd.concat(splits, ignore_index=True), np.concatenate(features).astype(np.float64)
         if len(points) < 4:
             raise NoDataError(f"{run} has features of {len(points)} clips; a map needs 4")
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
@@ -161,14 +161,14 @@ def feature_maps(params: Params) -> Drawn:
     columns = min(len(runs), 2)
     figure, axes = new_figure(0.6 + 2 * 2.4 * -(-len(runs) // columns), 2 * -(-len(runs) // columns), columns)
     for number, run in enumerate(runs):
-        for offset, part in enumerate(("training", "test")):
+        for offset, split in enumerate(("training", "test")):
             axis = axes[2 * (number // columns) + offset, number % columns]
             own = data[data["run"] == run]
             for place, name in enumerate(names):
-                points = own[(own["class"] == name) & (own["part"] == part)]
+                points = own[(own["class"] == name) & (own["split"] == split)]
                 mark: dict[str, Any] = {"color": COLORS[place % 6], "marker": "o^"[place // 6], "linewidth": 0}
                 axis.scatter(points["x"], points["y"], 13, alpha=0.85, label=name, **mark)
-            axis.set_title(f"{run}: {part} clips")
+            axis.set_title(f"{run}: {split} clips")
             axis.set(xticks=[], yticks=[], xlim=stretched(own["x"]), ylim=stretched(own["y"]))
             axis.spines[:].set(visible=True, color="#CCCCCC")
     for axis in axes.flat:
@@ -176,7 +176,7 @@ def feature_maps(params: Params) -> Drawn:
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, markerscale=1.4)
     caption = (
         "Features of the first seed's students, normalised and laid into the plane by t-SNE, training and test clips "
-        f"of a run together. At most {POINTS} clips of each part, drawn by lot. Who is whose neighbour means "
+        f"of a run together. At most {POINTS} clips of each split, sampled at random. Who is whose neighbour means "
         "something; the axes and large distances do not."
     )
     if len(names) < total:

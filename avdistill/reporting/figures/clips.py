@@ -58,7 +58,7 @@ def contact_sheet(params: Params, dataset: str) -> Drawn:
     index = index_of(params, dataset)
     frames, sounds = opened(params, pictures(params, dataset)), opened(params, f"spectrogram/{dataset}")
     usable = index[index["id"].map(lambda key: key in frames and key in sounds)]
-    usable = usable[usable["part"] == "train"].sort_values("id")
+    usable = usable[usable["split"] == "train"].sort_values("id")
     if usable.empty:
         raise NoDataError("no training clip has both frames and sound")
     # Another place in each class: clips that come first often share a scene.
@@ -98,7 +98,7 @@ def film_strip(frames: np.ndarray) -> np.ndarray:
     """Four frames (T, H, W, 3), from the first to the last, side by side with white gaps."""
     chosen = frames[np.linspace(0, len(frames) - 1, 4).round().astype(int)]
     gap = np.full((frames.shape[1], max(1, frames.shape[2] // 30), 3), 255, np.uint8)
-    return np.concatenate([part for frame in chosen for part in (frame, gap)][:-1], axis=1)
+    return np.concatenate([piece for frame in chosen for piece in (frame, gap)][:-1], axis=1)
 
 
 def show_sound(axis: Axes, sound: np.ndarray, low: float, high: float) -> None:
@@ -123,15 +123,15 @@ def attention_maps(params: Params) -> Drawn:
 
     asked = params.report.figures.attention
     assert asked is not None
-    cell = params.runs()[asked.run][0]
-    entry, window = params.cells[cell], params.recipes[params.cells[cell].recipe].frames
-    found = arrays(params.path("evaluate", cell) / asked.run / "attention.npz")
+    job = params.runs()[asked.run][0]
+    entry, window = params.jobs[job], params.recipes[params.jobs[job].recipe].frames
+    found = arrays(params.path("evaluate", job) / asked.run / "attention.npz")
     weights = dict(zip(found["ids"].tolist(), found["weights"], strict=True))
     index, frames = index_of(params, entry.dataset), opened(params, entry.input)
     clips = with_both_kinds(index[index["id"].isin(set(weights))], asked.clips)
     if clips.empty:
         raise NoDataError(f"{asked.run} pays attention to no test clip")
-    scores = results.gather(params, "evaluate", "scores.csv", ("run", "seed", "id", "part", "relevant"))
+    scores = results.gather(params, "evaluate", "scores.csv", ("run", "seed", "id", "split", "relevant"))
     scores = scores[(scores["run"] == asked.run) & (scores["seed"] == entry.seeds_of(asked.run)[0])].set_index("id")
     size = found["weights"][0].size
     high = size * max(float(weights[clip].max()) for clip in clips["id"])
@@ -168,11 +168,12 @@ def attention_maps(params: Params) -> Drawn:
     )
     if "relevant" in clips.columns and clips["relevant"].isin(["yes", "no"]).any():
         caption += (
-            " Clips drawn by lot, as many whose sound belongs to the action as whose sound is foreign, of the same "
+            " Clips sampled at random, as many whose sound belongs to the action as whose sound is foreign, of "
+            "the same "
             "classes. τ: the temperature of the clip with its own sound, which is to be low where the sound is foreign."
         )
     else:
-        caption += " Clips drawn by lot, from as many classes as there are."
+        caption += " Clips sampled at random, from as many classes as there are."
     return Drawn(figure, caption, pd.DataFrame(data))
 
 
@@ -205,7 +206,7 @@ def retrieval_gallery(params: Params) -> Drawn:
 
     asked = params.report.figures.retrieval
     assert asked is not None
-    entry = params.cells[params.runs()[asked.runs[0]][0]]
+    entry = params.jobs[params.runs()[asked.runs[0]][0]]
     index, frames = index_of(params, entry.dataset).set_index("id"), opened(params, entry.input)
     found = {run: outputs(params, run) for run in asked.runs}
     tests = index[index.index.isin(found[asked.runs[0]]["ids"])].reset_index()
@@ -248,7 +249,9 @@ def retrieval_gallery(params: Params) -> Drawn:
     caption = (
         "Test clips (left) and, from the left, the training clips nearest to each by the cosine of their features, for "
         f"{', '.join(asked.runs)}, first seed. Blue with a tick: of the query's class; red with a cross: of "
-        "another. Queries drawn by lot, each of another class where there are enough; each clip by its middle frame."
+        f""
+        "another. Queries sampled at random, each of another class where there are enough; each clip by its "
+        "middle frame."
     )
     return Drawn(figure, caption, data)
 
@@ -279,7 +282,7 @@ def heard_classes(params: Params) -> Drawn:
     index = index_of(params, entry.dataset)
     frames, sounds = opened(params, pictures(params, entry.dataset)), opened(params, entry.input)
     known = dict(zip(found["ids"][found["mask"]].tolist(), found["probabilities"][found["mask"]], strict=True))
-    usable = index[(index["part"] == "test") & index["id"].map(lambda key: key in frames and key in known)]
+    usable = index[(index["split"] == "test") & index["id"].map(lambda key: key in frames and key in known)]
     clips = by_lot(usable, VIDEOS).sort_values("id")
     if clips.empty:
         raise NoDataError("no test clip has both frames and sound")
@@ -314,8 +317,8 @@ def heard_classes(params: Params) -> Drawn:
     axes[0, 2].set_title("probability (%)", fontsize=8, pad=3, color=GREY)
     caption = (
         f"Test clips by their middle frame and log-mel spectrogram, and the {LOUDEST} of its own classes to which "
-        f"teacher {entry.teacher} gives the highest probability. Clips drawn by lot, each of another class where there "
-        "are enough."
+        f"teacher {entry.teacher} gives the highest probability. Clips sampled at random, each of another class where "
+        "there are enough."
     )
     if "relevant" in clips.columns:
         caption += SOUNDS

@@ -34,14 +34,14 @@ LARGE_SET = {"accuracy": "Recognition: top-1", "R@1": "Retrieval: R@1", "mAP@100
 def accuracy_of_runs(params: Params) -> Drawn:
     """All runs, those that can be compared with each other together: every seed, the mean and its interval."""
     measured = measured_metrics(params)
-    data = measured[measured["metric"] == "accuracy"][["cell", "run", "seed", "value"]]
+    data = measured[measured["metric"] == "accuracy"][["job", "run", "seed", "value"]]
     data = data.rename(columns={"value": "accuracy"})
     means = data.groupby("run")["accuracy"].mean().sort_values()
     groups: dict[tuple[str, str], list[str]] = {}
     for run in means.index:
-        cell = params.cells[params.runs()[run][0]]
-        groups.setdefault((cell.input, cell.recipe), []).append(run)
-    ours = params.cells[params.runs()[params.report.baseline][0]]
+        job = params.jobs[params.runs()[run][0]]
+        groups.setdefault((job.input, job.recipe), []).append(run)
+    ours = params.jobs[params.runs()[params.report.baseline][0]]
     order = sorted(groups, key=lambda group: (group != (ours.input, ours.recipe), group))
     row = 0.25 if len(means) <= 20 else 0.19
     heights = [len(groups[group]) + 0.6 for group in order]
@@ -50,7 +50,7 @@ def accuracy_of_runs(params: Params) -> Drawn:
     )
     for axis, group in zip(axes[:, 0], order, strict=True):
         runs = groups[group]
-        plain = [run for run in runs if params.cells[params.runs()[run][0]].method == "uni_modal"]
+        plain = [run for run in runs if params.jobs[params.runs()[run][0]].method == "uni_modal"]
         baseline = params.report.baseline if params.report.baseline in runs else next(iter(plain), "")
         for place, run in enumerate(runs):
             color = RED if run == baseline else BLUE
@@ -61,7 +61,7 @@ def accuracy_of_runs(params: Params) -> Drawn:
         axis.margins(x=0.04)
         if len(order) > 1:
             axis.set_title(f"{group[0]}, recipe {group[1]}")
-    axes[-1, 0].set_xlabel("accuracy on the test part (%)")
+    axes[-1, 0].set_xlabel("accuracy on the test split (%)")
     cut_at_percent(axes[-1, 0], "x")
     caption = (
         "Every run: its seeds (rings), their mean (diamond) and the mean's 95 % interval over seeds (line). Red: the "
@@ -97,7 +97,7 @@ def training_curves(params: Params) -> Drawn:
     labels = {run: label for label, run in params.report.figures.training_curves.items()}
     labels.setdefault(baseline, f"{baseline} (baseline)")
     history = history[history["run"].isin(labels)]
-    panels = {"train_accuracy": "training part", "select_accuracy": "selection part"}
+    panels = {"train_accuracy": "training split", "val_accuracy": "selection split"}
     if history.empty or not set(panels) <= set(history.columns):
         raise NoDataError("train wrote no accuracy by epoch for these runs")
     rows = []
@@ -155,7 +155,7 @@ def noise_curve(params: Params) -> Drawn:
         raise NoDataError("none of these runs has been evaluated")
     axis.set_xticks([clean, *levels], ["clean", *(f"{level:g}".replace("-", MINUS) for level in levels)])
     axis.invert_xaxis()
-    axis.set(xlabel="signal-to-noise ratio of the sound (dB)", ylabel="accuracy on the test part (%)")
+    axis.set(xlabel="signal-to-noise ratio of the sound (dB)", ylabel="accuracy on the test split (%)")
     cut_at_percent(axis, "y")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     caption = (
@@ -178,7 +178,7 @@ def large_set(params: Params) -> Drawn:
     if not data["value_seeds"].any():
         raise NoDataError("none of these runs has been evaluated")
     figure, axes = new_figure(0.8 + 0.34 * len(runs), 1, len(LARGE_SET), sharey=True)
-    plain = [run for run in runs if params.cells[params.runs()[run][0]].method == "uni_modal"]
+    plain = [run for run in runs if params.jobs[params.runs()[run][0]].method == "uni_modal"]
     colors = [GREY if run in plain else BLUE for run in runs]
     for axis, (metric, title) in zip(axes[0], LARGE_SET.items(), strict=True):
         values = data[data["metric"] == metric].reset_index(drop=True)
@@ -195,9 +195,9 @@ def large_set(params: Params) -> Drawn:
         axis.grid(axis="y", visible=False)
     axes[0, 0].set_yticks(range(len(runs)), runs)
     axes[0, 0].invert_yaxis()
-    cell = params.cells[params.runs()[runs[0]][0]]
+    job = params.jobs[params.runs()[runs[0]][0]]
     caption = (
-        f"Runs on {cell.dataset}, recipe {cell.recipe}: top-1 accuracy on the test part, and retrieval with test "
+        f"Runs on {job.dataset}, recipe {job.recipe}: top-1 accuracy on the test split, and retrieval with test "
         "videos as queries and training videos as gallery. "
     )
     caption += "Lines: 95 % intervals over seeds." if data["value_low"].notna().any() else "One seed: no interval."
@@ -206,18 +206,18 @@ def large_set(params: Params) -> Drawn:
 
 def score_histograms(params: Params) -> Drawn:
     """What the mask and τ say of clips whose sound belongs to the action, and of the others."""
-    given = ["cell", "run", "seed", "id", "part", "relevant"]
+    given = ["job", "run", "seed", "id", "split", "relevant"]
     scores = results.gather(params, "evaluate", "scores.csv", tuple(given[1:]))
     shown = [run for run in params.report.figures.scores if run in set(scores["run"])]
     scores = scores[scores["run"].isin(shown)]
     if scores.empty:
         raise NoDataError("none of these runs has scores of clips")
     names = [name for name in scores.columns if name not in given and scores[name].notna().any()]
-    scores = scores[(scores["part"] == "test") & scores["relevant"].isin(["yes", "no"])]
+    scores = scores[(scores["split"] == "test") & scores["relevant"].isin(["yes", "no"])]
     if scores.empty:
         raise NoDataError("the datasets do not know whose sound belongs to the action")
-    found = results.gather(params, "evaluate", "detection.csv", ("run", "seed", "score", "part", "auroc"))
-    found = found[found["part"] == "test"]
+    found = results.gather(params, "evaluate", "detection.csv", ("run", "seed", "score", "split", "auroc"))
+    found = found[found["split"] == "test"]
     figure, axes = new_figure(0.7 + 1.45 * len(shown), len(shown), len(names))
     bins = []
     for row, run in enumerate(shown):

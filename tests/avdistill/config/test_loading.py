@@ -59,8 +59,8 @@ MISTAKES = {
     "unknown key of an origin": (set_(*ORIGIN, "sead", value=3), ["datasets.avsynth.origin.sead", "'seed'"]),
     "unknown kind of dataset": (set_(*ORIGIN, "kind", value="folderr"), ["datasets.avsynth.origin", "'folder'"]),
     "needed key misspelt": (
-        set_("cells", "kd", value={"metod": "kd", "dataset": "avsynth", "input": "x", "recipe": "small"}),
-        ["cells.kd.metod: unknown key", "did you mean 'method'?"],
+        set_("jobs", "kd", value={"metod": "kd", "dataset": "avsynth", "input": "x", "recipe": "small"}),
+        ["jobs.kd.metod: unknown key", "did you mean 'method'?"],
     ),
     "no kind of dataset": (drop(*ORIGIN, "kind"), ["datasets.avsynth.origin.kind: missing", "valid: ", "folder"]),
     "unknown student": (
@@ -71,12 +71,12 @@ MISTAKES = {
     "range": (set_("recipes", "small", "lr", value=-1), ["recipes.small.lr", "greater than 0", "-1"]),
     "not a number": (set_("recipes", "small", "lr", value=float("nan")), ["recipes.small.lr"]),
     "order": (set_("recipes", "small", "scale", value=[1.0, 0.5]), ["recipes.small", "low <= high"]),
-    "missing key": (drop("cells", "kd", "recipe"), ["cells.kd.recipe", "missing"]),
-    "missing section": (drop("cells"), ["cells", "missing"]),
-    "dataset": (set_("cells", "kd", "dataset", value="avsynt"), ["cells.kd.dataset", "did you mean 'avsynth'?"]),
-    "recipe": (set_("cells", "kd", "recipe", value="smal"), ["cells.kd.recipe", "did you mean 'small'?"]),
-    "features": (set_("cells", "kd", "A", value="avsynth_adio"), ["cells.kd.A", "did you mean 'avsynth_audio'?"]),
-    "input": (set_("cells", "kd", "input", value="frame/avsynth"), ["cells.kd.input", "'frames/avsynth'"]),
+    "missing key": (drop("jobs", "kd", "recipe"), ["jobs.kd.recipe", "missing"]),
+    "missing section": (drop("jobs"), ["jobs", "missing"]),
+    "dataset": (set_("jobs", "kd", "dataset", value="avsynt"), ["jobs.kd.dataset", "did you mean 'avsynth'?"]),
+    "recipe": (set_("jobs", "kd", "recipe", value="smal"), ["jobs.kd.recipe", "did you mean 'small'?"]),
+    "features": (set_("jobs", "kd", "A", value="avsynth_adio"), ["jobs.kd.A", "did you mean 'avsynth_audio'?"]),
+    "input": (set_("jobs", "kd", "input", value="frame/avsynth"), ["jobs.kd.input", "'frames/avsynth'"]),
     "teacher": (
         set_("features", "avsynth_audio", "teacher", value="audi"),
         ["features.avsynth_audio.teacher", "'audio'"],
@@ -85,33 +85,33 @@ MISTAKES = {
         set_("features", "avsynth_audio", "input", value="frames/avsynth"),
         ["features.avsynth_audio.input", "sound input"],
     ),
-    "teacher that the cell has not": (
-        set_("cells", "uni_modal", "runs", "uni_modal", value={"teachers": "A"}),
-        ["cells.uni_modal.runs.uni_modal.teachers", "cells.uni_modal.A"],
+    "teacher that the job has not": (
+        set_("jobs", "uni_modal", "runs", "uni_modal", value={"teachers": "A"}),
+        ["jobs.uni_modal.runs.uni_modal.teachers", "jobs.uni_modal.A"],
     ),
     "letters": (
-        set_("cells", "kd", "runs", "kd", value={"teachers": "B"}),
-        ["cells.kd.runs.kd.teachers", "valid: A, AI, I"],
+        set_("jobs", "kd", "runs", "kd", value={"teachers": "B"}),
+        ["jobs.kd.runs.kd.teachers", "valid: A, AI, I"],
     ),
-    "run twice": (set_("cells", "kd", "runs", value={"uni_modal": {"teachers": "A"}}), ["uni_modal", "too"]),
-    "seed twice": (set_("cells", "kd", "seeds", value=[0, 1, 0]), ["cells.kd.seeds", "twice"]),
-    "no seed": (set_("cells", "kd", "seeds", value=[]), ["cells.kd.seeds", "at least 1"]),
+    "run twice": (set_("jobs", "kd", "runs", value={"uni_modal": {"teachers": "A"}}), ["uni_modal", "too"]),
+    "seed twice": (set_("jobs", "kd", "seeds", value=[0, 1, 0]), ["jobs.kd.seeds", "twice"]),
+    "no seed": (set_("jobs", "kd", "seeds", value=[]), ["jobs.kd.seeds", "at least 1"]),
     "more repeats than seeds": (
-        set_("cells", "kd", "runs", "kd", "repeats", value=4),
-        ["cells.kd.runs.kd.repeats", "at most 3"],
+        set_("jobs", "kd", "runs", "kd", "repeats", value=4),
+        ["jobs.kd.runs.kd.repeats", "at most 3"],
     ),
-    "no run": (set_("cells", "kd", "runs", value={}), ["cells.kd.runs", "at least 1"]),
+    "no run": (set_("jobs", "kd", "runs", value={}), ["jobs.kd.runs", "at least 1"]),
     "run in the report": (
         set_("report", "baseline", value="unimodal"),
         ["report.baseline", "did you mean 'uni_modal'?"],
     ),
-    "cell of a study": (
-        set_("studies", value={"x": {"title": "X", "cells": ["kdd"]}}),
-        ["studies.x.cells", "did you mean 'kd'?"],
+    "job of a study": (
+        set_("studies", value={"x": {"title": "X", "jobs": ["kdd"]}}),
+        ["studies.x.jobs", "did you mean 'kd'?"],
     ),
-    "study without cells": (set_("studies", value={"x": {"title": "X", "cells": []}}), ["studies.x.cells"]),
-    "cell in no study": (
-        set_("studies", value={"x": {"title": "X", "cells": ["kd"]}}),
+    "study without jobs": (set_("studies", value={"x": {"title": "X", "jobs": []}}), ["studies.x.jobs"]),
+    "job in no study": (
+        set_("studies", value={"x": {"title": "X", "jobs": ["kd"]}}),
         ["studies", "stands in no study"],
     ),
     "proposed run": (set_("report", "proposed", value="mnf_cs"), ["report.proposed", "did you mean 'mnf_csc'?"]),
@@ -149,8 +149,8 @@ MISTAKES = {
         ["report.figures.noise.MNF.clean", "0.0"],
     ),
     "path in a name": (set_("teachers", "../x", value={"kind": "cnn14", "weights": "avsynth"}), ["teachers", "'../x'"]),
-    "shell in a name": (set_("cells", "x; true", value={}), ["cells"]),
-    "section of a wrong type": (set_("cells", value=[1, 2]), ["cells", "dictionary"]),
+    "shell in a name": (set_("jobs", "x; true", value={}), ["jobs"]),
+    "section of a wrong type": (set_("jobs", value=[1, 2]), ["jobs", "dictionary"]),
 }
 
 
@@ -195,7 +195,7 @@ def test_runs_of_one_figure_are_trained_alike(tmp_path: Path, embedded: dict[str
     raw = copy.deepcopy(embedded)
     raw.pop("studies", None)
     raw["recipes"]["ear"] = raw["recipes"]["small"] | {"student": "resnet10_audio"}
-    raw["cells"]["ear"] = raw["cells"]["uni_modal"] | {
+    raw["jobs"]["ear"] = raw["jobs"]["uni_modal"] | {
         "input": "spectrogram/avsynth", "recipe": "ear", "runs": {"ear": {}},
     }  # fmt: skip
     file = tmp_path / "params.yaml"
@@ -232,7 +232,7 @@ def test_a_password_in_an_address_is_refused_and_not_shown(root: Path, tmp_path:
 
 
 def test_a_run_has_the_first_seeds_of_its_cell(root: Path) -> None:
-    cell = load(root / "params.yaml").cells["crd"]
-    assert cell.seeds == cell.seeds_of("crd-A") == (0, 1, 2)
-    assert cell.seeds_of("crd-I") == (0,)
-    assert cell.trainings() == [("crd-A", 0), ("crd-A", 1), ("crd-A", 2), ("crd-I", 0), ("crd-AI", 0)]
+    job = load(root / "params.yaml").jobs["crd"]
+    assert job.seeds == job.seeds_of("crd-A") == (0, 1, 2)
+    assert job.seeds_of("crd-I") == (0,)
+    assert job.trainings() == [("crd-A", 0), ("crd-A", 1), ("crd-A", 2), ("crd-I", 0), ("crd-AI", 0)]

@@ -14,11 +14,11 @@ from avdistill.config.schema import Params
 
 @pytest.fixture
 def raw(root: Path) -> dict[str, Any]:
-    """The embedded suite with two studies, which share a cell."""
+    """The embedded suite with two studies, which share a job."""
     raw = yaml.safe_load((root / "params.yaml").read_text())
-    other = [cell for cell in raw["cells"] if cell != "kd"]
+    other = [job for job in raw["jobs"] if job != "kd"]
     return raw | {
-        "studies": {"xia": {"title": "X", "cells": ["kd", "uni_modal"]}, "rest": {"title": "R", "cells": other}}
+        "studies": {"xia": {"title": "X", "jobs": ["kd", "uni_modal"]}, "rest": {"title": "R", "jobs": other}}
     }
 
 

@@ -19,9 +19,9 @@ from avdistill.data.loader import (
 from avdistill.pipeline.errors import UserError
 
 
-def clip_set(params: Params, *parts: str, groups: int | None = None) -> ClipSet:
+def clip_set(params: Params, *splits: str, groups: int | None = None) -> ClipSet:
     index, store = params.path("split", "avsynth") / "index.csv", params.path("frames", "avsynth")
-    return ClipSet(index, store, parts, groups)
+    return ClipSet(index, store, splits, groups)
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(tiny: Params) -> None:
@@ -116,5 +116,5 @@ def test_a_teacher_without_a_row_for_a_clip_is_an_error(tiny: Params) -> None:
 
 
 def test_an_empty_part_is_an_error(tiny: Params) -> None:
-    with pytest.raises(UserError, match="no usable clip in part nowhere"):
+    with pytest.raises(UserError, match="no usable clip in split nowhere"):
         clip_set(tiny, "nowhere")

@@ -108,7 +108,15 @@ def test_only_the_arrays_that_are_asked_for_are_read(tmp_path: Path) -> None:
 
 
 def test_the_index_keeps_names_that_look_like_missing_values(tmp_path: Path) -> None:
-    row = {"id": "NA", "file": "None/x.mp4", "label": 0, "class": "None", "group": "nan", "part": "train", "start": 0.0}
+    row = {
+        "id": "NA",
+        "file": "None/x.mp4",
+        "label": 0,
+        "class": "None",
+        "group": "nan",
+        "split": "train",
+        "start": 0.0,
+    }
     row |= {"end": 1.5, "seconds": 1.5, "audio": "no", "status": "ok", "reason": "", "relevant": "yes"}
     write_index(tmp_path / "index.csv", pd.DataFrame([row]))
     read = read_index(tmp_path / "index.csv").iloc[0].to_dict()

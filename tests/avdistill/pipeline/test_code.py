@@ -171,16 +171,16 @@ def test_what_cannot_change_results_reruns_nothing(copy: Path, params: Params, f
 
 def test_a_method_concerns_its_own_cells_only(copy: Path, params: Params) -> None:
     code.read.cache_clear()
-    before = {name: code.describe("train", name, params, copy) for name in params.cells}
+    before = {name: code.describe("train", name, params, copy) for name in params.jobs}
     edit(copy, "models/distillers/kd.py", "", "X = 1\n")
-    moved = {name for name in params.cells if code.describe("train", name, params, copy) != before[name]}
-    assert moved == {name for name, cell in params.cells.items() if cell.method == "kd"} != set()
+    moved = {name for name in params.jobs if code.describe("train", name, params, copy) != before[name]}
+    assert moved == {name for name, job in params.jobs.items() if job.method == "kd"} != set()
 
 
 def test_every_method_is_followed(params: Params) -> None:
-    for name, cell in params.cells.items():
-        assert f"models.distillers.{cell.method}" in code.describe("train", name, params)["modules"]
-    assert {cell.method for cell in params.cells.values()} <= set(methods())
+    for name, job in params.jobs.items():
+        assert f"models.distillers.{job.method}" in code.describe("train", name, params)["modules"]
+    assert {job.method for job in params.jobs.values()} <= set(methods())
 
 
 def test_a_download_depends_on_no_code_but_what_makes_it_here(root: Path, params: Params) -> None:

@@ -139,7 +139,7 @@ def test_any_beginning_of_a_file(made: Path, tmp_path: Path) -> None:
 def index_of(rows: list[tuple[str, str]]) -> pd.DataFrame:
     ids = [f"clip{number:02}" for number in range(len(rows))]
     index = pd.DataFrame({"id": ids, "file": [f"a/{name}.mp4" for name in ids], "label": 0, "class": "a", "group": ids})
-    index = index.assign(part="train", start=0.0, end=1.0, seconds=1.0, audio="yes")
+    index = index.assign(split="train", start=0.0, end=1.0, seconds=1.0, audio="yes")
     return index.assign(status=[status for status, _ in rows], reason=[reason for _, reason in rows])
 
 

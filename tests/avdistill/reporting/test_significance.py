@@ -18,11 +18,11 @@ def params(tmp_path: Path) -> Params:
 
 
 def drawn(params: Params) -> dict[str, pd.Series]:
-    """Accuracy of each run by seed; runs of one cell share its seeds."""
+    """Accuracy of each run by seed; runs of one job share its seeds."""
     random = np.random.default_rng(0)
     values = {}
-    for run, (cell, _) in params.runs().items():
-        seeds = list(params.cells[cell].seeds)
+    for run, (job, _) in params.runs().items():
+        seeds = list(params.jobs[job].seeds)
         values[run] = pd.Series(0.5 + random.normal(0, 0.03) + random.normal(0, 0.002, len(seeds)), seeds)
     return values
 

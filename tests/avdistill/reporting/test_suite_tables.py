@@ -4,12 +4,12 @@ import pandas as pd
 
 from avdistill.reporting.suite_tables import dataset_sheet, dataset_table
 
-ROWS = [  # part, class, group, seconds, audio, status
+ROWS = [  # split, class, group, seconds, audio, status
     ("train", "a", "a1", 60.0, "yes", "ok"),
     ("train", "a", "a1", 30.0, "silent", "ok"),
     ("train", "b", "b1", 0.0, "no", "gone"),
     ("train", "b", "b2", 0.0, "no", "broken"),
-    ("select", "b", "b3", 30.0, "yes", "ok"),
+    ("val", "b", "b3", 30.0, "yes", "ok"),
     ("test", "a", "a2", 0.0, "no", "excluded"),
     ("test", "a", "a3", 0.0, "no", "gone"),
 ]
@@ -17,16 +17,16 @@ ROWS = [  # part, class, group, seconds, audio, status
 
 def index(*statuses: str) -> pd.DataFrame:
     """The clips of ROWS that have one of these statuses."""
-    table = pd.DataFrame(ROWS, columns=["part", "class", "group", "seconds", "audio", "status"])
+    table = pd.DataFrame(ROWS, columns=["split", "class", "group", "seconds", "audio", "status"])
     return table[table["status"].isin(statuses)]
 
 
 def test_clips_are_counted_by_part_and_by_what_is_amiss() -> None:
-    table = dataset_table(index("ok", "broken", "gone", "excluded")).set_index("part")
+    table = dataset_table(index("ok", "broken", "gone", "excluded")).set_index("split")
     counts = table[["clips", "broken", "gone", "excluded"]].to_dict("index")
     assert counts == {
         "train": {"clips": 4, "broken": 1, "gone": 1, "excluded": 0},
-        "select": {"clips": 1, "broken": 0, "gone": 0, "excluded": 0},
+        "val": {"clips": 1, "broken": 0, "gone": 0, "excluded": 0},
         "test": {"clips": 2, "broken": 0, "gone": 1, "excluded": 1},
         "all": {"clips": 7, "broken": 1, "gone": 2, "excluded": 1},
     }

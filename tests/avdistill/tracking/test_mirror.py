@@ -34,7 +34,7 @@ import sys, time
 sys.path.insert(0, {root!r})
 from avdistill.tracking import journal as tracking
 from tests.avdistill.tracking.test_mirror import suite
-with tracking.start("train", {cell!r}, suite({out!r})) as run:
+with tracking.start("train", {job!r}, suite({out!r})) as run:
     run.log_metrics({{"loss": 1.0}})
     print(run.id, flush=True)
     time.sleep(60)
@@ -46,7 +46,7 @@ def suite(out: Path | str, file: str = "params.yaml") -> Params:
     return params.model_copy(update={"suite": params.suite.model_copy(update={"out": str(out), "file": file})})
 
 
-CELL, OTHER_CELL = list(load(ROOT / "params.yaml").cells)[:2]
+JOB, OTHER_CELL = list(load(ROOT / "params.yaml").jobs)[:2]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def artifacts(run: Any) -> list[str]:
 def test_what_is_logged_arrives(params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "flow-1")
     file = tmp_path / "table.csv"
-    with start("train", CELL, params) as run:
+    with start("train", JOB, params) as run:
         run.log_params({"recipe": {"lr": 0.1, "scale": (0.5, 1.0)}, "options": {}, "teachers": ""})
         for step in range(1, 4):
             run.log_metrics({"loss": 1 / step, "R@1": 0.5}, step=step)
@@ -116,7 +116,7 @@ def test_what_is_logged_arrives(params: Params, tmp_path: Path, monkeypatch: pyt
     sync(params)
 
     (found,) = runs(params)
-    assert found.info.run_name == f"train {CELL}"
+    assert found.info.run_name == f"train {JOB}"
     assert found.info.status == "FINISHED"
     assert found.data.params == {
         "recipe.lr": "0.1", "recipe.scale": "(0.5, 1.0)", "options": "{}", "teachers": ""
@@ -130,8 +130,8 @@ def test_what_is_logged_arrives(params: Params, tmp_path: Path, monkeypatch: pyt
     assert (given.dataset.name, given.dataset.digest) == ("clips", ("ab" * 32)[:36])
     tags = found.data.tags
     expected = {
-        "suite": params.suite.name, "stage": "train", "item": CELL, "dataset": params.cells[CELL].dataset,
-        "dvc.stage": f"train@{CELL}", "prefect.flow_run_id": "flow-1", "journal": run.id,
+        "suite": params.suite.name, "stage": "train", "item": JOB, "dataset": params.jobs[JOB].dataset,
+        "dvc.stage": f"train@{JOB}", "prefect.flow_run_id": "flow-1", "journal": run.id,
         "mlflow.note.content": "# What it is",
     }  # fmt: skip
     assert expected.items() <= tags.items()
@@ -164,23 +164,23 @@ def test_without_git(tmp_path: Path, use_store: object, monkeypatch: pytest.Monk
 def test_nested_runs_and_ledger(params: Params) -> None:
     assert ledger(params) == {}
     for attempt in range(2):
-        with start("train", CELL, params) as run:
+        with start("train", JOB, params) as run:
             for seed in range(2):
                 with run.child(f"kd seed {seed}", {"run": "kd", "seed": seed}) as child:
                     child.log_metrics({"accuracy": 0.5 + attempt}, step=1)
-    with pytest.raises(RuntimeError), start("train", CELL, params):
+    with pytest.raises(RuntimeError), start("train", JOB, params):
         raise RuntimeError("newer, but not finished")
     assert ledger(params) == {}
     assert sync(params).completed == 7
 
     found = runs(params)
-    parents = [run for run in found if run.info.run_name == f"train {CELL}"]
+    parents = [run for run in found if run.info.run_name == f"train {JOB}"]
     newest = parents[1].info.run_id
     children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == newest]
     assert {run.data.tags["seed"] for run in children} == {"0", "1"}
     assert {run.data.metrics["accuracy"] for run in children} == {1.5}
-    assert {run.data.tags["item"] for run in children} == {CELL}
-    expected: dict[tuple[str | int | None, ...], str] = {("train", CELL): newest}
+    assert {run.data.tags["item"] for run in children} == {JOB}
+    expected: dict[tuple[str | int | None, ...], str] = {("train", JOB): newest}
     expected |= {("train", "kd", int(run.data.tags["seed"])): run.info.run_id for run in children}
     assert ledger(params) == expected
 
@@ -197,7 +197,7 @@ def test_end_of_a_run_that_fails(params: Params, error: BaseException, status: s
 
 def test_a_run_that_goes_on_is_sent_in_parts_without_doubles(params: Params, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("1")
-    with start("train", CELL, params) as run:
+    with start("train", JOB, params) as run:
         run.log_metrics({"loss": 3.0}, step=1)
         run.log_artifact(tmp_path / "a.txt")
         sync(params)
@@ -219,7 +219,7 @@ def test_a_run_that_goes_on_is_sent_in_parts_without_doubles(params: Params, tmp
 
 
 def test_what_mlflow_refuses_is_noted_and_the_rest_arrives(params: Params) -> None:
-    with start("train", CELL, params) as run:
+    with start("train", JOB, params) as run:
         run.log_params({"lr": 1})
         run.log_params({"lr": 2})  # in one delivery the first value stays
         sync(params)
@@ -239,7 +239,7 @@ def test_what_mlflow_refuses_is_noted_and_the_rest_arrives(params: Params) -> No
 
 
 def test_a_run_deleted_in_mlflow_does_not_hold_back_others(params: Params) -> None:
-    with start("train", CELL, params) as run:
+    with start("train", JOB, params) as run:
         sync(params)
         _client().delete_run(runs(params)[0].info.run_id)
         run.log_metrics({"loss": 1.0})
@@ -263,14 +263,14 @@ def test_a_model_is_a_version_of_its_training(params: Params, tmp_path: Path) ->
     for seed in range(2):
         with start("train", "kd", params) as run, run.child(f"kd seed {seed}", {"run": "kd", "seed": seed}):
             pass
-    log_model(params, tmp_path / "model", select_accuracy=0.5)
+    log_model(params, tmp_path / "model", val_accuracy=0.5)
     sync(params)
     client = _client()
     training = next(run for run in runs(params) if run.info.run_name == "train kd seed 1")
     (version,) = client.search_model_versions("name = 'student-avsynth'")
     assert version.run_id == training.info.run_id
     assert version.description.startswith("KD: Hinton")
-    assert {"run": "kd", "seed": "1", "select_accuracy": "0.5"}.items() <= version.tags.items()
+    assert {"run": "kd", "seed": "1", "val_accuracy": "0.5"}.items() <= version.tags.items()
     model = client.get_registered_model("student-avsynth")
     assert (model.description, model.aliases) == ("What it is.", {"best": version.version})
     stored = Path(client.get_logged_model(version.source.removeprefix("models:/")).artifact_location[len("file://") :])
@@ -330,7 +330,7 @@ echo '0, 2, [N/A]'
 def test_system_metrics(params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "nvidia-smi").write_text(NVIDIA_SMI)
     (tmp_path / "nvidia-smi").chmod(0o755)
-    with start("train", CELL, params) as run:
+    with start("train", JOB, params) as run:
         run.log_system(step=1)
         monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
         run.log_system(step=2)
@@ -348,7 +348,7 @@ def test_system_metrics(params: Params, tmp_path: Path, monkeypatch: pytest.Monk
 
 def _one_stage(task: tuple[str, int]) -> None:
     out, number = task
-    with start("train", f"cell{number}", suite(out)) as run, ProcessPoolExecutor(2) as pool:
+    with start("train", f"job{number}", suite(out)) as run, ProcessPoolExecutor(2) as pool:
         for _ in pool.map(_one_child, [(pickle.dumps(run), seed) for seed in range(3)]):
             run.log_metrics({"done": 1.0}, step=number)
 
@@ -390,7 +390,7 @@ def test_many_processes_at_once(params: Params) -> None:
 def test_mirror_killed_in_the_middle(params: Params) -> None:
     """The first run is sent, the others perhaps in part, when the mirror dies."""
     for number in range(15):
-        with start("train", f"cell{number}", params) as run:
+        with start("train", f"job{number}", params) as run:
             for step in range(400):
                 run.log_metrics({"loss": step * 0.5, "accuracy": step * 0.25}, step=step)
     folder = journal_folder(params)
@@ -403,7 +403,7 @@ def test_mirror_killed_in_the_middle(params: Params) -> None:
     assert len(journals(params)) > 5, "killed too late to show anything"
     sync(params)
     found = runs(params)
-    assert sorted(run.data.tags["item"] for run in found) == sorted(f"cell{number}" for number in range(15))
+    assert sorted(run.data.tags["item"] for run in found) == sorted(f"job{number}" for number in range(15))
     for run in found:
         assert history(run, "loss") == [(step, step * 0.5) for step in range(400)]
         assert run.info.status == "FINISHED"
@@ -411,7 +411,7 @@ def test_mirror_killed_in_the_middle(params: Params) -> None:
 
 
 def test_process_that_is_killed_ends_its_run(params: Params) -> None:
-    script = START_AND_WAIT.format(root=str(ROOT), cell=CELL, out=params.suite.out)
+    script = START_AND_WAIT.format(root=str(ROOT), job=JOB, out=params.suite.out)
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     journal = process.stdout.readline().strip()
@@ -491,7 +491,7 @@ def test_passwords_are_shown_nowhere(
 
 
 def test_a_child_waits_for_its_parent(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    with start("train", CELL, params) as run, run.child("seed 0", {"run": "kd", "seed": 0}):
+    with start("train", JOB, params) as run, run.child("seed 0", {"run": "kd", "seed": 0}):
         pass
     client, create, calls = _client(), _client().create_run, list[int]()
 
@@ -562,7 +562,7 @@ def test_unreachable_server_holds_nothing_up(
     with monkeypatch.context() as here:
         here.setattr(socket.socket, "connect", lambda *_: pytest.fail("a stage asks the server itself"))
         for _ in range(3):
-            with start("train", CELL, params) as run:
+            with start("train", JOB, params) as run:
                 for step in range(100):
                     run.log_metrics({"loss": 1.0}, step=step)
 
@@ -584,14 +584,14 @@ def test_unreachable_server_holds_nothing_up(
 def test_first_stage_starts_the_mirror(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AV_TRACKING")
     folder = journal_folder(params)
-    with start("train", CELL, params) as run:
+    with start("train", JOB, params) as run:
         run.log_metrics({"loss": 1.0})
         deadline = time.monotonic() + 60
         while not any("offset" in file.read_text() for file in journals(params, "*.sent.json")):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert runs(params)[0].data.metrics == {"loss": 1.0}
-    assert set(ledger(params, wait=60)) == {("train", CELL)}  # waits for the mirror
+    assert set(ledger(params, wait=60)) == {("train", JOB)}  # waits for the mirror
     assert (folder / "mirror.log").read_text() == ""
     # It still looks for more, so a second one ends at once.
     before = time.perf_counter()
@@ -601,7 +601,7 @@ def test_first_stage_starts_the_mirror(params: Params, monkeypatch: pytest.Monke
 
 
 def test_mirror_ends_when_nothing_goes_on(params: Params) -> None:
-    with start("train", CELL, params):
+    with start("train", JOB, params):
         pass
     before = time.perf_counter()
     mirror(journal_folder(params), idle=0.2)

@@ -150,7 +150,7 @@ def strong(origin: Avsynth) -> list[bool]:
 
 
 @dataclass(frozen=True)
-class Clip:
+class SynthClip:
     """One clip as it was drawn: where it stands, and the truth about its sound."""
 
     name: str
@@ -167,7 +167,7 @@ class Clip:
         return f"{action}/{self.name}.mp4"
 
 
-def plan(origin: Avsynth) -> list[Clip]:
+def plan(origin: Avsynth) -> list[SynthClip]:
     """All clips of a origin, drawn but not yet made."""
     return [
         _draw(origin, action, group, number)
@@ -177,7 +177,7 @@ def plan(origin: Avsynth) -> list[Clip]:
     ]
 
 
-def _draw(origin: Avsynth, action: int, group: int, number: int) -> Clip:
+def _draw(origin: Avsynth, action: int, group: int, number: int) -> SynthClip:
     rng = np.random.default_rng([origin.seed, 0, action, group, number])
     absent, relevant, kind = rng.uniform(size=3)
     irrelevant = str(rng.choice(list(sounds.IRRELEVANT)))
@@ -189,10 +189,10 @@ def _draw(origin: Avsynth, action: int, group: int, number: int) -> Clip:
         sound = irrelevant
     name = f"{list(ACTIONS)[action]}_g{group + 1:02d}_c{number + 1:02d}"
     music_db = round(float(rng.uniform(*origin.music_db)), 2)
-    return Clip(name, action, group, number, sound, music_db)
+    return SynthClip(name, action, group, number, sound, music_db)
 
 
-def make(origin: Avsynth, clip: Clip) -> tuple[np.ndarray, np.ndarray | None]:
+def make(origin: Avsynth, clip: SynthClip) -> tuple[np.ndarray, np.ndarray | None]:
     """Pictures uint8 (T, H, W, 3) and sound float32 (samples,), or None for a clip without one."""
     action = list(ACTIONS.values())[clip.action]
     setting = _setting(origin, clip, action.ground)
@@ -210,7 +210,7 @@ def make(origin: Avsynth, clip: Clip) -> tuple[np.ndarray, np.ndarray | None]:
     return frames, sounds.loud(sound) * np.float32(10 ** (rng.uniform(-30, -18) / 20))
 
 
-def _setting(origin: Avsynth, clip: Clip, home: str) -> pictures.Scene:
+def _setting(origin: Avsynth, clip: SynthClip, home: str) -> pictures.Scene:
     """The scene of a clip's group, on the ground where its class is at home or on any."""
     backdrop = np.random.default_rng([origin.seed, 1, clip.group])
     rng = np.random.default_rng([origin.seed, 5, clip.action, clip.group, clip.number])
@@ -275,7 +275,7 @@ def download(origin: Avsynth, folder: Path) -> None:
     write_csv(folder / CLIPS, pd.DataFrame(rows))
 
 
-def _write(origin: Avsynth, root: Path, clip: Clip) -> None:
+def _write(origin: Avsynth, root: Path, clip: SynthClip) -> None:
     frames, sound = make(origin, clip)
     media.write_video(root / clip.file, frames, origin.fps, sound, sounds.RATE)
 

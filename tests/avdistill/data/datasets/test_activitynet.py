@@ -69,13 +69,13 @@ def test_from_the_official_annotation_to_the_index(tmp_path: Path) -> None:
     assert lost["status"].tolist() == ["gone"] * 2
     assert lost["reason"].str.endswith("HTTP Error 404: Not Found").all()
     tests = index["group"].isin(["1e10-aaaaaa", "v_bWquUXC2T"])
-    assert (index["part"][tests] == "test").all()
-    assert set(index["part"][~tests]) == {"train", "select"}
+    assert (index["split"][tests] == "test").all()
+    assert set(index["split"][~tests]) == {"train", "val"}
     metrics = json.loads((tmp_path / "out/metrics/split/d.json").read_text())
     assert metrics["status"] == {"ok": 11, "broken": 1, "gone": 2, "excluded": 0}
-    assert metrics["groups"]["train"] + metrics["groups"]["select"] == 6
+    assert metrics["groups"]["train"] + metrics["groups"]["val"] == 6
     assert metrics["groups"]["test"] == 2
-    assert metrics["groups_gone"] == {"train": 1, "select": 0, "test": 0}
+    assert metrics["groups_gone"] == {"train": 1, "val": 0, "test": 0}
 
 
 def test_a_folder_that_the_user_has_is_used_in_place(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_the_segments_that_xia_read(shared_data: Path, tmp_path: Path) -> None:
         segments[int(number)] = {"segment": one["segment"], "label": one["label"]}
     table = activitynet.segments(official(tmp_path / "a.json", database))
     table = table[table["class"] != "hole"]
-    assert table["part"].value_counts().to_dict() == {"train": 15_232, "test": 7_555}
+    assert table["split"].value_counts().to_dict() == {"train": 15_232, "test": 7_555}
     assert set(table["class"]) == set(read["labels"])
     assert table["class"].nunique() == 200
     assert table["group"].nunique() == 14_844

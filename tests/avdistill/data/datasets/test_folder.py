@@ -36,7 +36,7 @@ def test_any_name_is_kept(source: Path, tmp_path: Path) -> None:
     assert set(table["class"]) == {"Archery", "naïve class, 2"}
     assert set(table["id"]) == {f"{name}/{file}" for name in ("Archery", "naïve class, 2") for file in NAMES}
     assert table["group"].tolist() == table["id"].tolist()
-    assert "part" not in table
+    assert "split" not in table
     clips = datasets.locate(table, source)
     assert all(clip.path.read_bytes() == b"video" for clip in clips)
     assert {(clip.start, clip.end) for clip in clips} == {(0.0, None)}
@@ -85,10 +85,10 @@ def groups_csv(source: Path, **columns: list[str]) -> None:
 
 
 def test_groups_and_parts_from_a_table(source: Path, tmp_path: Path) -> None:
-    groups_csv(source, part=["train", "test"] * 4)
+    groups_csv(source, split=["train", "test"] * 4)
     table = listed(source, tmp_path)
     assert sorted(set(table["group"])) == ["g0", "g1", "g2", "g3"]
-    assert table["part"].value_counts().to_dict() == {"train": 4, "test": 4}
+    assert table["split"].value_counts().to_dict() == {"train": 4, "test": 4}
 
 
 @pytest.mark.parametrize(

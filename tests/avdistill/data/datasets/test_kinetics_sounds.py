@@ -81,11 +81,11 @@ def test_from_the_archives_to_the_index(site: Path, tmp_path: Path) -> None:
     assert index.loc[missing, ["status", "reason"]].tolist() == ["gone", "in none of the archives"]
     assert (index.drop(missing)["status"] == "ok").all(), "the damaged file was not replaced"
     assert index.drop(missing)["seconds"].to_numpy() == pytest.approx(2, abs=0.01)
-    assert set(index[index["part"] == "test"].index) == {name(*row[1:]) for row in VAL[:3]}
+    assert set(index[index["split"] == "test"].index) == {name(*row[1:]) for row in VAL[:3]}
     assert index.loc[name("NA-abcdefgh", 1200), "group"] == "NA-abcdefgh"
     metrics = json.loads((tmp_path / "out/metrics/split/d.json").read_text())
     assert metrics["status"] == {"ok": 9, "broken": 0, "gone": 1, "excluded": 0}
-    assert metrics["groups_gone"] == {"train": 1, "select": 0, "test": 0}
+    assert metrics["groups_gone"] == {"train": 1, "val": 0, "test": 0}
 
 
 def test_an_interrupted_download_goes_on(site: Path, tmp_path: Path) -> None:
@@ -104,12 +104,12 @@ def test_an_interrupted_download_goes_on(site: Path, tmp_path: Path) -> None:
     assert replaced.read_bytes() == (tmp_path / "video.mp4").read_bytes()
 
 
-@pytest.mark.parametrize("layout", ["{stem}.mp4", "{label}/{stem}.mp4", "{part}/{label}/{stem}.mkv"])
+@pytest.mark.parametrize("layout", ["{stem}.mp4", "{label}/{stem}.mp4", "{split}/{label}/{stem}.mkv"])
 def test_a_folder_that_the_user_has_is_used_in_place(layout: str, tmp_path: Path) -> None:
     official_lists(tmp_path / "lists")
     for part, rows in {"train": TRAIN[:5], "val": VAL}.items():
         for label, video, start in rows:
-            path = tmp_path / "own" / layout.format(part=part, label=label, stem=name(video, start))
+            path = tmp_path / "own" / layout.format(split=part, label=label, stem=name(video, start))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"video")
     own = KineticsSounds(

@@ -95,7 +95,7 @@ def listed(tmp_path: Path, **settings: object) -> pd.DataFrame:
 def check_table(table: pd.DataFrame) -> None:
     assert len(table) == 20
     assert table["class"].value_counts().to_dict() == {"Archery": 10, "HandStandPushups": 10}
-    assert table.groupby("part")["group"].unique().map(sorted).to_dict() == {
+    assert table.groupby("split")["group"].unique().map(sorted).to_dict() == {
         "test": [f"{action}/g0{n}" for action in ("Archery", "HandStandPushups") for n in (1, 2)],
         "train": [f"{action}/g{n}" for action in ("Archery", "HandStandPushups") for n in ("08", "09", "10")],
     }
@@ -198,7 +198,7 @@ def test_the_stages(url: str, tmp_path: Path) -> None:
     assert index.loc[MUTE, "status"] == "excluded"
     assert index.loc[MUTE, "reason"] == "no audio stream"
     assert index.loc[SILENT, ["status", "audio"]].tolist() == ["ok", "silent"]
-    assert set(index["part"][index["group"].str[-2:].isin(["01", "02"])]) == {"test"}
+    assert set(index["split"][index["group"].str[-2:].isin(["01", "02"])]) == {"test"}
     metrics = json.loads((tmp_path / "out/metrics/split/d.json").read_text())
     assert metrics["expected_clips"] == {"train": 4892, "test": 1944}
 
@@ -251,7 +251,7 @@ def test_real_clips(shared_data: Path, tmp_path: Path) -> None:
             if line.endswith(".avi"):
                 official[Path(line).stem] = part
     table = listed(tmp_path, videos=str(tmp_path / "UCF-101"))
-    assert table["part"].to_dict() == {name: official[name] for name in files if name in official}
+    assert table["split"].to_dict() == {name: official[name] for name in files if name in official}
     index = split.look(table.reset_index(), tmp_path / "UCF-101").set_index("id")
     used = index[index["status"] == "ok"]
     with np.load(shared_data / "features/ucf51_cnn14_emb512.npz") as published:

@@ -66,21 +66,21 @@ def test_from_the_official_list_to_the_index(tmp_path: Path) -> None:
     assert (had["audio"] == "yes").all()
     assert had["seconds"].to_numpy() == pytest.approx(10, abs=0.01)
     assert index.loc["--0PQM4-hqg_000004", ["class", "group"]].tolist() == [MARCHING, "--0PQM4-hqg"]
-    expected = {f"{video}_{start:06d}": part for video, start, _, part in ROWS}
-    assert {name: "train" if part == "select" else part for name, part in index["part"].items()} == expected
-    assert (index.groupby("group")["part"].nunique() == 1).all()
+    expected = {f"{video}_{start:06d}": split for video, start, _, split in ROWS}
+    assert {name: "train" if split == "val" else split for name, split in index["split"].items()} == expected
+    assert (index.groupby("group")["split"].nunique() == 1).all()
     metrics = json.loads((tmp_path / "out/metrics/split/d.json").read_text())
     assert metrics["status"] == {"ok": 11, "broken": 0, "gone": 1, "excluded": 0}
-    assert metrics["groups_gone"] == {"train": 1, "select": 0, "test": 0}
+    assert metrics["groups_gone"] == {"train": 1, "val": 0, "test": 0}
     assert metrics["groups"]["test"] == 4
-    assert metrics["groups"]["train"] + metrics["groups"]["select"] == 6
+    assert metrics["groups"]["train"] + metrics["groups"]["val"] == 6
 
 
-@pytest.mark.parametrize("layout", ["{name}.mp4", "{part}/{name}.mp4", "{part}/{label}/{name}.webm"])
+@pytest.mark.parametrize("layout", ["{name}.mp4", "{split}/{name}.mp4", "{split}/{label}/{name}.webm"])
 def test_a_folder_that_the_user_has_is_used_in_place(layout: str, tmp_path: Path) -> None:
     for (_, _, label, part), name in zip(ROWS, NAMES, strict=True):
         if name != GONE:
-            path = tmp_path / "own" / layout.format(name=name, part=part, label=label)
+            path = tmp_path / "own" / layout.format(name=name, split=part, label=label)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"video")
     before = sorted(tmp_path.joinpath("own").rglob("*"))
@@ -124,8 +124,8 @@ def test_what_is_lacking_is_filled_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,1,x,training\n", r"v\.csv: part 'training': did you mean 'train'\?"),
-        ("a,one,x,train\n", r"v\.csv: expected rows of video, start in seconds, class and part"),
+        ("a,1,x,training\n", r"v\.csv: split 'training': did you mean 'train'\?"),
+        ("a,one,x,train\n", r"v\.csv: expected rows of video, start in seconds, class and split"),
         ("a_000001.mp4,x\n", r"v\.csv: expected rows of video"),
         ("", r"v\.csv: expected "),
         ("a,1,x,train\na,1,y,train\n", "clip 'a_000001' stands twice"),
@@ -141,7 +141,7 @@ def test_the_real_test_list(shared_data: Path, tmp_path: Path) -> None:
     names = pd.read_csv(shared_data / "annotations/vggsound_test.csv", header=None, names=["file", "class"])
     counts = pd.read_csv(shared_data / "annotations/vggsound_stat.csv", header=None, names=["class", "clips", "kind"])
     start = names["file"].str[12:18].astype(int)
-    table = pd.DataFrame({"video": names["file"].str[:11], "start": start, "class": names["class"], "part": "test"})
+    table = pd.DataFrame({"video": names["file"].str[:11], "start": start, "class": names["class"], "split": "test"})
     table.to_csv(tmp_path / "v.csv", header=False, index=False)
     listed = vggsound.listed(tmp_path / "v.csv")
     assert (listed["stem"] + ".mp4").tolist() == names["file"].tolist()

@@ -43,7 +43,7 @@ CLIPS = {f"{name}/v_{name}_g0{group}_c01": None for name in ("Archery", "Surfing
 def little_index() -> pd.DataFrame:
     """Six clips, one without sound and one broken."""
     rows: list[dict[str, Any]] = [
-        {"id": clip, "file": f"{clip}.avi", "class": clip.split("/")[0], "group": clip[-7:-4], "part": "train"}
+        {"id": clip, "file": f"{clip}.avi", "class": clip.split("/")[0], "group": clip[-7:-4], "split": "train"}
         for clip in CLIPS
     ]
     rows[0] |= {"audio": "no"}
@@ -176,12 +176,14 @@ def ucf51(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Params
     # The lists write HandstandPushups/v_HandStandPushups_…
     classes = {clip.split("/")[0].lower() for clip in clips}
     rows = []
-    for part in ("train", "test"):
-        for line in (shared_data / "annotations" / "ucf101" / f"{part}list01.txt").read_text().splitlines():
+    for split in ("train", "test"):
+        for line in (shared_data / "annotations" / "ucf101" / f"{split}list01.txt").read_text().splitlines():
             file = line.split()[0]
             name = file.split("/")[0]
             if name.lower() in classes:
-                rows.append({"id": file, "file": file, "class": name, "group": f"{name}/{file[-11:-8]}", "part": part})
+                rows.append(
+                    {"id": file, "file": file, "class": name, "group": f"{name}/{file[-11:-8]}", "split": split}
+                )
     folder = tmp_path_factory.mktemp("ucf51")
     params = features(folder, index_of(rows), str(archive(folder / "a.tar.gz", vectors)))
     run(params)
@@ -201,25 +203,25 @@ def test_audio_alone_retrieves_at_the_known_rate(ucf51: Params) -> None:
     index = read_index(ucf51.path("split", "d") / "index.csv")
     arrays = read_arrays(ucf51.path("teacher_features", "f") / "features.npz")
     found = [
-        torch.from_numpy(values[arrays["mask"] & (index["part"] == part).to_numpy()])
-        for part in ("test", "train")
+        torch.from_numpy(values[arrays["mask"] & (index["split"] == split).to_numpy()])
+        for split in ("test", "train")
         for values in (arrays["features"], index["label"].to_numpy())
     ]
     assert retrieval(*found)["R@1"] == pytest.approx(0.403, abs=0.001)
 
 
 def test_audio_alone_classifies_at_the_known_rate(ucf51: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Without a select part the third of the weight decays is taken; the other heads would be trained for nothing.
+    # Without a validation split the third of the weight decays is taken; the other heads would be trained for nothing.
     monkeypatch.setattr(teacher_head, "DECAYS", (teacher_head.DECAYS[2],))
     teacher_head.main(stage(ucf51, "teacher_head", "f"))
     metrics = json.loads((ucf51.path("teacher_head", "f") / "metrics.json").read_text())
     assert 0.45 <= metrics["accuracy"]["test"] <= 0.47
-    assert metrics["clips"] == {"train": 4893, "select": 0, "test": 1944}
+    assert metrics["clips"] == {"train": 4893, "val": 0, "test": 1944}
 
 
 def test_a_head_without_training_clips_is_an_error(tmp_path: Path) -> None:
     source = archive(tmp_path / "a.tar.gz", dict.fromkeys(CLIPS, np.ones(2)))
-    params = features(tmp_path, little_index().assign(part="test"), str(source))
+    params = features(tmp_path, little_index().assign(split="test"), str(source))
     run(params)
-    with pytest.raises(UserError, match="f: no clip of the train part has features"):
+    with pytest.raises(UserError, match="f: no clip of the train split has features"):
         teacher_head.main(stage(params, "teacher_head", "f"))

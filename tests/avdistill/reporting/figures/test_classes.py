@@ -11,9 +11,9 @@ from tests.helpers.synthetic import CLASSES
 
 def many_classes(params: Params) -> None:
     """Ten times as many classes and a single seed, in the tables of all runs."""
-    for cell in params.cells:
+    for job in params.jobs:
         for name in ("metrics", "per_class", "confusion"):
-            path = params.path("evaluate", cell) / f"{name}.csv"
+            path = params.path("evaluate", job) / f"{name}.csv"
             if path.exists():
                 table = pd.read_csv(path)
                 table = table[table["seed"] == 0]
@@ -25,8 +25,8 @@ def many_classes(params: Params) -> None:
 
 
 def test_gain_per_class_is_the_mean_difference_by_seed(pictured: Params):
-    def accuracy(cell: str, run: str) -> np.ndarray:
-        table = pd.read_csv(pictured.path("evaluate", cell) / "per_class.csv")
+    def accuracy(job: str, run: str) -> np.ndarray:
+        table = pd.read_csv(pictured.path("evaluate", job) / "per_class.csv")
         return table[(table["run"] == run) & (table["class"] == "pulsing")].sort_values("seed")["accuracy"].to_numpy()
 
     drawn = classes.gain_per_class(pictured)
@@ -58,7 +58,7 @@ def test_confusion_shows_the_baseline_and_the_best(pictured: Params):
 
 def test_clips_of_a_class_are_neighbours_in_the_map_of_features(pictured: Params):
     data = classes.feature_maps(pictured).data
-    counts = data.groupby(["run", "part"]).size()
+    counts = data.groupby(["run", "split"]).size()
     assert counts["mnf_csc", "test"] == 35 and counts["mnf_csc", "training"] == 72
     for _, points in data.groupby("run"):
         place = points[["x", "y"]].to_numpy()
@@ -72,6 +72,6 @@ def test_a_map_shows_few_classes_and_few_clips(pictured: Params, monkeypatch: py
     monkeypatch.setattr(classes, "CLASSES", 4)
     monkeypatch.setattr(classes, "POINTS", 10)
     drawn = classes.feature_maps(pictured)
-    assert drawn.data.groupby(["run", "part"]).size().tolist() == [10] * 4
+    assert drawn.data.groupby(["run", "split"]).size().tolist() == [10] * 4
     assert sorted(set(drawn.data["class"])) == [CLASSES[place] for place in (0, 2, 3, 5)]
     assert "4 of 6 classes" in drawn.caption

@@ -13,7 +13,7 @@ from tests.helpers.synthetic import CLASSES
 
 def test_contact_sheet_shows_a_clip_of_each_class(pictured: Params):
     data = clips.contact_sheet(pictured, "made").data
-    assert data["class"].tolist() == CLASSES and (data["part"] == "train").all()
+    assert data["class"].tolist() == CLASSES and (data["split"] == "train").all()
 
 
 def test_attention_is_shown_on_clips_of_both_kinds_of_the_same_classes(pictured: Params):
@@ -72,7 +72,7 @@ def test_the_classes_heard_are_those_of_highest_probability(pictured: Params):
         chances = found["probabilities"][found["ids"].tolist().index(name)].astype(np.float64)
         assert rows["probability"].tolist() == sorted(chances, reverse=True)[:5]
     index = read_index(pictured.path("split", "made") / "index.csv").set_index("id")
-    assert (index.loc[data["id"], "part"] == "test").all() and (index.loc[data["id"], "audio"] == "yes").all()
+    assert (index.loc[data["id"], "split"] == "test").all() and (index.loc[data["id"], "audio"] == "yes").all()
 
 
 def test_a_teacher_without_probabilities_is_no_data(other: Params):

@@ -10,16 +10,16 @@ from avdistill.reporting.figures import NoDataError, runs
 from tests.helpers.pictured import pictured_params
 
 
-def accuracy(params: Params, cell: str, run: str) -> np.ndarray:
-    table = pd.read_csv(params.path("evaluate", cell) / "metrics.csv")
+def accuracy(params: Params, job: str, run: str) -> np.ndarray:
+    table = pd.read_csv(params.path("evaluate", job) / "metrics.csv")
     return table[(table["run"] == run) & (table["metric"] == "accuracy")].sort_values("seed")["value"].to_numpy()
 
 
 def test_curves_are_mean_lowest_and_highest_over_seeds(pictured: Params):
     history = pd.read_csv(pictured.path("train", "mnf_csc") / "history.csv")
-    seeds = history[(history["run"] == "mnf_csc") & (history["epoch"] == 3)]["select_accuracy"]
+    seeds = history[(history["run"] == "mnf_csc") & (history["epoch"] == 3)]["val_accuracy"]
     curves = runs.training_curves(pictured).data
-    row = curves[(curves["strategy"] == "visual") & (curves["metric"] == "select_accuracy") & (curves["epoch"] == 3)]
+    row = curves[(curves["strategy"] == "visual") & (curves["metric"] == "val_accuracy") & (curves["epoch"] == 3)]
     assert row[["mean", "lowest", "highest"]].to_numpy()[0] == pytest.approx([seeds.mean(), seeds.min(), seeds.max()])
     assert set(curves["run"]) == {"mnf_csc", "mnf_csc-audio", "uni_modal"}
 
@@ -27,7 +27,7 @@ def test_curves_are_mean_lowest_and_highest_over_seeds(pictured: Params):
 def test_every_run_stands_among_those_that_it_can_be_compared_with(pictured: Params):
     raw = pictured.model_dump()
     raw["recipes"]["long"] = raw["recipes"]["short"]
-    raw["cells"]["kd"]["recipe"] = "long"
+    raw["jobs"]["kd"]["recipe"] = "long"
     drawn = runs.accuracy_of_runs(Params.model_validate(raw))
     shown = [[label.get_text() for label in axis.get_yticklabels()] for axis in drawn.figure.axes]
     assert shown[1] == ["kd"] and "uni_modal" in shown[0] and "kd" not in shown[0]
@@ -65,8 +65,8 @@ def test_the_large_set_is_shown_in_percent(pictured: Params):
 
 
 def test_intervals_beyond_all_or_nothing_are_cut(other: Params):
-    for cell in other.cells:
-        file = other.path("evaluate", cell) / "metrics.csv"
+    for job in other.jobs:
+        file = other.path("evaluate", job) / "metrics.csv"
         table = pd.read_csv(file)
         table["value"] = table["value"].where(table["metric"] == "queries", (table["seed"] % 2).astype(float))
         table.to_csv(file, index=False)
