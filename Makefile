@@ -11,7 +11,7 @@ export PATH := $(BIN):$(PATH)
 .PHONY: help repro study why own paper-quick check-videos model flow serve ui sync bench test test-faults test-e2e graph lint lock clean
 
 help: ## list the commands
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 # Redone only when the lock changes. uv where it is, pip where not. The lock names all that is needed, so neither
 # resolves anything: pip before 23.3 fails at that where a package is asked for with extras.
@@ -29,7 +29,7 @@ $(READY): requirements.lock
 # DVC's own command, after what a killed one may have left is put right.
 DVC := python -m flows.dvc
 
-repro: $(READY) ## run the embedded suite and make its report
+repro: $(READY) ## run the embedded suite up to its report
 	$(DVC) repro
 	@echo "report: $$PWD/out/avsynth/report/index.html"
 
@@ -38,18 +38,18 @@ SUITE   ?= .
 PARAMS  := $(if $(filter .,$(SUITE)),params.yaml,$(SUITE)/params.yaml)
 DVCFILE := $(if $(filter .,$(SUITE)),,$(SUITE)/dvc.yaml:)
 
-study: $(READY) ## rerun one study of a suite and draw its report again: make study STUDY=xia [SUITE=paper]
+study: $(READY) ## run one study, then figures and report: make study STUDY=xia [SUITE=paper]
 	@targets=$$(python -m avdistill.config.studies $(PARAMS) $(STUDY)) && $(DVC) repro $$targets
 	$(DVC) repro --single-item $(DVCFILE)cost $(DVCFILE)figures $(DVCFILE)report
 
-why: $(READY) ## say why stages would run now: make why [STAGE=train@kd] [SUITE=paper]
+why: $(READY) ## explain why stages would run now: make why [STAGE=train@kd] [SUITE=paper]
 	@python -m flows.why $(if $(filter .,$(SUITE)),,$(SUITE)/)dvc.yaml $(STAGE)
 
-paper-quick: $(READY) ## two epochs of two jobs of the paper suite on UCF51, to try the machine
+paper-quick: $(READY) ## try the machine: two epochs of two jobs of the paper suite on UCF51
 	dvc exp run --name quick paper/dvc.yaml:evaluate@uni_modal paper/dvc.yaml:evaluate@mnf_csc \
 		--set-param paper/params.yaml:recipes.xia_ucf51.epochs=2
 
-check-videos: $(READY) ## list a suite's broken, empty, silent and missing videos: make check-videos [SUITE=paper]
+check-videos: $(READY) ## list a suite's corrupt, empty, silent and unavailable videos: make check-videos [SUITE=paper]
 	$(DVC) repro $(DVCFILE)split
 	python -m avdistill.reporting.check_videos $(PARAMS)
 
@@ -68,36 +68,36 @@ own: $(READY) ## run the own/ suite on your videos: make own VIDEOS=/some/folder
 	$(DVC) repro own/dvc.yaml
 	@echo "report: $$PWD/out/own/report/index.html"
 
-flow: $(READY) ## the embedded suite as a Prefect flow, independent stages side by side
+flow: $(READY) ## run the embedded suite as a Prefect flow, independent stages side by side
 	python -m flows.paper
 
-serve: $(READY) ## Prefect's server, a worker and all deployments of prefect.yaml; Ctrl-C ends them
+serve: $(READY) ## start MLflow, Prefect, a worker and all deployments of prefect.yaml; Ctrl-C stops them
 	python -m flows.serve
 
-ui: $(READY) ## MLflow and Prefect in the browser
+ui: $(READY) ## start the pages of MLflow and Prefect; Ctrl-C stops them
 	python -m flows.ui
 
-sync: $(READY) ## send to MLflow what was tracked and is not there yet
+sync: $(READY) ## send to MLflow the runs that it does not have yet
 	python -m avdistill.tracking sync params.yaml
 
-bench: $(READY) ## all benchmarks, into docs/benchmarks.md; with ALL=1 those of the whole suite too (half an hour), with AGAINST=COMMIT also as it was there
+bench: $(READY) ## run the benchmarks, write docs/benchmarks.md: make bench [ALL=1 [AGAINST=COMMIT]] (ALL: also the whole suite, half an hour; AGAINST: also that of COMMIT)
 	python -m benchmarks $(if $(ALL),--suite) $(if $(AGAINST),--against $(AGAINST))
 
-test: $(READY) ## all tests, or some: make test [TESTS=tests/models]
+test: $(READY) ## run all tests, or some: make test [TESTS=tests/models]
 	python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
-test-faults: $(READY) ## kill, fill, damage, overload: tests of half an hour
+test-faults: $(READY) ## test kills, full disks, damaged files, overload (half an hour), write docs/robustness.md
 	python -m pytest tests/faults -m faults -n 0
 	python -m tests.faults.table
 
-test-e2e: $(READY) ## look at the pages of MLflow, Prefect and the report in headless Chromium, screenshots in out/browser
+test-e2e: $(READY) ## test the pages of MLflow, Prefect and the report in headless Chromium, screenshots in out/browser
 	python -m pytest tests/browser -m browser -n 0
 
-graph: ## copy dvc.yaml to the other suites, after it was edited
+graph: ## copy dvc.yaml to the other suites; run it after an edit
 	cp dvc.yaml own/dvc.yaml
 	cp dvc.yaml paper/dvc.yaml
 
-lint: $(READY) ## style and types
+lint: $(READY) ## check style and types
 	ruff check
 	ruff format --check
 	mypy
@@ -106,5 +106,5 @@ lock: ## resolve the dependencies of pyproject.toml again (needs uv)
 	uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make lock" --group dev --group bench --group browser pyproject.toml --output-file requirements.lock
 
-clean: ## delete all that was made (not the environment)
+clean: ## delete all outputs, not the environment
 	rm -rf out mlflow.db mlflow.db.lock mlartifacts dvc.lock own/dvc.lock paper/dvc.lock .dvc/cache .dvc/tmp

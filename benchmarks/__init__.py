@@ -1,5 +1,5 @@
-"""Benchmarks: how fast the parts are, against what, and how cost grows. `python -m benchmarks --help` says how to run.
+"""Benchmarks of speed, memory and scaling. For usage see `python -m benchmarks --help`.
 
-A benchmark is one function with the decorator `benchmarks.harness.benchmark`, in the file of its theme. Where it
-compares two ways, both compute the same, which is asserted before anything is timed.
+A benchmark is one function with the decorator `benchmarks.harness.benchmark`, in the file of its theme. A benchmark
+that compares two implementations first asserts that their results agree.
 """

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: run benchmarks, keep their results, and write the table."""
+"""`python -m benchmarks`: run benchmarks, store their results and write the table."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from benchmarks import harness, table
 
 RESULTS = Path("benchmarks/results")
 PAGE = Path("docs/benchmarks.md")
-QUICK = Path("out/benchmarks")  # where a quick run leaves the like of both
+QUICK = Path("out/benchmarks")  # where a quick run writes both
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what the command line asks for. Raises UserError for a name that no benchmark has."""
+    """Run the benchmarks that the command line selects. Raises UserError for a bad option or if a benchmark fails."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description=f"Run all benchmarks that this machine is for; write {RESULTS}/<cpu or gpu>.json and {PAGE}.",
+        description=f"Run all benchmarks for this kind of machine; write {RESULTS}/<cpu or gpu>.json and {PAGE}.",
     )
-    parser.add_argument("--quick", action="store_true", help=f"tiny sizes, results go to {QUICK}: does it work?")
-    parser.add_argument("--only", action="append", metavar="NAME", help="one benchmark (may be repeated)")
+    parser.add_argument("--quick", action="store_true", help=f"tiny sizes, only to test; results go to {QUICK}")
+    parser.add_argument("--only", action="append", metavar="NAME", help="run only this benchmark (may be repeated)")
     parser.add_argument(
-        "--suite", action="store_true", help="run the embedded suite first, twice, for the rows about it (half an hour)"
+        "--suite", action="store_true", help="first run the embedded suite twice, for its rows (half an hour)"
     )
     parser.add_argument(
         "--against",
         metavar="COMMIT",
-        help="with --suite: run the suite of an earlier commit, too (a quarter of an hour)",
+        help="with --suite: also run the suite of an earlier commit (a quarter of an hour)",
     )
     given = parser.parse_args(arguments)
     if given.against and not given.suite:
-        raise UserError("--against: it needs --suite")
+        raise UserError("--against: requires --suite")
 
     import torch
 
@@ -45,14 +45,14 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"--only {name}: there is no such benchmark; {nearest(name, known)}")
         if kind not in known[name].goals:
             raise UserError(
-                f"--only {name}: it is for {' and '.join(known[name].goals)} machines, this is a {kind} one"
+                f"--only {name}: runs on {' and '.join(known[name].goals)} machines; this is a {kind} machine"
             )
         if (option := known[name].needs) and not getattr(given, option):
-            raise UserError(f"--only {name}: it needs --{option}")
+            raise UserError(f"--only {name}: requires --{option}")
     if given.suite:
         from benchmarks.pipeline import run_suite
 
-        run_suite(_tell, given.against)
+        run_suite(_log, given.against)
     chosen = [
         one
         for one in known.values()
@@ -60,16 +60,16 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     results, page = (QUICK, QUICK / PAGE.name) if given.quick else (RESULTS, PAGE)
     rows: dict[str, dict[str, Any]] = {}
-    for one in chosen:  # what is measured is written at once: all of them take long
-        rows |= harness.run([one], kind, given.quick, _tell)
+    for one in chosen:  # write after each, because a whole run takes long
+        rows |= harness.run([one], kind, given.quick, _log)
         harness.keep(results / f"{kind}.json", harness.machine(), rows)
         write_text(page, table.page(known, {kind: harness.read(results / f"{kind}.json") for kind in harness.KINDS}))
-    _tell(f"written: {results / kind}.json, {page}")
+    _log(f"written: {results / kind}.json, {page}")
     if failed := [one.name for one in chosen if one.name not in rows]:
         raise UserError(f"{len(failed)} of {len(chosen)} benchmarks failed: {', '.join(failed)}")
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Frames: from packed stores to batches, and from videos to stores."""
+"""Benchmarks of frames: from packed stores to batches, and from videos to stores."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ from benchmarks import made_up
 from benchmarks.harness import Measured, Setting, benchmark, speedup
 
 FPS = 4
-# As the frames stage reads a video: (T, 128, 171, 3).
+# As stage frames reads a video: (T, 128, 171, 3).
 read_video = partial(media.read_frames, fps=FPS, short_side=128)
 
 
 class JpegClips(Dataset[Tensor]):
-    """A random window of a clip as the papers' programs read it: an HDF5 file of JPEGs a clip, opened for each item,
-    each picture decoded, cropped and scaled by PIL and made a normalised tensor by itself."""
+    """Random windows of clips, read as the papers' programs do.
+
+    Each clip is an HDF5 file of JPEGs, opened for each item. PIL decodes, crops and scales each frame separately, and
+    each frame is normalised separately."""
 
     def __init__(self, files: list[Path], recipe: Recipe) -> None:
         self.files, self.recipe = files, recipe
@@ -49,19 +51,17 @@ class JpegClips(Dataset[Tensor]):
         with h5py.File(self.files[row], "r") as file:
             video = file["video"]
             start = int(self.random.integers(max(0, len(video) - self.recipe.frames) + 1))
-            pictures = [Image.open(io.BytesIO(video[start + t])).convert("RGB") for t in range(self.recipe.frames)]
-        box, flip = self.draw(*pictures[0].size)
-        pictures = [
-            picture.crop(box).resize((self.recipe.size,) * 2, Image.Resampling.BILINEAR) for picture in pictures
-        ]
+            frames = [Image.open(io.BytesIO(video[start + t])).convert("RGB") for t in range(self.recipe.frames)]
+        box, flip = self.sample_crop(*frames[0].size)
+        frames = [frame.crop(box).resize((self.recipe.size,) * 2, Image.Resampling.BILINEAR) for frame in frames]
         if flip:
-            pictures = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]
+            frames = [frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for frame in frames]
         mean, std = (torch.tensor(v)[:, None, None] for v in NORMALISATION[self.recipe.normalisation])
-        tensors = [torch.from_numpy(np.array(picture)).permute(2, 0, 1).float().div(255) for picture in pictures]
+        tensors = [torch.from_numpy(np.array(frame)).permute(2, 0, 1).float().div(255) for frame in frames]
         return torch.stack([(tensor - mean) / std for tensor in tensors], dim=1)
 
-    def draw(self, width: int, height: int) -> tuple[tuple[int, int, int, int], bool]:
-        """Left, top, right and bottom of a random crop, and whether it is mirrored."""
+    def sample_crop(self, width: int, height: int) -> tuple[tuple[int, int, int, int], bool]:
+        """Sample a random crop (left, top, right, bottom) and whether to mirror it."""
         low, high = (math.log(value) for value in self.recipe.ratio)
         for _ in range(10):
             area = width * height * self.random.uniform(*self.recipe.scale)
@@ -76,7 +76,7 @@ class JpegClips(Dataset[Tensor]):
 
 
 def smooth_clip(frames: int, height: int, width: int, seed: int) -> np.ndarray:
-    """Coloured clouds that move, uint8 (T, H, W, 3): they compress about as well as pictures do."""
+    """Generate moving coloured clouds, uint8 (T, H, W, 3), which compress about as well as real frames."""
     random = torch.Generator().manual_seed(seed)
     coarse = torch.rand((1, 3, max(2, frames // 8), 6, 8), generator=random)
     clouds = F.interpolate(coarse, size=(frames, height, width), mode="trilinear", align_corners=True)[0]
@@ -85,7 +85,7 @@ def smooth_clip(frames: int, height: int, width: int, seed: int) -> np.ndarray:
 
 
 def write_both(folder: Path, params: Params, clips: int, shape: tuple[int, int, int]) -> list[Path]:
-    """The same pictures as HDF5 files of JPEGs and, decoded, as the suite's packed store; the files' paths."""
+    """Write the same frames as HDF5 files of JPEGs and, decoded, to the packed store; return the files' paths."""
     h5py = _h5py()
     from PIL import Image
 
@@ -93,15 +93,15 @@ def write_both(folder: Path, params: Params, clips: int, shape: tuple[int, int, 
     with StoreWriter(params.path("frames", "noise"), "uint8") as store:
         for number, name in enumerate(made_up.clip_index(clips + made_up.VAL)["id"]):
             encoded = []
-            for picture in smooth_clip(*shape, seed=number % 16):
+            for frame in smooth_clip(*shape, seed=number % 16):
                 buffer = io.BytesIO()
-                Image.fromarray(picture).save(buffer, "JPEG", quality=90)
+                Image.fromarray(frame).save(buffer, "JPEG", quality=90)
                 encoded.append(buffer.getvalue())
             files.append(folder / f"{name}.hdf5")
             with h5py.File(files[-1], "w") as file:
                 video = file.create_dataset("video", (len(encoded),), dtype=h5py.vlen_dtype(np.uint8))
-                for place, jpeg in enumerate(encoded):
-                    video[place] = np.frombuffer(jpeg, dtype=np.uint8)
+                for position, jpeg in enumerate(encoded):
+                    video[position] = np.frombuffer(jpeg, dtype=np.uint8)
             store.put(name, np.stack([np.array(Image.open(io.BytesIO(jpeg))) for jpeg in encoded]))
     return files[:clips]
 
@@ -110,20 +110,20 @@ def _h5py() -> Any:
     try:
         import h5py
     except ImportError:
-        raise UserError("frames_in: h5py is missing; install the dependency group `bench`") from None
+        raise UserError("frames_in: h5py is not installed; install the dependency group `bench`") from None
     return h5py
 
 
 @benchmark(
-    "frames in: clips a second from the packed store, augmented",
-    "HDF5 of JPEGs opened a clip and decoded by PIL",
+    "reading frames: augmented clips per second from the packed store",
+    "one HDF5 file of JPEGs per clip, decoded by PIL",
     cpu=3,
     gpu=3,
 )
 def frames_in(setting: Setting) -> Measured:
-    """An epoch of the training loader and `to_input` on the device, 20 frames of 128x171 a clip to 16 of 112x112 by
-    random resized crop and flip, against PIL doing the same to JPEGs in an HDF5 file a clip; batches of 32, one process
-    (GPU: a loader worker for each core, for both)."""
+    """Times an epoch of the training loader with `to_input` on the device. Clips of 20 frames of 128x171 become 16
+    frames of 112x112 by random resized crop and flip. The baseline does the same with PIL on JPEGs, one HDF5 file per
+    clip. Batches of 32; both run in one process (GPU: with one loader worker per core)."""
     clips, shape, size = (8, (6, 32, 43), 24) if setting.quick else (256, (20, 128, 171), 112)
     frames = 4 if setting.quick else 16
     workers = cores() if setting.device != "cpu" else 0
@@ -142,14 +142,14 @@ def frames_in(setting: Setting) -> Measured:
         for batch in loader:
             yield batch.to(setting.device)
 
-    # Where every crop is the whole picture and every window the whole clip, both must give the same pictures.
+    # With crops of the whole frame and windows of the whole clip, both must give the same tensors.
     ratio = shape[2] / shape[1]
     fixed = {"frames": shape[0], "scale": (1.0, 1.0), "ratio": (ratio, ratio), "flip": False}
     same = recipe.model_copy(update=fixed)
     batch, ours = next(packed(same))
     theirs = torch.stack([JpegClips(files, same)[int(row)] for row in batch.rows])
     apart = float((ours.cpu() - theirs).abs().max()) * 255 * max(NORMALISATION[recipe.normalisation][1])
-    assert apart < 2.5, f"{apart} grey levels"  # both round, after interpolating with weights of other precision
+    assert apart < 2.5, f"{apart} grey levels"  # both round, after interpolating at different precision
 
     measured = speedup(
         lambda: deque(packed(recipe), maxlen=0), lambda: deque(jpegs(), maxlen=0), 2 if setting.quick else 5
@@ -160,8 +160,9 @@ def frames_in(setting: Setting) -> Measured:
 
 @benchmark("decoding videos once, on one core", "a plain decord loop", cpu=0.9, gpu=0.9)
 def decoding(setting: Setting) -> Measured:
-    """`media.read_frames` (320x240, H.264, 7 s; 4 frames a second, short side 128) against decord's reader that takes
-    every sixth of 24 pictures a second and scales while decoding; one thread each."""
+    """Reads videos (320x240, H.264, 24 frames per second, 7 s) with `media.read_frames` at 4 frames per second and a
+    short side of 128. The baseline is decord's reader, which takes every sixth frame and scales while decoding. One
+    thread each."""
     paths = write_videos(setting)
     for path in paths:
         assert np.array_equal(read_video(path), plain_decord(path)), path
@@ -173,11 +174,11 @@ def decoding(setting: Setting) -> Measured:
     return Measured(measured.value, measured.detail | {"ours_videos_per_s": len(paths) / measured.detail["ours_s"]})
 
 
-@benchmark("the same over all cores", "as many times the speed of one core", cpu=0.8, gpu=0.8)
+@benchmark("decoding videos once, on all cores", "linear speed-up over one core", cpu=0.8, gpu=0.8)
 def decoding_over_cores(setting: Setting) -> Measured:
-    """`avdistill.pipeline.workers.each`, which the frames stage reads videos with, on all cores, against a loop on
-    one; the start
-    of the workers included. 1x would be linear; the goal is our reading of "near-linear"."""
+    """Reads videos with `avdistill.pipeline.workers.each`, as stage frames does, on all cores. The baseline is a loop
+    on one core. The time includes the start of the workers. The value is the speed-up divided by the number of cores,
+    so 1x is linear; the goal is our reading of "near-linear"."""
     paths = write_videos(setting) * (1 if setting.quick else 32)
     measured = speedup(
         lambda: deque(each(read_video, paths, "decode"), maxlen=0),
@@ -188,7 +189,7 @@ def decoding_over_cores(setting: Setting) -> Measured:
 
 
 def write_videos(setting: Setting) -> list[Path]:
-    """Videos of clouds, 24 pictures a second, encoded by H.264."""
+    """Write videos of clouds, 24 frames per second, encoded with H.264, and return their paths."""
     count, seconds = (2, 1) if setting.quick else (16, 7)
     paths = [setting.folder / f"video{number:02d}.mp4" for number in range(count)]
     for number, path in enumerate(paths):
@@ -197,7 +198,7 @@ def write_videos(setting: Setting) -> list[Path]:
 
 
 def plain_decord(path: Path) -> np.ndarray:
-    """The same pictures by their numbers."""
+    """Read the same frames with decord, by their indices."""
     import decord
 
     video = decord.VideoReader(str(path), width=171, height=128, num_threads=1)

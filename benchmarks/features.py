@@ -1,4 +1,4 @@
-"""Features of CNN14 from log-mel."""
+"""Benchmark of CNN14 features from log-mel spectrograms."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from models.logmel import MELS
 from models.teachers.cnn14 import Cnn14
 from stages.teacher_features import SHARD, Work, extract, load_teacher, shard
 
-# Largest difference of a feature that is let pass, as a share of the largest feature.
+# Largest accepted difference of a feature, as a share of the largest feature.
 AGREEMENT: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.02}
 
 
 @torch.inference_mode()
 def one_by_one(model: Cnn14, store: Store, device: str) -> np.ndarray:
-    """The same network in float32, one recording at a time: (N, 2048)."""
+    """Compute features with the same network in float32, one recording at a time: (N, 2048)."""
     found = [model(torch.from_numpy(np.array(store[name]))[None].to(device)).embedding.cpu() for name in store]
     return torch.cat(found).numpy()
 
 
 def recordings(folder: Path, count: int, frames: int) -> Store:
-    """Noise in the range of log-mel, all of one length."""
+    """Write `count` recordings of noise in the range of log-mel values, `frames` long, and return their store."""
     random = np.random.default_rng(0)
     with StoreWriter(folder, "float32") as store:
         for number in range(count):
@@ -38,10 +38,10 @@ def recordings(folder: Path, count: int, frames: int) -> Store:
 
 @benchmark("features of CNN14 from log-mel", "the same network in float32, batch 1", cpu=2, gpu=10)
 def cnn14_features(setting: Setting) -> Measured:
-    """A shard of stage teacher_features (16 recordings of 7 s; GPU: 128), from the packed store to its file, against
-    the network in float32 that takes one recording a call; the same cores for both. Features have `precision: bfloat16`
-    where the processor computes with it; beside it the ratio in float32, and what share it has of the speed at which
-    the same cores multiply large float32 matrices."""
+    """Computes one shard of stage teacher_features (16 recordings of 7 s; GPU: 128), from the packed store to its file.
+    The baseline is the network in float32 with one recording per call, on the same cores. Uses `precision: bfloat16` if
+    the processor supports it. `float32_x` is the speed-up in float32, and `float32_share_of_matrix_speed` its speed as
+    a share of the speed at which the same cores multiply large float32 matrices."""
     count, frames = (4, 40) if setting.quick else (16 if setting.device == "cpu" else SHARD, 700)
     store = recordings(setting.folder / "spectrogram", count, frames)
     torch.manual_seed(0)
@@ -74,7 +74,7 @@ def cnn14_features(setting: Setting) -> Measured:
 
 
 def computes_bfloat16(device: str) -> bool:
-    """Whether a processor multiplies numbers of bfloat16 itself."""
+    """Return whether the processor has bfloat16 instructions."""
     if device != "cpu":
         return torch.cuda.is_bf16_supported()
     return any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
@@ -82,7 +82,7 @@ def computes_bfloat16(device: str) -> bool:
 
 @torch.inference_mode()
 def operations(model: Cnn14, frames: int, device: str) -> int:
-    """Additions and multiplications that the network takes for a recording."""
+    """Count the floating-point operations of the network for one recording."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counted:
@@ -91,6 +91,6 @@ def operations(model: Cnn14, frames: int, device: str) -> int:
 
 
 def matrix_speed(device: str, size: int = 2048) -> float:
-    """Operations a second of the product of two square matrices in float32, on all cores."""
+    """Measure the operations per second of a product of two square float32 matrices, on all cores."""
     one, other = torch.rand(2, size, size, device=device)
     return 2 * size**3 / median_seconds(lambda: one @ other, 5)

@@ -1,8 +1,8 @@
-"""How a benchmark is declared and measured, and how results are kept.
+"""Declaration and measurement of benchmarks, and storage of their results.
 
-Two ways are compared within one process, taking turns, so that whatever else the machine does meets both: a speed-up
-is the median of the ratios of neighbours. A benchmark has a process of its own, whose threads, memory and settings
-no other one changes.
+Two implementations are timed alternately in one process, so that other load on the machine affects both; a speed-up is
+the median of the ratios of neighbouring times. Each benchmark runs in its own process, so that its threads, memory and
+settings are independent of other benchmarks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VERSIONS = ("torch", "torchvision", "numpy", "decord", "av", "dvc", "mlflow", "p
 
 
 class Setting(NamedTuple):
-    """What a benchmark is run with: `quick` (sizes that only show that it works), device, and an empty folder."""
+    """Arguments of a benchmark: `quick` (tiny sizes, only to test it), device, and an empty folder."""
 
     quick: bool
     device: str
@@ -43,7 +43,7 @@ class Setting(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The number of the table, and what stands behind it."""
+    """Result of a benchmark: the value in the table, and the details below it."""
 
     value: float
     detail: dict[str, Any]
@@ -52,11 +52,11 @@ class Measured(NamedTuple):
 class Benchmark(NamedTuple):
     """A row of the table.
 
-    `unit` is x (a speed-up, more is better), or %, s, min, GiB or exponent (less is better). `goals` has an entry for
-    each kind of machine that the benchmark is for: the bound that the value has to keep, None where there is none.
-    `needs` is the option without which there is nothing to read: a run of the embedded suite (`suite`), or one of an
-    earlier commit, too (`against`). `limit` is what the page says of a value that misses its goal: what keeps it from
-    there, and how that was found."""
+    `unit` is x (a speed-up, higher is better), or %, s, min, GiB or exponent (lower is better). `goals` has an entry
+    for each kind of machine that the benchmark runs on: the bound for its value, or None if there is no goal. `needs`
+    is the command-line option that the benchmark requires: `suite`, which runs the embedded suite, or `against`, which
+    also runs that of an earlier commit. `limit` explains on the page why a value misses its goal, and how that was
+    found."""
 
     name: str
     function: Callable[[Setting], Measured]
@@ -68,7 +68,7 @@ class Benchmark(NamedTuple):
     limit: str = ""
 
     def keeps(self, value: float, kind: Kind) -> bool | None:
-        """Whether a value reaches the goal; None where there is no goal."""
+        """Return whether a value meets the goal; None if there is no goal."""
         goal = self.goals.get(kind)
         if goal is None:
             return None
@@ -81,7 +81,7 @@ _declared: dict[str, Benchmark] = {}
 def benchmark(
     what: str, against: str = "", unit: str = "x", needs: Option | None = None, limit: str = "", **goals: float | None
 ) -> Callable[[Callable[[Setting], Measured]], Callable[[Setting], Measured]]:
-    """Declare a function as the benchmark of its name; goals as `cpu=` and `gpu=`. Its docstring says how it works."""
+    """Declare a function as a benchmark with goals `cpu=` and `gpu=`; the page prints its docstring as the method."""
 
     def declare(function: Callable[[Setting], Measured]) -> Callable[[Setting], Measured]:
         name = function.__name__
@@ -93,10 +93,10 @@ def benchmark(
 
 
 def declared() -> dict[str, Benchmark]:
-    """Every benchmark by name, in the order of THEMES and within them of their files."""
+    """Return all benchmarks by name, in the order of THEMES and, within a theme, of its file."""
     for theme in THEMES:
         import_module(f"benchmarks.{theme}")
-    order = {f"benchmarks.{theme}": place for place, theme in enumerate(THEMES)}
+    order = {f"benchmarks.{theme}": position for position, theme in enumerate(THEMES)}
     return dict(sorted(_declared.items(), key=lambda item: order[item[1].function.__module__]))
 
 
@@ -105,9 +105,10 @@ assert set(THEMES) <= {module.name for module in pkgutil.iter_modules(benchmarks
 
 
 def alternate(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each way, `repeats` times each, taking turns; the first call of each is not timed.
+    """Time functions alternately, `repeats` times each, and return the seconds by name.
 
-    Every other turn goes the other way round, so that no way always comes second."""
+    The first call of each is a warm-up and not timed. Every other turn runs in reverse order, so that no function
+    always comes second."""
     for way in ways.values():
         way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -122,7 +123,7 @@ def alternate(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[st
 
 
 def speedup(ours: Callable[[], object], baseline: Callable[[], object], repeats: int) -> Measured:
-    """How many times as fast `ours` is as `baseline`: the median of the ratios of neighbours."""
+    """Measure how many times as fast `ours` is as `baseline`: the median of the ratios of neighbouring times."""
     seconds = alternate({"ours": ours, "baseline": baseline}, repeats)
     ratios = [theirs / own for own, theirs in zip(seconds["ours"], seconds["baseline"], strict=True)]
     detail: dict[str, Any] = {f"{name}_s": statistics.median(times) for name, times in seconds.items()}
@@ -130,7 +131,7 @@ def speedup(ours: Callable[[], object], baseline: Callable[[], object], repeats:
 
 
 def growth(cost: Callable[[int], float], sizes: Sequence[int]) -> Measured:
-    """The exponent b of cost = a * size**b, by least squares in logarithms; `cost` measures one size, in seconds."""
+    """Fit the exponent b of cost = a * size**b by least squares in logarithms; `cost(size)` returns seconds."""
     import numpy as np
 
     seconds = [cost(size) for size in sizes]
@@ -139,12 +140,12 @@ def growth(cost: Callable[[int], float], sizes: Sequence[int]) -> Measured:
 
 
 def median_seconds(function: Callable[[], object], repeats: int) -> float:
-    """Median time of a function; its first call is not timed."""
+    """Return the median time of a function in seconds; its first call is not timed."""
     return statistics.median(alternate({"it": function}, repeats)["it"])
 
 
 def machine() -> dict[str, Any]:
-    """What results depend on: processor and its widest vectors, cores that may be used, memory, GPU, and versions."""
+    """Describe the machine: processor and its vector instructions, usable cores, memory, GPU, package versions."""
     import torch
 
     packages = {name: version(name) for name in VERSIONS if _installed(name)}
@@ -159,20 +160,20 @@ def machine() -> dict[str, Any]:
     }
 
 
-def run(chosen: Iterable[Benchmark], kind: Kind, quick: bool, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """Run benchmarks, each in a process of its own; rows by name, as `keep` takes them.
+def run(chosen: Iterable[Benchmark], kind: Kind, quick: bool, log: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Run benchmarks, each in its own process, and return their rows by name for `keep`.
 
-    One that fails is told and left out, and the others go on."""
+    A benchmark that fails is logged and left out; the others still run."""
     rows: dict[str, dict[str, Any]] = {}
     for one in chosen:
-        tell(f"{one.name}: {one.what} ...")
+        log(f"{one.name}: {one.what} ...")
         began = time.perf_counter()
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, context, end_with_parent) as pool:
             try:
                 value, detail = pool.submit(_measure, one.name, kind, quick).result()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the other benchmarks can run
-                tell(f"{one.name}: failed: {type(error).__name__}: {error}")
+            except Exception as error:  # noqa: BLE001 - the other benchmarks still run
+                log(f"{one.name}: failed: {type(error).__name__}: {error}")
                 continue
         rows[one.name] = {
             "value": value,
@@ -181,14 +182,14 @@ def run(chosen: Iterable[Benchmark], kind: Kind, quick: bool, tell: Callable[[st
             "took_s": round(time.perf_counter() - began, 1),
             "detail": detail,
         }
-        tell(f"{one.name}: {value:.3g} {one.unit} ({rows[one.name]['took_s']} s)")
+        log(f"{one.name}: {value:.3g} {one.unit} ({rows[one.name]['took_s']} s)")
     return rows
 
 
 def keep(path: Path, where: dict[str, Any], rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Write results. Rows that are there already stay if they come from the same machine with the same versions.
+    """Write results and return them.
 
-    Returns what was written."""
+    Existing rows are kept if they come from the same machine with the same versions."""
     before = read(path)
     kept = before.get("rows", {}) if before.get("machine") == where else {}
     result = {"machine": where, "rows": kept | rows}
@@ -197,15 +198,15 @@ def keep(path: Path, where: dict[str, Any], rows: dict[str, dict[str, Any]]) -> 
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `keep` wrote; empty if there is nothing."""
+    """Read results that `keep` wrote; empty if the file does not exist."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return found
 
 
 def _measure(name: str, kind: Kind, quick: bool) -> Measured:
-    """In a benchmark's own process: all cores, and a folder that is gone afterwards."""
+    """Run a benchmark in this process, with all cores and a temporary folder."""
     os.environ["AV_TRACKING"] = "off"
-    # cuBLAS is deterministic, as the trainer wants it, only with a workspace of fixed size.
+    # The trainer requires determinism, for which cuBLAS needs a workspace of fixed size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
@@ -215,7 +216,7 @@ def _measure(name: str, kind: Kind, quick: bool) -> Measured:
 
 
 def _synchronise() -> None:
-    """Wait for a GPU, where this process uses one."""
+    """Wait for the GPU if this process uses one."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
@@ -228,7 +229,7 @@ def _installed(package: str) -> bool:
 
 
 def _processor() -> str:
-    """Name of the processor; Linux has it in a file."""
+    """Return the name of the processor, on Linux from /proc/cpuinfo."""
     file = Path("/proc/cpuinfo")
     if file.exists():
         for line in file.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""A made-up suite on disk: frames of noise, and what the stages before training would have left."""
+"""Synthetic suite on disk: frames of noise, and the outputs of the stages before training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from avdistill.data.packed import StoreWriter
 from avdistill.training.trainer import Task, Trainer
 
 CLASSES = 10
-VAL = 4  # clips that are not trained on
+VAL = 4  # clips of split val
 
 
 def suite(
@@ -26,10 +26,10 @@ def suite(
     options: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> Params:
-    """A suite in `folder` with one job, `mnf_csc`, of one run, and `clips` training clips of `shape` (T, H, W).
+    """Write a suite to `folder` with one job, `mnf_csc`, of one run, and `clips` training clips of `shape` (T, H, W).
 
-    Without a shape their frames are not there yet. Every eighth clip has no sound; the teacher's feature is as wide as
-    the student's. `options` are those of the method."""
+    With `shape` None no frames are written. Every eighth clip has no audio; the teacher's feature is as wide as the
+    student's. `recipe` and `options` are those of the run."""
     params = Params.model_validate(
         {
             "suite": {"name": "made_up", "title": "made up", "root": ".", "file": "params.yaml", "out": str(folder)},
@@ -67,7 +67,7 @@ def suite(
 
 
 def clip_index(clips: int) -> pd.DataFrame:
-    """An index of clips, all of them for training but the last VAL."""
+    """Return an index of clips: the last VAL are in split val, all others in split train."""
     numbers = np.arange(clips)
     return pd.DataFrame(
         {
@@ -88,7 +88,7 @@ def clip_index(clips: int) -> pd.DataFrame:
 
 
 def trainer(params: Params, device: str) -> Trainer:
-    """The trainer of the suite's run, about to begin its first epoch, set as the stage sets it."""
+    """Build the trainer of the suite's run, ready for its first epoch and configured as in stage train."""
     import torch
 
     torch.use_deterministic_algorithms(True)

@@ -1,4 +1,4 @@
-"""The pipeline around the work: how a stage starts, and the embedded suite as a whole."""
+"""Benchmarks of the pipeline: the start of a stage, and the embedded suite as a whole."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from avdistill.pipeline.processes import cores
 from benchmarks.harness import Measured, Setting, alternate, benchmark
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITE = Path("out/benchmarks/suite.json")  # what `run_suite` leaves
-WORK = ("teachers", "teacher_head", "train", "evaluate")  # stages that train or evaluate; all else is overhead
+SUITE = Path("out/benchmarks/suite.json")  # written by `run_suite`
+WORK = ("teachers", "teacher_head", "train", "evaluate")  # stages that train or evaluate; the rest is overhead
 START = """
 import stages.{stage}
 from avdistill.pipeline.stage import run
@@ -33,11 +33,11 @@ run(["{stage}", "params.yaml"])
 """
 
 
-@benchmark("start of a stage (imports, params, tracker) by itself", unit="s", cpu=3)
+@benchmark("start of a stage (imports, params, tracker)", unit="s", cpu=3)
 def start_of_a_stage(setting: Setting) -> Measured:
-    """Median over all stages of the time from starting Python until a stage with nothing to do has ended: its imports,
-    params.yaml read and checked, its tracked run begun and ended. What a stage imports when it needs it is its work.
-    The files that it reads have been read before; no process is warm."""
+    """Median over all stages of the time from the start of Python until a stage with an empty body has ended. It
+    includes the stage's imports, reading and checking params.yaml, and starting and ending its tracked run, but not
+    imports inside functions. Files are in the page cache; no warm process is used."""
     names = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
     names = names[:1] if setting.quick else names
     shutil.copy(ROOT / "params.yaml", setting.folder)
@@ -54,7 +54,7 @@ def start_of_a_stage(setting: Setting) -> Measured:
 
 @benchmark("the embedded suite by `dvc repro`", unit="min", needs="suite", cpu=10)
 def suite_time(setting: Setting) -> Measured:
-    """Wall time of the first `dvc repro` in a fresh copy of the repository, everything trained and evaluated."""
+    """Wall time of the first `dvc repro` in a fresh copy of the repository, with all training and evaluation."""
     found = suite_times()
     return Measured(found["repro_s"] / 60, {})
 
@@ -64,16 +64,16 @@ def suite_time(setting: Setting) -> Measured:
     "the same at an earlier commit",
     unit="%",
     needs="against",
-    limit="what trains and evaluates takes the share above by itself. It keeps all cores busy, and a training takes no "
-    "longer beside another than alone (timed); more than half of it is convolutions of 8 to 32 channels in oneDNN "
-    "(torch.profiler), at a third of the speed at which a core multiplies large matrices. The rest is as for the "
-    "overhead below.",
+    limit="training and evaluation alone take the share above. They keep all cores busy, and a training run takes no "
+    "longer beside another one than alone (measured). More than half of their time is convolutions of 8 to 32 channels "
+    "in oneDNN (torch.profiler), at a third of the speed at which a core multiplies large matrices. For the rest see "
+    "the overhead below.",
     cpu=70,
 )
 def suite_against_before(setting: Setting) -> Measured:
-    """That wall time as a share of the same at a commit of this repository that was named (`--against`), with the
-    packages that are installed, one after the other on one machine; beside it the share that the stages that train or
-    evaluate now take of the earlier time."""
+    """Wall time of the first `dvc repro`, as a share of the wall time at an earlier commit (`--against`). Both run with
+    the installed packages, one after the other on one machine. `training_and_evaluation_%` is the time of the stages
+    that train or evaluate now, as a share of the earlier wall time."""
     found = suite_times()
     detail = {"commit": found["before"], "before_min": found["before_s"] / 60}
     detail["training_and_evaluation_%"] = 100 * working_seconds(found) / found["before_s"]
@@ -85,14 +85,15 @@ def suite_against_before(setting: Setting) -> Measured:
     "its wall time",
     unit="%",
     needs="suite",
-    limit="DVC between its stages, and the making of videos (download). Nearly all that DVC does there is to read and "
-    "write the whole of dvc.lock, by a YAML library in Python, after each stage: 97 % of it by cProfile over eleven "
-    "stages. Half of what a video takes is in the encoders x264 and AAC (cProfile), on all cores.",
+    limit="DVC between stages, and the synthesis of videos (stage download). Between stages DVC spends 97 % of its "
+    "time reading and writing the whole dvc.lock with a YAML library in Python (cProfile over eleven stages). Half of "
+    "the time of a video is spent in the encoders x264 and AAC (cProfile), on all cores.",
     cpu=25,
 )
 def suite_overhead(setting: Setting) -> Measured:
-    """The share of that wall time that is not spent in stages that train or evaluate (teachers, teacher_head, train,
-    evaluate), by the tracked runs: DVC, starts of processes, and all other stages."""
+    """Share of the wall time of the first `dvc repro` that is not spent in stages that train or evaluate (teachers,
+    teacher_head, train, evaluate), according to the tracked runs. It consists of DVC, process starts and all other
+    stages."""
     found = suite_times()
     between = found["repro_s"] - sum(found["stages_s"].values())
     detail = {"by_stage_s": found["stages_s"], "between_stages_s": between}
@@ -101,7 +102,7 @@ def suite_overhead(setting: Setting) -> Measured:
 
 @benchmark("`dvc repro` with nothing to do", unit="s", needs="suite", cpu=3)
 def suite_no_op(setting: Setting) -> Measured:
-    """Median of several, after the embedded suite has run."""
+    """Median of five runs of `dvc repro`, after the embedded suite has run."""
     times = suite_times()["no_op_s"]
     return Measured(statistics.median(times), {"times_s": times})
 
@@ -111,15 +112,15 @@ def suite_no_op(setting: Setting) -> Measured:
     "`dvc repro`",
     unit="%",
     needs="suite",
-    limit="the cores: `dvc repro` trains as many students side by side as there are, so little time of theirs is left, "
-    "and with no core ever idle the flow would still take the share above. It pays more processor time, for a DVC "
-    "process of its own for each stage.",
+    limit="the number of cores. `dvc repro` already trains as many students in parallel as there are cores, so even a "
+    "flow that left no core idle would take `with_no_core_ever_idle_%`. The flow needs more processor time, because it "
+    "starts a DVC process for each stage.",
     cpu=80,
 )
 def suite_by_flow(setting: Setting) -> Measured:
-    """Wall time of `python -m flows.paper --workers 2` in another fresh copy, as a share of that of `dvc repro`; the
-    time that processors were busy in each, and what the share would be if all that the thriftier of the two computes
-    left no core idle for a moment."""
+    """Wall time of `python -m flows.paper --workers 2` in another fresh copy, as a share of that of `dvc repro`.
+    `*_processor_s` is the processor time of each. `with_no_core_ever_idle_%` is the lowest possible share: the smaller
+    processor time, spread evenly over all cores."""
     found = suite_times()
     busy = {f"{way}_processor_s": found[f"{way}_busy_s"] for way in ("repro", "flow")}
     least = 100 * min(busy.values()) / cores() / found["repro_s"]
@@ -128,38 +129,38 @@ def suite_by_flow(setting: Setting) -> Measured:
 
 
 def suite_times() -> dict[str, Any]:
-    """What `run_suite` measured."""
+    """Read the times that `run_suite` measured."""
     found: dict[str, Any] = json.loads(SUITE.read_text(encoding="utf-8"))
     return found
 
 
 def working_seconds(found: dict[str, Any]) -> float:
-    """Seconds of the stages that train or evaluate."""
+    """Return the total seconds of the stages that train or evaluate."""
     return float(sum(found["stages_s"].get(stage, 0.0) for stage in WORK))
 
 
-def run_suite(tell: Callable[[str], None], before: str | None = None, file: Path = SUITE) -> None:
-    """Run the embedded suite twice, in fresh copies of the repository: by DVC (and then DVC again, with nothing to do)
-    and by the flow with two workers; and by DVC as it was at commit `before`. Write the times to `file`.
+def run_suite(log: Callable[[str], None], before: str | None = None, file: Path = SUITE) -> None:
+    """Run the embedded suite in fresh copies of the repository and write the times to `file`.
 
-    Raises UserError if one of them fails, and before anything runs if there is no such commit."""
+    It runs with `dvc repro`, which is then repeated with nothing to do; with the flow and two workers; and, if `before`
+    is given, with `dvc repro` at that commit. Raises UserError if a run fails, or at once if the commit is unknown."""
     here = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
     for name in ("AV_TRACKING", "AV_CORES", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
         environment.pop(name, None)
 
     def run(folder: Path, *command: str) -> tuple[float, float]:
-        """Seconds that a command took, and those that all processors of the machine were busy meanwhile."""
-        tell(f"suite: {' '.join(command)} ...")
+        """Run a command; return its wall time and the processor time of the whole machine meanwhile, in seconds."""
+        log(f"suite: {' '.join(command)} ...")
         began, busy = time.perf_counter(), busy_seconds()
-        with (folder / "benchmark.log").open("w", encoding="utf-8") as log:
-            code = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log).returncode
+        with (folder / "benchmark.log").open("w", encoding="utf-8") as output:
+            code = subprocess.run(command, cwd=folder, env=environment, stdout=output, stderr=output).returncode
         if code:
             last = (folder / "benchmark.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
             raise UserError(f"suite: {' '.join(command)} failed: {''.join(last)}")
         return time.perf_counter() - began, busy_seconds() - busy
 
-    with TemporaryDirectory(ignore_cleanup_errors=True) as root:  # a mirror may still have something to say
+    with TemporaryDirectory(ignore_cleanup_errors=True) as root:  # a process that mirrors runs may still write
         by_dvc, by_flow = copy_repository(Path(root) / "dvc"), copy_repository(Path(root) / "flow")
         earlier = clone_repository(Path(root) / "before", before) if before else None
         found: dict[str, Any] = dict(zip(("repro_s", "repro_busy_s"), run(by_dvc, "dvc", "repro"), strict=True))
@@ -175,7 +176,7 @@ def run_suite(tell: Callable[[str], None], before: str | None = None, file: Path
 
 
 def busy_seconds() -> float:
-    """Seconds that the processors of this machine have computed since it was started, all together."""
+    """Return the processor time of the whole machine since boot, in seconds."""
     import psutil  # type: ignore[import-untyped]
 
     times = psutil.cpu_times()
@@ -183,11 +184,11 @@ def busy_seconds() -> float:
 
 
 def copy_repository(folder: Path) -> Path:
-    """The files that git knows or would add, as a repository of its own: DVC wants one."""
+    """Copy the files that git tracks or would add into a new repository, which DVC requires."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in filter(None, names):
-        if (ROOT / name).exists() and Path(name).name != "dvc.lock":  # a lock would let DVC look for old outputs
+        if (ROOT / name).exists() and Path(name).name != "dvc.lock":  # with dvc.lock, DVC would look for old outputs
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
@@ -195,7 +196,7 @@ def copy_repository(folder: Path) -> Path:
 
 
 def clone_repository(folder: Path, commit: str) -> Path:
-    """The repository as it was at a commit. Raises UserError if there is none of that name."""
+    """Clone the repository at a commit. Raises UserError if there is no such commit."""
     for command in (["clone", "--quiet", str(ROOT), str(folder)], ["-C", str(folder), "checkout", "--quiet", commit]):
         done = subprocess.run(["git", *command], capture_output=True, text=True)
         if done.returncode:
@@ -205,7 +206,7 @@ def clone_repository(folder: Path, commit: str) -> Path:
 
 
 def stage_seconds(database: Path) -> dict[str, float]:
-    """Seconds by stage, longest first, of all tracked runs but nested ones."""
+    """Return the total seconds of all tracked runs by stage, longest first, without nested runs."""
     query = """
         select stage.value, sum(runs.end_time - runs.start_time) / 1000.0 from runs
         join tags stage on stage.run_uuid = runs.run_uuid and stage.key = 'stage'

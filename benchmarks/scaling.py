@@ -1,4 +1,4 @@
-"""How cost grows: training with clips, the pipeline with runs, index and evaluation with clips."""
+"""Benchmarks of scaling: training, index and evaluation with the number of clips, the pipeline with that of runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ THIN = {"width": 0.125, "frames": 8, "stride": 8, "size": 24, "scale": (0.8, 1.0
 
 @benchmark("an epoch of training against clips", "linear growth", unit="exponent", cpu=1.1)
 def training_against_clips(setting: Setting) -> Measured:
-    """`Trainer.train_epoch` of the embedded suite's thin student with MNF+CSC, one thread, made-up clips."""
+    """Times `Trainer.train_epoch` of the embedded suite's thin student with MNF+CSC, one thread, synthetic clips."""
     import torch
 
     from benchmarks import made_up
@@ -34,8 +34,8 @@ def training_against_clips(setting: Setting) -> Measured:
 
 @benchmark("pipeline overhead against runs (10 to 200)", unit="exponent", cpu=None)
 def pipeline_against_runs(setting: Setting) -> Measured:
-    """The first `dvc repro` of a graph with two stages a run (train, evaluate) and one for all of them, whose commands
-    do nothing but write a file; beside it the seconds of a second one, with nothing to do."""
+    """Times the first `dvc repro` of a graph with two stages per run (train, evaluate) and a common report, whose
+    commands only write a file. `no_op_seconds` are the times of a second `dvc repro`, with nothing to do."""
     idle: list[float] = []
 
     def repro(runs: int) -> float:
@@ -50,7 +50,7 @@ def pipeline_against_runs(setting: Setting) -> Measured:
 
 @benchmark("index against clips (1e3 to 2e5)", "linear growth", unit="exponent", cpu=1.1)
 def index_against_clips(setting: Setting) -> Measured:
-    """Writing and reading the index of clips, by `avdistill.data`."""
+    """Times writing and reading the index of clips with `avdistill.data.index`."""
     from avdistill.data.index import read_index, write_index
     from benchmarks import made_up
 
@@ -66,10 +66,12 @@ def index_against_clips(setting: Setting) -> Measured:
     return growth(index, clip_counts(setting.quick))
 
 
-@benchmark("evaluation against clips (1e3 to 2e5)", "queries x gallery grows by 2", unit="exponent", cpu=2.1)
+@benchmark(
+    "evaluation against clips (1e3 to 2e5)", "queries x gallery, which grows quadratically", unit="exponent", cpu=2.1
+)
 def evaluation_against_clips(setting: Setting) -> Measured:
-    """Accuracy, accuracy by class and retrieval metrics, a tenth of the clips as queries and the others as gallery,
-    features of 512, 309 classes."""
+    """Times accuracy, accuracy per class and retrieval metrics, with a tenth of the clips as queries and the others as
+    gallery, 512-dimensional features and 309 classes."""
     import torch
 
     from benchmarks.retrieval import made_up as made_up_features
@@ -89,12 +91,12 @@ def evaluation_against_clips(setting: Setting) -> Measured:
 
 
 def clip_counts(quick: bool) -> Sequence[int]:
-    """How many clips there are."""
+    """Return the numbers of clips to measure."""
     return (100, 300) if quick else (1_000, 10_000, 50_000, 100_000, 200_000)
 
 
 def stub_graph(folder: Path, runs: int) -> Path:
-    """A DVC project whose stages copy a file: train and evaluate for each run, and a report that needs them all."""
+    """Create a DVC project with stub stages: train and evaluate for each run, and a report that depends on all."""
     folder.mkdir(parents=True)
     (folder / "params.yaml").write_text(yaml.safe_dump({"runs": {f"run{n:03d}": {"seed": n} for n in range(runs)}}))
     stub = "mkdir -p out/{0} && echo ${{item.seed}} > out/{0}/${{key}}"
@@ -123,13 +125,13 @@ def stub_graph(folder: Path, runs: int) -> Path:
 
 
 def dvc_seconds(folder: Path) -> float:
-    """Time of `dvc repro`."""
+    """Return the seconds that `dvc repro` takes."""
     began = time.perf_counter()
     dvc(folder, "repro", "--quiet")
     return time.perf_counter() - began
 
 
 def dvc(folder: Path, *arguments: str) -> None:
-    """DVC of this environment, which tells nobody."""
+    """Run this environment's DVC, with telemetry off."""
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
     subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, env=environment, check=True)

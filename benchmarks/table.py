@@ -1,4 +1,4 @@
-"""The results as one Markdown page: what, against what, the goal, and a column for each kind of machine."""
+"""Markdown page of the results, with a goal and a value for each kind of machine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ NAMES: dict[Kind, str] = {"cpu": "CPU", "gpu": "GPU"}
 NOTHING = "\N{EN DASH}"
 HEAD = """# Benchmarks
 
-Written by `make bench`, whose columns replace those of the machine that it runs on; by hand, nothing is changed here.
-Speed-ups are medians of several ratios, the two ways taking turns in one process. What is in brackets misses its goal.
+`make bench` writes this page: it replaces the columns of the kind of machine that it runs on. Do not edit it by hand.
+A speed-up is the median of several ratios, with both implementations timed alternately in one process. A value in
+brackets misses its goal.
 """
 
 
 def page(benchmarks: Mapping[str, Benchmark], results: Mapping[Kind, Mapping[str, Any]]) -> str:
-    """The page. `results` by kind of machine, as `harness.keep` writes them; empty for a machine not at hand yet."""
+    """Return the page. `results` maps the kind of machine to what `harness.keep` wrote; empty if not measured yet."""
     lines = [HEAD, *(_machine(kind, results.get(kind, {})) for kind in KINDS), ""]
     lines.append("| what | against | goal CPU | CPU | goal GPU | GPU |")
     lines.append("|---|---|---|---|---|---|")
@@ -45,7 +46,7 @@ def _row(one: Benchmark, kind: Kind, results: Mapping[Kind, Mapping[str, Any]]) 
 
 
 def _machine(kind: Kind, result: Mapping[str, Any]) -> str:
-    """One line about a machine."""
+    """Describe a machine on one line."""
     if not result:
         return f"- {NAMES[kind]}: not measured yet"
     where = result["machine"]
@@ -63,7 +64,7 @@ def _goal(one: Benchmark, kind: Kind) -> str:
 
 
 def _value(one: Benchmark, kind: Kind, results: Mapping[Kind, Mapping[str, Any]]) -> str:
-    """A value; in brackets where it misses the goal."""
+    """Format a value, in brackets if it misses its goal."""
     row = _row(one, kind, results)
     if not row:
         return NOTHING if kind not in one.goals else ""
@@ -72,18 +73,18 @@ def _value(one: Benchmark, kind: Kind, results: Mapping[Kind, Mapping[str, Any]]
 
 
 def _number(value: float, unit: str) -> str:
-    """Three digits and the unit."""
+    """Format a value with three digits and its unit."""
     digits = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return {"x": f"{digits}x", "exponent": f"n^{value:.2f}"}.get(unit, f"{digits} {unit}")
 
 
 def _words(one: Benchmark) -> str:
-    """A benchmark's docstring as one paragraph."""
+    """Return a benchmark's docstring as one paragraph."""
     return " ".join((inspect.getdoc(one.function) or "").split())
 
 
 def _detail(detail: Mapping[str, Any]) -> str:
-    """What stands behind a value, on one line."""
+    """Format the details of a value on one line."""
 
     def text(value: Any) -> str:
         if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Training: a step of MNF+CSC at the papers' size, and the time that the trainer waits for data."""
+"""Benchmarks of training: a step of MNF+CSC at the papers' size, and the time that the trainer waits for data."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from benchmarks.harness import Measured, Setting, alternate, benchmark, speedup
 from models import students
 from models.distillers.mnf_csc import MnfCsc, calibrated_contrast, temperatures, triplet_loss
 
-LOOP = "float32 loop of the same network: contiguous, eager, two backward passes"
-# How far losses and gradients of the two may lie apart, as a share. Batch norms over few clips make gradients
-# ill-conditioned: in float32 each of the two is itself some per cent away from float64's. The loss is the sharper test.
+LOOP = "float32 loop with the same network: contiguous layout, eager, two backward passes"
+# Accepted relative differences of the loss and of the gradients between the two. Batch norms over few clips make
+# gradients ill-conditioned: in float32 both differ from float64 by some per cent. The loss is the sharper test.
 TOLERANCE = {"float32": (1e-4, 0.2), "bfloat16": (3e-2, 0.5)}
 
 
 class PlainLoop:
-    """A step as the papers' programs do it: two optimizers, and each loss sent backward through the whole student.
+    """Training step as in the papers' programs: two optimizers, and a backward pass of each loss through the student.
 
-    The gradient that the module's loss leaves in the student is thrown away before the student's own comes; the
-    module keeps both. So it learns what the trainer does with `gradients: released`."""
+    The student's gradient from the module's loss is discarded before that of its own loss is computed; the module
+    keeps both. The result equals the trainer's with `gradients: released`."""
 
     def __init__(self, trainer: Trainer) -> None:
         recipe, device = trainer.recipe, trainer.device
@@ -46,11 +46,11 @@ class PlainLoop:
         self.module_optimizer = torch.optim.Adam(self.module.parameters(), rate, weight_decay=recipe.weight_decay)
 
     def step(self, clips: Tensor, labels: Tensor, rows: Tensor) -> float:
-        """One batch; returns the sum of all terms, which it waits for, as those programs do."""
+        """Train on one batch and return the sum of all terms, synchronising with the device as those programs do."""
         output = self.student(((clips - self.mean) / self.std).permute(0, 4, 1, 2, 3).contiguous())
-        heard = self.teacher.mask[rows].nonzero().flatten()
-        s, m = output.feature[heard], output.map[heard]
-        t, y = self.module.project(self.teacher.feature[rows][heard]), labels[heard]
+        valid = self.teacher.mask[rows].nonzero().flatten()
+        s, m = output.feature[valid], output.map[valid]
+        t, y = self.module.project(self.teacher.feature[rows][valid]), labels[valid]
         purified, target, logits = self.module.filter(s, m, t)
         margin, tau = self.module.margin, temperatures(s, purified, self.module.delta)
         module_loss = F.cross_entropy(logits, y) + triplet_loss(s, t, purified, margin)
@@ -66,7 +66,7 @@ class PlainLoop:
 
 
 def papers_size(setting: Setting, student: str, **changes: Any) -> tuple[Trainer, list[Batch]]:
-    """A trainer at 16x112x112, or what stands for it in a quick run, and batches that are on its device."""
+    """Build a trainer at 16x112x112 (tiny in a quick run) and return it with batches on its device."""
     gpu = setting.device != "cpu"
     recipe: dict[str, Any] = {"student": student, "batch": 32 if gpu else 4}
     recipe |= {"precision": "bfloat16", "compile": True} if gpu else {}
@@ -75,11 +75,11 @@ def papers_size(setting: Setting, student: str, **changes: Any) -> tuple[Trainer
     clips = 4 * recipe["batch"]
     params = made_up.suite(setting.folder, clips, shape, recipe | changes, {"gradients": "released"})
     trainer = made_up.trainer(params, setting.device)
-    return trainer, [Batch(*(part.to(trainer.device) for part in batch)) for batch in trainer.loader]
+    return trainer, [Batch(*(tensor.to(trainer.device) for tensor in batch)) for batch in trainer.loader]
 
 
 def step_of(setting: Setting, student: str) -> Measured:
-    """A step of the trainer against one of the plain loop, after both have done the same from the same weights."""
+    """Compare a step of the trainer with one of the plain loop, after checking that both give the same gradients."""
     trainer, batches = papers_size(setting, student)
     loop = PlainLoop(trainer)
 
@@ -99,7 +99,7 @@ def step_of(setting: Setting, student: str) -> Measured:
         apart[name] = float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
     assert apart["loss"] < of_loss and max(apart["student"], apart["module"]) < of_gradients, apart
 
-    steps = batches if setting.device != "cpu" else batches[:1]  # on a GPU, several: only the last is waited for
+    steps = batches if setting.device != "cpu" else batches[:1]  # several on a GPU, where only the last is synchronised
 
     def several() -> None:
         torch.use_deterministic_algorithms(True)
@@ -114,23 +114,23 @@ def step_of(setting: Setting, student: str) -> Measured:
 
 @benchmark("training step, MNF+CSC, `r2plus1d_10`, 16x112x112", LOOP, cpu=1.4, gpu=5)
 def step_r2plus1d_10(setting: Setting) -> Measured:
-    """`Trainer.step` on a batch of 4 (GPU: 32, bfloat16, compiled) that is on the device already, against a loop that
-    takes the same batch, computes the same losses and gradients from the same weights, and waits for its losses in
-    every step. Both normalise the uint8 frames and step their optimizers; all cores."""
+    """Times `Trainer.step` on a batch of 4 (GPU: 32, bfloat16, compiled) that is already on the device. The baseline is
+    a loop that computes the same losses and gradients from the same batch and weights, and synchronises with the device
+    in every step. Both normalise the uint8 frames and step their optimizers, on all cores."""
     return step_of(setting, "r2plus1d_10")
 
 
-@benchmark("the same for `r2plus1d_18`", "the same", cpu=1.4, gpu=5)
+@benchmark("training step, MNF+CSC, `r2plus1d_18`, 16x112x112", LOOP, cpu=1.4, gpu=5)
 def step_r2plus1d_18(setting: Setting) -> Measured:
-    """As for `r2plus1d_10`."""
+    """Same method as for `r2plus1d_10`."""
     return step_of(setting, "r2plus1d_18")
 
 
 @benchmark("share of time the trainer waits for data", unit="%", cpu=5, gpu=5)
 def waiting_for_data(setting: Setting) -> Measured:
-    """By how much an epoch of `Trainer.train_epoch` at 16x112x112 gets shorter when its batches lie on the device
-    already, as a share of the epoch with the loader (random crops of 20 frames of 128x171, packed); `r2plus1d_10`,
-    batches of 4 (GPU: 32, a loader worker for each core)."""
+    """Time that an epoch of `Trainer.train_epoch` at 16x112x112 saves if its batches are already on the device, as a
+    share of the epoch with the loader (random crops of 20 packed frames of 128x171); `r2plus1d_10`, batches of 4 (GPU:
+    32, one loader worker per core)."""
     workers = cores() if setting.device != "cpu" else 0
     trainer, batches = papers_size(setting, "r2plus1d_10", loader_workers=workers)
     loader: Any = trainer.loader

@@ -1,4 +1,5 @@
--- Databases of Prefect and MLflow: sudo -u postgres psql -f deploy/postgres.sql, then \password prefect and \password mlflow.
+-- Create the databases of Prefect and MLflow: sudo -u postgres psql -f deploy/postgres.sql
+-- Then set the passwords: \password prefect and \password mlflow.
 CREATE ROLE prefect LOGIN;
 CREATE DATABASE prefect OWNER prefect;
 CREATE ROLE mlflow LOGIN;

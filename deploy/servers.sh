@@ -1,5 +1,6 @@
 #!/bin/sh
-# Prefect's and MLflow's servers for several people: deploy/servers.sh, in the environment of `make`. Ctrl-C ends both.
+# Start the servers of Prefect and MLflow for several people: deploy/servers.sh, in the environment of `make`. Ctrl-C
+# stops both.
 set -eu
 . deploy/cluster.env
 trap 'kill 0' EXIT

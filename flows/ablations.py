@@ -1,11 +1,12 @@
-"""Flows `ablate` and `point`: a few runs trained again and again, with one or two things varied.
+"""Flows `ablate` and `point`: train a few runs at several values of one or two settings.
 
-    python -m flows.ablations NAME [KEY=VALUE...]      an ablation of prefect.yaml, with other parameters
+    python -m flows.ablations NAME [KEY=VALUE...]      an ablation of prefect.yaml, with changed parameters
     prefect deployment run 'ablate/noise-snr' -p snr_db='[20,10,0]'
 
-The ablations by name are the deployments of prefect.yaml. Each point is a DVC experiment (flows/points.py); one that is
-there already is not run again. What came out of it: `dvc exp show`, a run in MLflow with one nested run a point and
-run, artifacts in Prefect, and the page out/ablations/<name>/index.html (avdistill/reporting/ablation_page.py).
+The named ablations are deployments in prefect.yaml. Each point is a DVC experiment (flows/points.py); points that
+exist already are not run again. Results appear in `dvc exp show`, in MLflow as one run with a nested run for each
+point and run, in Prefect as artifacts, and on the page out/ablations/<name>/index.html
+(avdistill/reporting/ablation_page.py).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from pydantic import Field
 
 from avdistill.config.loading import load
 from avdistill.config.schema import Params
-from avdistill.config.types import Seed, Share
+from avdistill.config.types import Fraction, Seed
 from avdistill.data.files import write_csv
 from avdistill.pipeline.errors import UserError, nearest
 from avdistill.pipeline.processes import cores
@@ -50,22 +51,22 @@ from avdistill.tracking.journal import start
 from flows.devices import gpus, held
 from flows.dvc import Dvc, StageError, StoppedError
 from flows.paper import LOOK_SECONDS, cancelled
-from flows.points import AXES, Point, cell_of, checkout, git, points, run_point, uncommitted
+from flows.points import AXES, Point, checkout, git, job_of, points, run_point, uncommitted
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-Suite = Annotated[str, Field(pattern=r"(^|/)dvc\.yaml$")]
+SuiteFile = Annotated[str, Field(pattern=r"(^|/)dvc\.yaml$")]
 Names = Annotated[list[str], Field(min_length=1)]
 
 
 class Result(NamedTuple):
-    """What became of a point: done, failed or cancelled; and why, if it failed."""
+    """Result of a point: done, exists or failed; the reason if it failed."""
 
     state: str
     reason: str = ""
 
 
 def _name() -> str:
-    """Name of a flow run: the ablation's, and the time."""
+    """Return the name of a flow run: the ablation's name and the time."""
     return f"{flow_run.parameters.get('name', 'ablation')} {datetime.now():%Y-%m-%d %H:%M}"
 
 
@@ -73,7 +74,7 @@ def _name() -> str:
 def ablate(
     name: Name,
     runs: Names,
-    suite: Suite = "dvc.yaml",
+    suite: SuiteFile = "dvc.yaml",
     baseline: str | None = None,
     metric: str = "accuracy",
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None,
@@ -85,33 +86,33 @@ def ablate(
     gradients: list[Literal["paper", "released"]] | None = None,
     teacher: list[str] | None = None,
     train_groups: list[Annotated[int, Field(ge=1)]] | None = None,
-    relevant: list[Share] | None = None,
+    relevant: list[Fraction] | None = None,
     workers: Annotated[int, Field(ge=1, le=64)] = 2,
     deployment: Annotated[str, Field(pattern=r"^point/.+")] | None = None,
 ) -> State[Any]:
-    """Train a few runs at every combination of some settings, and show how what they reach depends on these.
+    """Train runs at every combination of some settings and report how a metric depends on them.
 
-    What is given a list is varied; one or two of them make a curve or a map. Points that an earlier ablation has at
-    the same commit are not run again.
+    Every setting with a list of values varies; one setting gives a curve, two give a map. Points that exist at the
+    same commit from an earlier ablation are not run again.
 
     Args:
-        name: Name of the ablation: of its page out/ablations/<name>/index.html and of its points' DVC experiments.
+        name: Name of the ablation, used for its page out/ablations/<name>/index.html and its DVC experiments.
         runs: Runs of the suite to train at each point.
         suite: The dvc.yaml of the suite: dvc.yaml, paper/dvc.yaml or own/dvc.yaml.
-        baseline: A run that is trained at each point too, and that gains are measured from. None: no gains.
-        metric: What is shown: accuracy, R@1, mAP@100 or another metric of stage evaluate.
-        seeds: Seeds to train with; several give intervals. None means each run's own.
-        snr_db: Signal-to-noise ratios in dB of the teacher's sound, for runs that hear a mix.
-        delta: Least temperatures of the contrast of MNF+CSC (δ of Xia Eq. 5).
+        baseline: Run that differences are computed against, also trained at each point. None: no differences.
+        metric: Metric to report: accuracy, R@1, mAP@100 or another metric of stage evaluate.
+        seeds: Seeds to train with; several give confidence intervals. None: each run's own.
+        snr_db: Signal-to-noise ratios in dB of the teacher's audio, for runs whose teacher's input is a noise mix.
+        delta: Lowest temperatures of the contrast of MNF+CSC (δ of Xia Eq. 6).
         margin: Margins of the triplet loss of MNF+CSC (Xia Eq. 3).
         weight: Weights of the distillation losses (λ of Xia Eq. 8).
-        losses: Which losses MNF+CSC has beside those of the classes: both, triplet, contrast or none.
-        gradients: What the student of MNF+CSC learns from: as the paper says, or as its released program does.
-        teacher: Entries of the suite's features that take the audio teacher's place.
-        train_groups: How many source videos of each class to train on.
-        relevant: Shares of the clips whose sound belongs to the action; avsynth only.
-        workers: How many points may run side by side. The cores of the machine are shared out among them.
-        deployment: A deployment of flow `point`, such as point/cluster, whose workers run the points. None: here.
+        losses: Losses of MNF+CSC besides the cross-entropies: both, triplet, contrast or none.
+        gradients: Gradients of MNF+CSC: paper (one sum of all losses) or released (as in the authors' program).
+        teacher: Entries of the suite's features to use as audio teacher.
+        train_groups: Numbers of source videos per class to train on.
+        relevant: Shares of the clips whose audio belongs to the action; avsynth only.
+        workers: Number of points that run in parallel. They share the cores of the machine.
+        deployment: Deployment of flow `point`, such as point/cluster, whose workers run the points. None: run here.
     """
     log = get_run_logger()
     grid = {axis: list(dict.fromkeys(values)) for axis, values in locals().items() if axis in AXES and values}
@@ -119,13 +120,13 @@ def ablate(
     try:
         params = load(Path(suite).with_name("params.yaml"))
         if not grid:
-            raise UserError(f"nothing is varied; give a list to one of {', '.join(AXES)}")
+            raise UserError(f"no setting varies; give a list of values to one of {', '.join(AXES)}")
         todo = points(name, params, trained, grid, seeds)
         folder = Path("out/ablations") / name
         ablation = Ablation(name, tuple(trained), baseline, metric, grid, AXES)
         outcomes = _run_all(params, suite, todo, trained, folder, workers, deployment)
     except StoppedError:
-        return Cancelled(message="what was running has been ended")
+        return Cancelled(message="running points were terminated")
     except UserError as error:
         return Failed(message=str(error))
     failed = [f"{point} ({result.reason})" for point, result in outcomes.items() if result.state == "failed"]
@@ -143,15 +144,16 @@ def ablate(
 
 
 @flow(name="point", flow_run_name="{name}", persist_result=False)
-def point(name: str, suite: Suite, changes: dict[str, Any], targets: Names) -> State[Any]:
-    """One point of an ablation on a machine of its own: in a checkout of the repository's commit that a deployment has
-    made. Uses what the DVC remote has of earlier runs, and sends there what it makes.
+def point(name: str, suite: SuiteFile, changes: dict[str, Any], targets: Names) -> State[Any]:
+    """Run one point of an ablation on another machine, in a checkout made by a deployment.
+
+    Reuses outputs of earlier runs from the DVC remote, and pushes the point's experiment and outputs to the remotes.
 
     Args:
         name: Name of the DVC experiment.
         suite: The dvc.yaml of the suite.
-        changes: Params that the point changes, as <params file>:<key>.
-        targets: Stages to bring up to date, with all that they need.
+        changes: Changed params, by <params file>:<key>.
+        targets: Stages to bring up to date, with their upstream stages.
     """
     log = get_run_logger()
     try:
@@ -164,15 +166,17 @@ def point(name: str, suite: Suite, changes: dict[str, Any], targets: Names) -> S
     except (StageError, UserError) as error:
         return Failed(message=str(error))
     except StoppedError:
-        return Cancelled(message="ended with the flow")
-    return Completed(message="its results are in the remotes")
+        return Cancelled(message="stopped with the flow")
+    return Completed(message="results pushed to the git and DVC remotes")
 
 
 @task(task_run_name="{chosen.name}", cache_policy=NO_CACHE, persist_result=False)
 def run_here(
     chosen: Point, suite: str, params: Params, dvc: Dvc, share: int, gpu: Sequence[str], made: threading.Event
 ) -> State[Any]:
-    """A point on this machine, on `share` cores. `made` is set as soon as what all points share is there."""
+    """Run a point on this machine, on `share` cores.
+
+    Sets `made` as soon as the outputs that all points share exist, or when the point ends."""
     log, last = get_run_logger(), chosen.targets[-1].partition("@")[2]
 
     def look(line: str) -> None:
@@ -187,7 +191,7 @@ def run_here(
     except (StageError, UserError) as error:
         return Failed(message=str(error))
     except StoppedError:
-        return Cancelled(message="ended with the flow")
+        return Cancelled(message="stopped with the flow")
     finally:
         made.set()
     return Completed()
@@ -195,7 +199,7 @@ def run_here(
 
 @task(task_run_name="{chosen.name}", cache_policy=NO_CACHE, persist_result=False)
 def run_there(chosen: Point, suite: str, deployment: str, dvc: Dvc) -> State[Any]:
-    """A point on another machine: a run of a deployment of flow `point`, whose results come by the remotes."""
+    """Run a point on another machine through a deployment of flow `point`, and fetch its results from the remotes."""
     commit, repository = git("rev-parse", "HEAD").strip(), git("remote", "get-url", "origin").strip()
     started: Any = run_deployment(
         deployment,
@@ -207,7 +211,7 @@ def run_there(chosen: Point, suite: str, deployment: str, dvc: Dvc) -> State[Any
         while (state := (run := client.read_flow_run(started.id)).state) is None or not state.is_final():
             if dvc.stopping:
                 client.set_flow_run_state(run.id, Cancelling())
-                return Cancelled(message="ended with the flow")
+                return Cancelled(message="stopped with the flow")
             time.sleep(LOOK_SECONDS)
     if not state.is_completed():
         return Failed(message=state.message or state.name)
@@ -219,7 +223,7 @@ def run_there(chosen: Point, suite: str, deployment: str, dvc: Dvc) -> State[Any
 
 
 def _environment(share: int, gpu: Sequence[str]) -> dict[str, str]:
-    """What the stages of a point are told: the flow run, how many cores, and which GPU."""
+    """Return the environment variables of a point's stages: flow run, number of cores and GPU."""
     device = {"CUDA_VISIBLE_DEVICES": ",".join(gpu)} if gpu else {}
     return {"PREFECT__FLOW_RUN_ID": str(flow_run.id), "AV_CORES": str(share)} | device
 
@@ -233,14 +237,14 @@ def _run_all(
     workers: int,
     deployment: str | None,
 ) -> dict[str, Result]:
-    """Run the points that are not there, at most `workers` at a time, and keep what each has measured.
+    """Run the points that do not exist yet, at most `workers` at a time, and store the measurements of each.
 
-    The first goes ahead until it trains the last of `runs`: what all share it has made by then, and the others find it
-    in the cache. Raises StoppedError if the flow run is cancelled meanwhile."""
+    The first point runs alone until it trains the last of `runs`; by then it has computed the outputs that all points
+    share, and the others take them from the cache. Raises StoppedError if the flow run is cancelled."""
     if deployment and uncommitted():
-        raise UserError("deployment: other machines see commits only; commit what has changed, and push it")
+        raise UserError("deployment: other machines run the pushed commit; commit and push your changes first")
     outcomes: dict[str, Result] = {}
-    running: dict[UUID, tuple[Point, float, list[str]]] = {}  # the point, when it began, its GPU, by task run
+    running: dict[UUID, tuple[Point, float, list[str]]] = {}  # point, start time and GPU, by task run
     ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
     made = threading.Event()
     look_at = time.monotonic() + LOOK_SECONDS
@@ -249,14 +253,14 @@ def _run_all(
         waiting = []
         for chosen in todo:
             if chosen.name in there:
-                outcomes[chosen.name] = Result("there already")
+                outcomes[chosen.name] = Result("exists")
                 _keep(dvc, params, folder, chosen, runs, float("nan"))
             else:
                 waiting.append(chosen)
         if deployment:
             made.set()
         devices = [] if deployment else gpus(params.device)
-        free = [[device] for device in devices]  # a point has one GPU
+        free = [[device] for device in devices]  # one GPU per point
         if devices:
             workers = min(workers, len(devices))
         while waiting or running:
@@ -289,19 +293,19 @@ def _run_all(
 
 
 def _keep(dvc: Dvc, params: Params, folder: Path, chosen: Point, runs: list[str], seconds: float) -> None:
-    """Write what a point has measured, by run and seed, to points/<point>.csv of the ablation, unless it is there."""
+    """Write a point's measurements, by run and seed, to points/<point>.csv of the ablation, unless the file exists."""
     file = folder / "points" / f"{chosen.name}.csv"
     if file.exists():
         return
     tables = []
     for run in runs:
-        text = dvc.read(params.path("evaluate", cell_of(run)) / "metrics.csv", chosen.name)
+        text = dvc.read(params.path("evaluate", job_of(run)) / "metrics.csv", chosen.name)
         tables.append(pd.read_csv(io.StringIO(text)).assign(run=run))
     write_csv(file, pd.concat(tables).assign(point=chosen.name, seconds=seconds, **chosen.settings))
 
 
 def _measured(folder: Path, todo: list[Point], runs: list[str]) -> pd.DataFrame:
-    """What all points have measured, one row a point, run, seed and metric."""
+    """Return the measurements of all points, one row per point, run, seed and metric."""
     files = [file for chosen in todo if (file := folder / "points" / f"{chosen.name}.csv").exists()]
     tables = [
         pd.read_csv(
@@ -316,7 +320,7 @@ def _measured(folder: Path, todo: list[Point], runs: list[str]) -> pd.DataFrame:
 
 
 def _log(ablation: Ablation, params: Params, table: pd.DataFrame, folder: Path) -> None:
-    """The ablation as an MLflow run of `stage` ablation, with a nested one for each run at each point."""
+    """Log the ablation as an MLflow run of stage `ablation`, with a nested run for each run at each point."""
     with start("ablation", ablation.name, params) as parent:
         parent.set_tags({"mlflow.source.name": f"python -m flows.ablations {ablation.name}", "dvc.stage": ""})
         parent.describe("\n\n".join(verdict(ablation, table)))
@@ -336,7 +340,7 @@ def _log(ablation: Ablation, params: Params, table: pd.DataFrame, folder: Path) 
 
 
 def _show(ablation: Ablation, table: pd.DataFrame, folder: Path) -> None:
-    """The artifacts of the flow run: the table, and the picture inside its own address."""
+    """Create the flow run's artifacts: the table, and the figure as a data URL."""
     key = f"ablation-{ablation.name.lower().replace('_', '-')}"
     create_markdown_artifact(markdown(ablation, table), key=key, description=f"Ablation {ablation.name}")
     if (picture := folder / "picture.png").exists():
@@ -347,7 +351,7 @@ def _show(ablation: Ablation, table: pd.DataFrame, folder: Path) -> None:
 
 
 def ablations() -> dict[str, dict[str, Any]]:
-    """The ablations of prefect.yaml: the parameters of each, by name."""
+    """Return the parameters of each ablation in prefect.yaml, by name."""
     deployments = yaml.safe_load(Path("prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     return {entry["name"]: entry["parameters"] for entry in deployments if entry["entrypoint"].endswith(":ablate")}
 
@@ -357,7 +361,7 @@ def _main() -> None:
     parser.add_argument("name", help="one of " + ", ".join(ablations()))
     parser.add_argument("parameters", nargs="*", metavar="KEY=VALUE", help="such as snr_db=[20,10,0] or workers=4")
     given = parser.parse_args()
-    # An exception instead of a sudden end, so that Prefect's own server is ended too.
+    # Raise SystemExit instead of dying at once, so that Prefect's temporary server is stopped too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     known = ablations()
     if given.name not in known:

@@ -1,7 +1,7 @@
-"""GPUs are not shared by accident: whoever trains on one holds a Prefect concurrency limit that is named after it.
+"""Exclusive use of GPUs by flows: a stage or point that needs a GPU holds a Prefect concurrency limit for it.
 
-The limits `gpu-<uuid>` have one slot each and are made when they are first needed. Flows of one Prefect server, on one
-machine or many, wait for each other there; a slot whose holder has died is free again within minutes.
+The limits `gpu-<uuid>` have one slot each and are created on first use. They apply to all flows of one Prefect server,
+on any number of machines. The slot of a flow that died is released within minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prefect.concurrency.sync import concurrency
 
 from flows.dvc import StoppedError
 
-WAIT_SECONDS = 5.0  # how often a wait asks whether it is still wanted
+WAIT_SECONDS = 5.0  # between checks for a stop while waiting
 COUNT = (
     "import torch; "
     "print(*(f'GPU-{torch.cuda.get_device_properties(n).uuid}' for n in range(torch.cuda.device_count())))"
@@ -25,10 +25,10 @@ COUNT = (
 
 
 def gpus(device: str) -> list[str]:
-    """UUIDs of the GPUs that `device` of a params file stands for on this machine; none for a CPU."""
-    if device == "cpu" or shutil.which("nvidia-smi") is None:  # which comes with every driver
+    """Return the UUIDs of the GPUs that `device` of a params file selects on this machine; empty for a CPU."""
+    if device == "cpu" or shutil.which("nvidia-smi") is None:  # part of every driver
         return []
-    # Another process asks: torch would take seconds and memory of this one for good.
+    # In a subprocess, because importing torch takes seconds and its memory is never released.
     done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True)
     found = done.stdout.split()
     _, colon, number = device.partition(":")
@@ -37,7 +37,7 @@ def gpus(device: str) -> list[str]:
 
 @contextmanager
 def held(names: Sequence[str], stopped: Callable[[], bool]) -> Iterator[None]:
-    """Wait until all of these GPUs are free, and hold them. Raises StoppedError if `stopped` says so meanwhile."""
+    """Wait until all of these GPUs are free and hold them; raises StoppedError once `stopped` returns true."""
     limits = sorted(f"gpu-{name.removeprefix('GPU-')}" for name in names)
     with ExitStack() as stack:
         if limits:
@@ -48,7 +48,7 @@ def held(names: Sequence[str], stopped: Callable[[], bool]) -> Iterator[None]:
             if stopped():
                 raise StoppedError
             try:
-                # A training is not ended because the server was away when its lease was to be renewed.
+                # A training run must not fail because the server was unreachable when a lease was due for renewal.
                 stack.enter_context(
                     concurrency(limits, timeout_seconds=WAIT_SECONDS, raise_on_lease_renewal_failure=False)
                 )

@@ -1,7 +1,8 @@
-"""DVC as a subprocess: the only file that starts it.
+"""Run DVC as a subprocess. No other module starts DVC.
 
-python -m flows.dvc ARGUMENTS...      DVC of this environment, with this environment's python for the stages, after
-                                      a look whether an earlier one was killed
+    python -m flows.dvc ARGUMENTS...
+
+Runs this environment's DVC, whose stages use this environment's Python, after repairing what a killed DVC has left.
 """
 
 from __future__ import annotations
@@ -24,34 +25,34 @@ from avdistill.pipeline import warm
 from avdistill.pipeline.errors import UserError
 from flows.processes import end
 
-# What `dvc repro` did: ran the command; brought back outputs of an earlier run; found nothing to do.
+# What `dvc repro` did with a stage: ran its command, restored outputs of an earlier run, or found it up to date.
 State = Literal["ran", "cached", "skipped"]
-# Advice that DVC repeats after every stage and experiment, and what it says of outputs that a fresh checkout lacks.
+# Advice that DVC repeats after every stage and experiment, and its warnings about outputs missing in a fresh checkout.
 HINTS = re.compile(
     r"To track the changes with git|\tgit add |To enable auto staging|\tdvc config |Use `dvc push`|"
     r"To apply the results of an experiment|\tdvc exp apply|WARNING: No file hash info found|Having any troubles\?"
 )
 
-# What it says where another DVC process makes or reads the same outputs.
+# DVC's message if another DVC process writes or reads the same outputs.
 BUSY = re.compile(r"'(?P<path>[^']+)' is busy, it is being blocked by:\n\s*\(PID (?P<pid>\d+)\): (?P<holder>.*)")
 
-# How dvc.lock ends where all of it was written: with what DVC knows of an output.
+# The last line of a complete dvc.lock, which describes an output.
 WHOLE = re.compile(r"(size: \d+|nfiles: \d+|isexec: true)\n\Z")
 
 
 class StageError(Exception):
-    """A stage ended with an error; the message is the one line that says most."""
+    """A stage failed; the message is the most informative line of its output."""
 
 
 class StoppedError(Exception):
-    """DVC was ended from here, or was not started because everything is being ended."""
+    """DVC was terminated by `Dvc.stop`, or not started because of it."""
 
 
 class Dvc:
-    """Starts DVC in a repository, from any number of threads. Leaving the `with` block ends whatever still runs.
+    """Runs DVC in a repository, from any number of threads. Leaving the `with` block terminates what still runs.
 
-    Each DVC process leads a session of its own: a Ctrl-C in the terminal reaches only whoever started it, and ending
-    its process group ends the stage and the stage's workers too."""
+    Each DVC process leads its own session, so Ctrl-C in the terminal reaches only this process, and terminating a DVC
+    process's group also terminates its stage and the stage's workers."""
 
     def __init__(self, root: Path | None = None, grace: float = 10.0) -> None:
         self.root = root or Path.cwd()
@@ -68,7 +69,7 @@ class Dvc:
         self.stop()
 
     def stop(self) -> None:
-        """End all that runs and start nothing more."""
+        """Terminate all running DVC processes and start no more."""
         with self._lock:
             self._stopping.set()
             running = list(self._running)
@@ -76,20 +77,20 @@ class Dvc:
 
     @property
     def stopping(self) -> bool:
-        """Whether everything is being ended."""
+        """Whether `stop` has been called."""
         return self._stopping.is_set()
 
     def at(self, folder: Path) -> Dvc:
-        """The same for another checkout: what is started there ends with what is started here."""
+        """Return a runner for another checkout; both are stopped together."""
         other = copy.copy(self)
         other.root = folder
         return other
 
     def graph(self, file: str = "dvc.yaml") -> dict[str, set[str]]:
-        """Stages of a dvc.yaml, each with those that it depends on, in an order in which they can run.
+        """Return the stages of a dvc.yaml in execution order, each with the stages that it depends on.
 
-        Stages of the root's dvc.yaml are named `train@kd`, of others `paper/dvc.yaml:train@kd`.
-        Raises UserError if DVC cannot read the file."""
+        Names are `train@kd` in the root's dvc.yaml and `paper/dvc.yaml:train@kd` in others. Raises UserError if DVC
+        cannot read the file."""
         found: dict[str, set[str]] = {}
         for line in self._ask("dag", "--dot", file).splitlines():
             match re.findall(r'"([^"]+)"', line):
@@ -103,14 +104,15 @@ class Dvc:
         return ordered
 
     def status(self, file: str = "dvc.yaml") -> dict[str, list[Any]]:
-        """Stages whose command, dependencies or outputs differ from what dvc.lock has recorded, with the differences as
-        `dvc status --json` has them."""
+        """Return the stages whose command, dependencies or outputs differ from dvc.lock.
+
+        The values are the differences as printed by `dvc status --json`."""
         found: dict[str, list[Any]] = json.loads(self._ask("status", "--json", file))
         return found
 
     def recorded(self, file: str = "dvc.yaml") -> dict[str, dict[str, Any]]:
-        """What dvc.lock has recorded of each stage: command, dependencies, outputs."""
-        import yaml  # not needed to start DVC, so not above
+        """Return the command, dependencies and outputs that dvc.lock records for each stage."""
+        import yaml  # imported here because starting DVC does not need it
 
         path = self.root / Path(file).with_name("dvc.lock")
         stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"] if path.exists() else {}
@@ -118,16 +120,17 @@ class Dvc:
         return {f"{prefix}{stage}": entry for stage, entry in stages.items()}
 
     def locked(self, file: str = "dvc.yaml") -> dict[str, str]:
-        """Stages that dvc.lock has recorded, each with a digest of its command, params, dependencies and outputs."""
+        """Return a digest of command, params, dependencies and outputs for each stage in dvc.lock."""
         return {
             stage: hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
             for stage, entry in self.recorded(file).items()
         }
 
     def repro(self, stage: str, log: Callable[[str], None], environment: Mapping[str, str] | None = None) -> State:
-        """Reproduce one stage, whose upstream is there; `log` gets each line as it comes.
+        """Reproduce one stage, whose upstream stages are up to date, and return what DVC did.
 
-        Raises StageError, or StoppedError if it was ended from here."""
+        `log` receives each line of output as it arrives. Raises StageError if the stage fails, StoppedError if it was
+        terminated by `stop`."""
         state: State = "skipped"
 
         def look(line: str) -> None:
@@ -150,47 +153,48 @@ class Dvc:
         environment: Mapping[str, str] | None = None,
         pull: bool = False,
     ) -> None:
-        """Run a DVC experiment in this checkout: `targets` with `changes` of params, `<params file>:<key>` to value.
+        """Run a DVC experiment in this checkout: reproduce `targets` with `changes` of params.
 
-        Keys that are not there are added. `pull` brings what earlier runs made from the DVC remote.
-        Raises StageError, or StoppedError if it was ended from here."""
+        `changes` maps `<params file>:<key>` to a value; missing keys are added. `log` receives each line of output as
+        it arrives. `pull` downloads the outputs of earlier runs from the DVC remote. Raises StageError if a stage
+        fails, StoppedError if DVC was terminated by `stop`."""
         settings = [f"--set-param={key.replace(':', ':++', 1)}={hydra(value)}" for key, value in changes.items()]
         more = ["--pull"] if pull else []
         self._follow("exp", "run", "--name", name, *more, *settings, *targets, log=log, more=environment)
 
     def experiments(self) -> set[str]:
-        """Names of the experiments that began at the commit which is checked out."""
+        """Return the names of the experiments that are based on the checked-out commit."""
         return set(self._ask("exp", "list", "--name-only").split())
 
     def fetch_experiments(self, source: str, names: Sequence[str], data: bool = True) -> None:
-        """Bring experiments of another checkout, or of a git remote; with `data` their outputs from the DVC remote."""
+        """Fetch experiments from a checkout or a git remote; `data` also fetches their outputs from the DVC remote."""
         self._ask("exp", "pull", *([] if data else ["--no-cache"]), source, *names)
 
     def push_experiment(self, remote: str, name: str) -> None:
-        """Send an experiment to a git remote, its outputs and the run cache to the DVC remote."""
+        """Push an experiment to a git remote, and its outputs and the run cache to the DVC remote."""
         self._ask("exp", "push", "--run-cache", remote, name)
 
     def fetch_run_cache(self) -> None:
-        """Bring from the DVC remote what is known of earlier runs; their outputs come when they are needed."""
+        """Fetch the records of earlier runs from the DVC remote; their outputs are downloaded when needed."""
         self._ask("fetch", "--run-cache")
 
     def cache_folder(self) -> Path:
-        """Where DVC keeps the outputs of all runs."""
+        """Return the folder of DVC's cache, which holds the outputs of all runs."""
         return (self.root / self._ask("cache", "dir").strip()).resolve()
 
     def use_cache(self, folder: Path) -> None:
-        """Let this checkout keep its outputs in the cache of another one, and find those there."""
+        """Make this checkout use the cache of another one."""
         self._ask("cache", "dir", "--local", str(folder))
 
     def read(self, path: Path, revision: str) -> str:
-        """A text file that a commit or an experiment has made. Raises UserError if it has not."""
+        """Return a text file as of a commit or an experiment. Raises UserError if it has no such file."""
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / path.name
             self._ask("get", ".", path.as_posix(), "--rev", revision, "--out", str(copy))
             return copy.read_text(encoding="utf-8")
 
     def _follow(self, *arguments: str, log: Callable[[str], None], more: Mapping[str, str] | None) -> None:
-        """Run a DVC command that takes its time; `log` gets each line as it comes. Raises StageError if it fails."""
+        """Run a long DVC command; `log` receives each line as it arrives. Raises StageError if it fails."""
         lines: list[str] = []
         with self._start(*arguments, errors=subprocess.STDOUT, more=more) as process:
             assert process.stdout is not None
@@ -200,10 +204,10 @@ class Dvc:
                 log(line)
                 lines = [*lines[-20:], line]
         if process.returncode:
-            raise StageError(_reason(lines) or f"dvc ended with exit code {process.returncode}")
+            raise StageError(_reason(lines) or f"dvc exited with code {process.returncode}")
 
     def _ask(self, *arguments: str) -> str:
-        """What a DVC command prints. Raises UserError with DVC's own words."""
+        """Return the output of a DVC command. Raises UserError with DVC's message if it fails."""
         with self._start(*arguments, errors=subprocess.PIPE) as process:
             answer, errors = process.communicate()
         if process.returncode:
@@ -246,11 +250,12 @@ class Dvc:
 
 
 def recover_lock(root: Path) -> None:
-    """Put aside what a killed DVC has left unreadable, so that the next one goes on. Nothing where a DVC runs.
+    """Remove lock files that a killed DVC has left incomplete, so that the next one can run.
 
-    DVC writes two files in place: dvc.lock, of which half is no YAML or lacks what DVC expects, and the list of who
-    reads and writes what, of which half is no JSON; besides, a process on that list may be another one by now. Its
-    manual says to delete the list. What dvc.lock said is found again in the run cache."""
+    DVC writes two files in place, and a kill can leave half of either. The list of the processes that read or write
+    outputs (.dvc/tmp/rwlock) is deleted, as DVC's manual advises; its PIDs may also belong to other processes by now.
+    An incomplete dvc.lock is moved to .dvc/tmp, and DVC restores its entries from the run cache. Does nothing while
+    another DVC runs in `root`."""
     import psutil  # type: ignore[import-untyped]
 
     folder = str(root.resolve())
@@ -265,41 +270,40 @@ def recover_lock(root: Path) -> None:
             aside = hidden / f"{lock.parent.name}-{lock.name}"
             aside.parent.mkdir(parents=True, exist_ok=True)
             lock.replace(aside)
-            print(
-                f"{lock}: half of it is missing, DVC was killed as it wrote it; put aside as {aside}", file=sys.stderr
-            )
+            print(f"{lock}: incomplete, because DVC was killed while writing it; moved to {aside}", file=sys.stderr)
 
 
 def executable() -> str:
-    """The `dvc` of this environment. Raises UserError if it has none."""
+    """Return the path of this environment's `dvc`. Raises UserError if it is not installed."""
     path = Path(sys.executable).with_name("dvc")
     if not path.exists():
-        raise UserError(f"{path}: DVC is not installed in the environment of this python")
+        raise UserError(f"{path}: DVC is not installed in this Python environment; install the project's dependencies")
     return str(path)
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, with its own python first: DVC runs whichever `python` the PATH has."""
+    """Return this process's environment with its own Python first on PATH, since DVC runs the first `python` there."""
     path = os.pathsep.join(filter(None, [str(Path(sys.executable).parent), os.environ.get("PATH")]))
     return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
 
 
 def hydra(value: object) -> str:
-    """A value as `dvc exp run --set-param` reads it, in the grammar of Hydra's overrides.
+    """Format a value for `dvc exp run --set-param`, in the grammar of Hydra's overrides.
 
-    DVC writes floats below 1e-4 without a point (1e-05), which PyYAML reads as text: none of ours are that small."""
+    DVC writes floats below 1e-4 without a decimal point (1e-05), which PyYAML reads as text; no value here is that
+    small."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {hydra(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(hydra, value)) + "]"
     if isinstance(value, str):
-        # A backslash is one of two only before a quote or at the end.
+        # Only backslashes before a quote or at the end are doubled.
         return "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'") + "'"
     return json.dumps(value)  # null, true, 0.5
 
 
 def _reason(lines: list[str]) -> str:
-    """The line that says most about a failure: a stage's own error, else its last line, else DVC's."""
+    """Return the most informative line about a failure: a stage's own error, else its last line, else DVC's."""
     if (busy := BUSY.search("\n".join(lines))) is not None:
         return f"{busy['path']}: in use by {busy['holder']} (process {busy['pid']}); try again when it has ended"
     own = [line for line in lines if line.startswith("error: ")]
@@ -311,6 +315,6 @@ def _reason(lines: list[str]) -> str:
 if __name__ == "__main__":
     try:
         recover_lock(Path.cwd())
-        os.execve(executable(), ["dvc", *sys.argv[1:]], environment())  # noqa: S606 - no shell is wanted
+        os.execve(executable(), ["dvc", *sys.argv[1:]], environment())  # noqa: S606 - without a shell
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -1,14 +1,16 @@
-"""The best student of a dataset behind HTTP: python -m flows.model [DATASET] [--host ADDRESS] [--port N]
+"""Serve the best student of a dataset over HTTP.
 
-MLflow's scoring server, as `mlflow models serve` starts it, with bounds: it would take requests of any size and any
-number. A body that is too large is refused (413), one that comes too slowly is given up (408), and where those that
-wait for their answers fill the room, further ones are refused (503). avdistill/serving/recognise.py says what it is
-asked.
+    python -m flows.model [DATASET] [--host ADDRESS] [--port N]
 
-It listens on this machine only unless another address is asked for, and then takes no paths of its files.
+This is MLflow's scoring server, as `mlflow models serve` starts it, with limits, because it accepts requests of any
+size and number. It answers 413 to a body that is too large, 408 to one that arrives too slowly, and 503 while the
+bodies in progress use up the memory limit. See avdistill/serving/recognise.py for the format of requests.
 
-Environment: MLFLOW_TRACKING_URI, where the model is registered; AV_SERVE_MB (64), the largest video, and the other
-limits of avdistill/serving/recognise.py; MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT (60), seconds that an answer may take.
+By default it listens on this machine only. With another address it accepts no paths of files on the server.
+
+Environment variables: MLFLOW_TRACKING_URI, where the model is registered; AV_SERVE_MB (64), the size of the largest
+video, and the other limits in avdistill/serving/recognise.py; MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT (60), seconds per
+request.
 """
 
 from __future__ import annotations
@@ -23,30 +25,31 @@ import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-# Nothing of stages/ and models/: the model brings the code that it was made with.
+# Imports nothing from stages/ and models/, because the registered model contains the code that it was trained with.
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 HOST = "127.0.0.1"
-BODIES = 4  # of the largest size, or as many smaller ones as take the same room
-PATIENCE = 30.0  # seconds for a body to come
-LINGER = 2.0  # seconds in which what still comes of a refused body is thrown away, so that its sender reads the answer
-CONNECTIONS = 900  # below the 1024 files that a process may commonly open
+BODIES = 4  # bodies of the largest size in memory at a time, or more smaller ones
+PATIENCE = 30.0  # seconds for a body to arrive
+LINGER = 2.0  # seconds to read and discard the rest of a refused body, so that its sender gets the answer
+CONNECTIONS = 900  # below the usual limit of 1024 open files per process
 
 
 class Bounded:
-    """An ASGI application in front of another one, that hands on whole bodies of at most `largest` bytes.
+    """ASGI middleware that limits the size of request bodies and the memory that they take.
 
-    All bodies whose answers are not yet made take at most `room` bytes together; one has `patience` seconds to come."""
+    It passes on complete bodies of at most `largest` bytes. The bodies of unanswered requests may take `room` bytes in
+    total, and each body has `patience` seconds to arrive."""
 
     def __init__(self, application: Application, largest: int, room: int, patience: float = PATIENCE) -> None:
         self.application, self.largest, self.room, self.patience = application, largest, room, patience
         self.held = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.application(scope, receive, send)
             return
@@ -65,7 +68,7 @@ class Bounded:
                         more = message.get("more_body", False)
                         refusal = self._refusal(len(body))
             except TimeoutError:
-                refusal = 408, f"the body did not come within {self.patience:g} s"
+                refusal = 408, f"the body did not arrive within {self.patience:g} s"
             if refusal is not None:
                 await _refuse(*refusal, receive, send)
                 return
@@ -79,16 +82,16 @@ class Bounded:
             self.held -= len(body)
 
     def _refusal(self, size: int) -> tuple[int, str] | None:
-        """Status and reason, if a body of `size` bytes is too large or finds no room."""
+        """Return status and reason if a body of `size` bytes is too large or exceeds the memory limit, else None."""
         if size > self.largest:
             return 413, f"the body is larger than {self.largest} bytes (AV_SERVE_MB)"
         if self.held > self.room:
-            return 503, "too many requests wait for their answers; try again later"
+            return 503, "too many requests are in progress; try again later"
         return None
 
 
 async def _refuse(status: int, reason: str, receive: Receive, send: Send) -> None:
-    """Answer without having read all, and end the connection."""
+    """Answer before the whole body has been read, and close the connection."""
     headers = [(b"content-type", b"application/json"), (b"connection", b"close"), (b"retry-after", b"5")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     body = json.dumps({"message": reason}).encode()
@@ -101,7 +104,7 @@ async def _refuse(status: int, reason: str, receive: Receive, send: Send) -> Non
 
 
 def serve(model: str, host: str, port: int) -> None:
-    """Serve a model of MLflow's registry until this process is interrupted."""
+    """Serve a model from MLflow's registry until this process is interrupted."""
     if not ipaddress.ip_address(host).is_loopback:
         os.environ.setdefault("AV_SERVE_PATHS", "off")
     import mlflow.pyfunc
@@ -109,7 +112,7 @@ def serve(model: str, host: str, port: int) -> None:
     from mlflow.pyfunc import scoring_server
 
     application = scoring_server.init(mlflow.pyfunc.load_model(model))
-    # Base64 takes four bytes for three; what is around a video is small.
+    # Base64 takes four bytes for three; 1 MiB is ample for the rest of a request.
     largest = int(os.environ.get("AV_SERVE_MB") or 64) * 2**20 * 4 // 3 + 2**20
     uvicorn.run(Bounded(application, largest, BODIES * largest), host=host, port=port, limit_concurrency=CONNECTIONS)
 
@@ -117,14 +120,14 @@ def serve(model: str, host: str, port: int) -> None:
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.model", description="Serve the best student of a dataset.")
     parser.add_argument("dataset", nargs="?", default="avsynth")
-    parser.add_argument("--host", default=HOST, help=f"an address of this machine (default: {HOST})")
+    parser.add_argument("--host", default=HOST, help=f"address to listen on (default: {HOST})")
     parser.add_argument("--port", type=int, default=5001)
     given = parser.parse_args()
     try:
         serve(f"models:/student-{given.dataset}@best", given.host, given.port)
     except KeyboardInterrupt:
         pass
-    except Exception as error:  # noqa: BLE001 - the registry's, the network's, the model's
+    except Exception as error:  # noqa: BLE001 - from the registry, the network or the model
         from avdistill.pipeline.errors import redact
 
         sys.exit(f"error: student-{given.dataset}: {redact(' '.join(str(error).split()))}")

@@ -1,9 +1,9 @@
-"""Flow `reproduce`: a whole suite, one Prefect task a stage, with DVC deciding what there is to do.
+"""Flow `reproduce`: bring a whole suite up to date, with one Prefect task per stage.
 
     python -m flows.paper [SUITE [TARGET...]] [--workers N]
 
-It needs no Prefect server; where PREFECT_API_URL names one, the run shows there. It has two artifacts: what became of
-each stage, and the report's tables.
+DVC decides which stages are out of date. No Prefect server is needed; if PREFECT_API_URL names one, the run appears
+there. The flow creates two artifacts: the state of each stage, and the tables of the report.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from flows.dvc import Dvc, StageError, StoppedError
 MLFLOW_UI = "http://127.0.0.1:5000"  # of `python -m flows.ui`
 DONE = ("ran", "cached", "skipped")
 NOT_RUN = "not run"
-LOOK_SECONDS = 5.0  # how often a run asks whether it was cancelled
+LOOK_SECONDS = 5.0  # between checks for cancellation
 GPU_STAGES = {"teachers", "teacher_features", "teacher_head", "train", "evaluate"}
-# Hosts are away for a while, so a download is tried again after so many seconds. All else would fail in the same way.
+# Delays before a download is retried, because hosts may be unreachable. Other stages would fail in the same way again.
 RETRY_SECONDS = [30.0, 120.0]
 
 
 class Outcome(NamedTuple):
-    """What became of a stage: ran, cached, skipped, failed, cancelled or not run; and why, if it failed."""
+    """Result of a stage: ran, cached, skipped, failed, cancelled or not run; its duration; the reason if it failed."""
 
     state: str
     seconds: float = 0.0
@@ -64,7 +64,7 @@ class Outcome(NamedTuple):
 
 
 def _name() -> str:
-    """Name of a flow run: the suite's name and the time."""
+    """Return the name of a flow run: the suite's name and the time."""
     suite = flow_run.parameters.get("suite", "dvc.yaml")
     with contextlib.suppress(UserError):
         suite = load(Path(suite).with_name("params.yaml")).suite.name
@@ -75,20 +75,21 @@ def _name() -> str:
 def run_stage(
     stage: str, up_to_date: bool, dvc: Dvc, environment: dict[str, str], gpus: Sequence[str] = ()
 ) -> State[Any]:
-    """One stage of the graph. Its state is Ran, Cached (DVC had its outputs), Skipped (they are there) or Failed.
+    """Run one stage of the graph.
 
-    A stage that computes on GPUs waits until nobody else does, on this server, and holds them as long as it runs."""
+    Its state is Ran, Cached (DVC restored its outputs), Skipped (it was up to date), Failed or Cancelled. A stage that
+    uses GPUs waits until no other flow of this Prefect server holds them, and holds them while it runs."""
     log = get_run_logger()
     if up_to_date:
         log.info("up to date")
-        return Completed(name="Skipped", message="neither it nor anything before it has changed")
+        return Completed(name="Skipped", message="neither the stage nor its upstream stages have changed")
     try:
         with held(gpus if _name_of(stage) in GPU_STAGES else (), lambda: dvc.stopping):
             return Completed(name=dvc.repro(stage, log.info, environment).capitalize())
     except StageError as error:
         return Failed(message=str(error))
     except StoppedError:
-        return Cancelled(message="ended with the flow")
+        return Cancelled(message="stopped with the flow")
 
 
 @flow(name="reproduce", flow_run_name=_name, persist_result=False)
@@ -97,17 +98,17 @@ def reproduce(
     workers: Annotated[int, Field(ge=1, le=256)] = 2,
     targets: list[str] | None = None,
 ) -> State[Any]:
-    """Bring a suite up to date: each stage whose code, params or data changed, and all that follows from it.
+    """Bring a suite up to date: run the stages whose code, params or data have changed, and their downstream stages.
 
-    Stages that do not depend on each other run side by side. A stage that fails does not stop the others; only what
-    depends on it is not run, and the flow fails at the end.
+    Stages that do not depend on each other run in parallel. If a stage fails, only its downstream stages are not run,
+    and the flow fails at the end.
 
     Args:
-        suite: The dvc.yaml of the suite, from the repository's root: dvc.yaml is the embedded suite, paper/dvc.yaml
-            the papers' datasets, own/dvc.yaml your own videos.
-        workers: How many stages may run side by side. The cores of the machine are shared out among them.
-        targets: Stages to bring up to date, with all that they need: train@kd, train for all of that name, or the
-            name of a study for the evaluations of its runs. None means the whole suite.
+        suite: The dvc.yaml of the suite, relative to the repository's root: dvc.yaml (embedded suite), paper/dvc.yaml
+            (the papers' datasets) or own/dvc.yaml (your own videos).
+        workers: Number of stages that run in parallel. They share the cores of the machine.
+        targets: Stages to bring up to date, with their upstream stages: train@kd, train for all stages of that name,
+            or the name of a study for the evaluations of its runs. None means the whole suite.
     """
     log = get_run_logger()
     try:
@@ -115,13 +116,13 @@ def reproduce(
         with Dvc() as dvc:
             graph = select(dvc.graph(suite), targets, {name: study_targets(params, name) for name in params.studies})
             try:
-                # DVC always runs this stage. Once it has run, whatever it found is in the status of the others.
+                # DVC always runs this stage. The status of the others is only valid after it has run.
                 always = {stage for stage in graph if _short(stage) == "code"}
                 for stage in always:
                     dvc.repro(stage, log.info)
                 outcomes = _run_all(dvc, graph, dvc.status(suite).keys() - always, workers, gpus(params.device))
             except StoppedError:
-                return Cancelled(message="what was running has been ended")
+                return Cancelled(message="running stages were terminated")
     except (StageError, UserError) as error:
         return Failed(message=str(error))
     _sync(params, log.info)
@@ -142,10 +143,10 @@ def reproduce(
 def select(
     graph: dict[str, set[str]], targets: list[str] | None, studies: Mapping[str, list[str]] | None = None
 ) -> dict[str, set[str]]:
-    """The part of a graph that targets need. A target is a stage, the name that several stages share before @, or one
-    of `studies`, which maps names to their stages (a stage of that name comes first).
+    """Return the part of a graph that `targets` need.
 
-    Raises UserError for a target that names none."""
+    A target is a stage, a name before @ that several stages share, or a key of `studies`, which maps studies to their
+    stages. If a stage and a study have the same name, the stage is meant. Raises UserError for an unknown target."""
     if not targets:
         return graph
     stages: dict[str, set[str]] = {}
@@ -159,14 +160,14 @@ def select(
             choices = [name for name in named if ":" not in name]
             raise UserError(f"targets: there is no stage or study '{target}'; {nearest(target, choices)}")
         needed |= named[target]
-    for stage in reversed(graph):  # the order is one in which they can run
+    for stage in reversed(graph):  # the graph is in execution order
         if stage in needed:
             needed |= graph[stage]
     return {stage: above for stage, above in graph.items() if stage in needed}
 
 
 def table(outcomes: dict[str, Outcome], makers: dict[str, str]) -> str:
-    """Markdown: what became of each stage, and the MLflow run that made its outputs."""
+    """Return a Markdown table of the stages: state, seconds, and the MLflow run that made the outputs."""
     address = os.environ.get("MLFLOW_TRACKING_URI", "")
     address = redact(address.rstrip("/")).replace("***@", "") if address.startswith("http") else MLFLOW_UI
     rows = ["| stage | state | seconds | MLflow run |", "|---|---|---:|---|"]
@@ -179,10 +180,10 @@ def table(outcomes: dict[str, Outcome], makers: dict[str, str]) -> str:
 
 
 def report_tables(params: Params) -> str:
-    """Markdown: the papers' tables of the report, gains as reported and as measured; empty where there is none."""
+    """Return the report's tables of reported and measured gains as Markdown; empty if there are none."""
     folder, parts = params.path("report") / "tables", []
     for name, entry in params.report.tables.items():
-        # One file, or one for each metric where the table has a column for each teacher.
+        # A table with one column per teacher has one file per metric, others have a single file.
         files = [folder / f"{name}-gains{end}.md" for end in ("", *(f"-{metric}" for metric in entry.metrics))]
         if texts := [file.read_text(encoding="utf-8") for file in files if file.exists()]:
             parts += [f"## {entry.title}", *texts]
@@ -190,10 +191,10 @@ def report_tables(params: Params) -> str:
 
 
 def _makers(params: Params, outcomes: dict[str, Outcome], locked: dict[str, str]) -> dict[str, str]:
-    """The MLflow run that made the outputs which each stage has now.
+    """Return the MLflow run that made the current outputs of each stage.
 
-    Not always the stage's newest one: DVC may have brought back what an older run had made. So the runs are kept by
-    the content of the stage's entry in dvc.lock."""
+    This need not be the stage's newest run, because DVC may have restored the outputs of an older one. The runs are
+    therefore stored by the digest of the stage's entry in dvc.lock."""
     file = params.path(".tracking") / "makers.json"
     known: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     newest = ledger(params)
@@ -214,10 +215,10 @@ def _makers(params: Params, outcomes: dict[str, Outcome], locked: dict[str, str]
 def _run_all(
     dvc: Dvc, graph: dict[str, set[str]], changed: set[str], workers: int, gpus: Sequence[str]
 ) -> dict[str, Outcome]:
-    """Run a graph, at most `workers` stages at a time. Raises StoppedError if the run is cancelled meanwhile."""
+    """Run a graph, at most `workers` stages at a time. Raises StoppedError if the flow run is cancelled."""
     outcomes: dict[str, Outcome] = {}
     futures: dict[str, PrefectFuture[Any]] = {}
-    running: dict[UUID, tuple[str, float]] = {}  # stage and when it began, by task run
+    running: dict[UUID, tuple[str, float]] = {}  # stage and start time by task run
     ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
     look_at = time.monotonic() + LOOK_SECONDS
     while len(outcomes) < len(graph):
@@ -225,7 +226,7 @@ def _run_all(
             if any(outcomes[upstream].state not in DONE for upstream in above & outcomes.keys()):
                 outcomes[stage] = Outcome(NOT_RUN)
         ready = [s for s, above in graph.items() if s not in futures and s not in outcomes and above <= outcomes.keys()]
-        # Submitted one by one, as a place gets free: what waits in the pool could not be called off.
+        # Submitted only when a worker is free, because a task that waits in the pool cannot be cancelled.
         for stage in ready[: workers - len(running)]:
             upstream = [futures[above] for above in graph[stage]]
             up_to_date = stage not in changed and all(outcomes[above].state == "skipped" for above in graph[stage])
@@ -239,7 +240,7 @@ def _run_all(
             future.add_done_callback(ended.put)
         with contextlib.suppress(Empty):
             future = ended.get(timeout=LOOK_SECONDS if running else 0)
-            future.wait()  # done already; this makes the future hold its final state
+            future.wait()  # returns at once and sets the final state
             stage, begun = running.pop(future.task_run_id)
             state = future.state
             reason = (state.message or "unknown") if state.is_failed() or state.is_crashed() else ""
@@ -252,7 +253,7 @@ def _run_all(
 
 
 def cancelled() -> bool:
-    """Whether this flow run was cancelled from outside. A worker would end it; a run without one has to ask."""
+    """Return whether this flow run was cancelled. A worker terminates cancelled runs; one without a worker must ask."""
     with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
         state = client.read_flow_run(flow_run.id).state
         return state is not None and (state.is_cancelling() or state.is_cancelled())
@@ -260,7 +261,7 @@ def cancelled() -> bool:
 
 
 def _sync(params: Params, log: Any) -> None:
-    """Bring what is left of the runs to MLflow, in a process of its own: this one keeps Prefect's libraries only."""
+    """Send pending runs to MLflow, in a subprocess so that this process does not import MLflow."""
     if os.environ.get("AV_TRACKING") != "off":
         command = [sys.executable, "-m", "avdistill.tracking", "sync", params.suite.file]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -268,12 +269,12 @@ def _sync(params: Params, log: Any) -> None:
 
 
 def _short(stage: str) -> str:
-    """paper/dvc.yaml:train@kd -> train@kd."""
+    """Strip the file from a stage's name: paper/dvc.yaml:train@kd -> train@kd."""
     return stage.rpartition(":")[2]
 
 
 def _name_of(stage: str) -> str:
-    """paper/dvc.yaml:train@kd -> train."""
+    """Return the name before @: paper/dvc.yaml:train@kd -> train."""
     return _short(stage).partition("@")[0]
 
 
@@ -281,11 +282,11 @@ def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.paper", description="Bring a suite up to date.")
     parser.add_argument("suite", nargs="?", default="dvc.yaml", help="dvc.yaml (default), paper/dvc.yaml, own/dvc.yaml")
     parser.add_argument(
-        "targets", nargs="*", help="stages or studies to bring up to date, such as train@kd; default: all"
+        "targets", nargs="*", help="stages or studies to bring up to date, such as train@kd; default: all stages"
     )
-    parser.add_argument("--workers", type=int, default=2, help="stages side by side (default: 2)")
+    parser.add_argument("--workers", type=int, default=2, help="number of stages in parallel (default: 2)")
     given = parser.parse_args()
-    # An exception instead of a sudden end, so that Prefect's own server is ended too.
+    # Raise SystemExit instead of dying at once, so that Prefect's temporary server is stopped too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         state = reproduce(given.suite, given.workers, given.targets or None, return_state=True)

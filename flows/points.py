@@ -1,9 +1,9 @@
-"""Points of an ablation: what each changes in params, and how it runs apart from the workspace.
+"""Points of an ablation: their changes of params, and how they run without touching the workspace.
 
-A point trains copies of runs, each in a job of its own that is named after it (`ablation-<run>`), so that nothing but
-what is asked for is trained. It is a DVC experiment in a throw-away clone of the repository that shares the cache:
-whatever two points have in common is made once, and the workspace is not touched while points run.
-(`dvc exp run --temp` and `--queue` stash and reset the workspace for a moment, whoever works in it.)
+A point trains copies of runs, each in a separate job named `ablation-<run>`, so that no other run is trained. It is a
+DVC experiment in a temporary clone of the repository that shares the DVC cache: outputs that points have in common are
+computed once, and the workspace stays unchanged. (`dvc exp run --temp` and `--queue` briefly stash and reset the
+workspace, which disturbs anyone who works in it.)
 """
 
 from __future__ import annotations
@@ -30,23 +30,25 @@ from flows.dvc import Dvc
 
 PREFIX = "ablation-"
 LOSSES = {"both": (True, True), "triplet": (True, False), "contrast": (False, True), "none": (False, False)}
-# What an ablation may vary, in the words of a reader.
+# Settings that an ablation may vary, with the labels that tables and figures show.
 AXES = {
-    "snr_db": "signal-to-noise ratio of the teacher's sound, dB",
-    "delta": "δ, least temperature of the contrast (Xia Eq. 5)",
+    "snr_db": "signal-to-noise ratio of the teacher's audio, dB",
+    "delta": "δ, lowest temperature of the contrast (Xia Eq. 6)",
     "margin": "margin of the triplet loss (Xia Eq. 3)",
     "weight": "λ, weight of the distillation losses (Xia Eq. 8)",
     "losses": "losses of MNF+CSC",
-    "gradients": "what the student learns from: the paper or its program",
+    "gradients": "gradients of MNF+CSC, as in the paper or in the authors' program",
     "teacher": "features of the audio teacher",
-    "train_groups": "source videos of each class to train on",
-    "relevant": "share of clips whose sound belongs to the action",
+    "train_groups": "number of source videos per class to train on",
+    "relevant": "share of clips whose audio belongs to the action",
 }
 
 
 class Point(NamedTuple):
-    """One combination of what an ablation varies. `name` is that of its DVC experiment: the settings, and a digest of
-    the commit, the uncommitted changes and all that the point changes. `changes` are params by `<file>:<key>`."""
+    """One combination of the settings that an ablation varies.
+
+    `name` is the name of its DVC experiment: the settings and a digest of the commit, the uncommitted changes and the
+    point's own changes. `changes` are params by `<file>:<key>`, `targets` the stages to bring up to date."""
 
     name: str
     settings: dict[str, Any]
@@ -57,16 +59,16 @@ class Point(NamedTuple):
 def points(
     ablation: str, params: Params, runs: Sequence[str], grid: Mapping[str, Sequence[Any]], seeds: Sequence[int] | None
 ) -> list[Point]:
-    """Every combination of the values of a grid, for `runs` with `seeds` (None: each run's own).
+    """Return one point for every combination of the values in `grid`, for `runs` with `seeds` (None: each run's own).
 
-    Raises UserError for a run that is not there, or an axis that changes none of the runs."""
+    Raises UserError for an unknown run, or for an axis that has no effect on any of the runs."""
     for run in runs:
         if run not in params.runs():
             raise UserError(f"runs: there is no run '{run}'; {nearest(run, params.runs())}")
     state = workspace_digest()
     folder = Path(params.suite.file).parent
     graph = "" if folder == Path() else f"{folder.as_posix()}/dvc.yaml:"
-    targets = [f"{graph}evaluate@{cell_of(run)}" for run in runs]
+    targets = [f"{graph}evaluate@{job_of(run)}" for run in runs]
     found = []
     for values in itertools.product(*grid.values()):
         settings = dict(zip(grid, values, strict=True))
@@ -77,15 +79,15 @@ def points(
     return found
 
 
-def cell_of(run: str) -> str:
-    """The job, and the run in it, that stand for a run at a point. Dots would be levels of a key."""
+def job_of(run: str) -> str:
+    """Return the name of the job, and of its only run, that copies a run. Dots would separate levels of a key."""
     return PREFIX + run.replace(".", "_")
 
 
 def changes(
     params: Params, runs: Sequence[str], settings: Mapping[str, Any], seeds: Sequence[int] | None
 ) -> dict[str, Any]:
-    """What a point changes in params, by key. Raises UserError for a setting that changes none of the runs."""
+    """Return a point's changes of params, by key. Raises UserError for a setting without effect on any of the runs."""
     found: dict[str, Any] = {}
     used: set[str] = set()
     for name in runs:
@@ -100,7 +102,7 @@ def changes(
                 case "relevant" if isinstance(params.datasets[job.dataset].origin, Avsynth):
                     found[f"datasets.{job.dataset}.origin.relevant"] = value
                 case "snr_db" if sound.startswith("mix_noise/"):
-                    # A mix beside the suite's own, of which its figures say how loud it is.
+                    # A new mix: the suite's own must keep its SNR, which figures and tables name.
                     mix, mixed = (PREFIX + key.replace(".", "_") for key in (sound.removeprefix("mix_noise/"), job.A))
                     ours = params.noise_mixes[sound.removeprefix("mix_noise/")].model_dump(mode="json")
                     found[f"noise_mixes.{mix}"] = ours | {"snr_db": value}
@@ -117,30 +119,32 @@ def changes(
                     continue
             used.add(axis)
         entry["seeds"] = list(seeds or job.seeds_of(name))
-        entry["runs"] = {cell_of(name): {"teachers": run.teachers, "options": options}}
-        found[f"jobs.{cell_of(name)}"] = entry
+        entry["runs"] = {job_of(name): {"teachers": run.teachers, "options": options}}
+        found[f"jobs.{job_of(name)}"] = entry
     if idle := [axis for axis in settings if axis not in used]:
-        raise UserError(f"{idle[0]}: none of the runs {', '.join(runs)} has what it changes ({AXES[idle[0]]})")
+        raise UserError(f"{idle[0]}: has no effect on the runs {', '.join(runs)} ({AXES[idle[0]]})")
     if params.studies:
-        found["studies.ablation"] = {"title": "Ablation", "jobs": [cell_of(run) for run in runs]}
+        found["studies.ablation"] = {"title": "Ablation", "jobs": [job_of(run) for run in runs]}
     return found
 
 
 def workspace_digest() -> str:
-    """The commit, and a digest of what has changed since in files that git tracks."""
+    """Return the commit and a digest of the uncommitted changes in tracked files."""
     return f"{git('rev-parse', 'HEAD').strip()} {hashlib.sha256(uncommitted()).hexdigest()}"
 
 
 def uncommitted() -> bytes:
-    """The changes since the commit, as a patch. DVC's record of results is none."""
+    """Return the uncommitted changes as a patch, without dvc.lock, which only records results."""
     command = ["git", "diff", "--binary", "HEAD", "--", ".", ":(exclude,glob)**/dvc.lock"]
     return subprocess.run(command, check=True, capture_output=True).stdout
 
 
 @contextmanager
 def checkout(params: Params, dvc: Dvc) -> Iterator[Dvc]:
-    """A throw-away clone of the workspace as it is now: the commit, the changes since, the same DVC cache, and links to
-    the data that git ignores. What a user adds meanwhile does not reach it."""
+    """Create a temporary clone of the workspace and yield a DVC runner for it.
+
+    The clone has the current commit, the uncommitted changes, the same DVC cache, and links to the data that git
+    ignores. Later changes in the workspace do not affect it."""
     home = Path(".dvc/tmp/points").resolve()
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home, ignore_cleanup_errors=True) as made:
@@ -149,7 +153,7 @@ def checkout(params: Params, dvc: Dvc) -> Iterator[Dvc]:
         git("-C", made, "checkout", "--quiet", "--detach", git("rev-parse", "HEAD").strip())
         if patch := uncommitted():
             subprocess.run(["git", "-C", made, "apply", "--whitespace=nowarn"], check=True, input=patch)
-        if (local := Path(".dvc/config.local")).exists():  # remotes and their passwords
+        if (local := Path(".dvc/config.local")).exists():  # contains remotes and their passwords
             shutil.copy(local, folder / local)
         there = dvc.at(folder)
         there.use_cache(dvc.cache_folder())
@@ -161,7 +165,7 @@ def checkout(params: Params, dvc: Dvc) -> Iterator[Dvc]:
 
 
 def sources(params: Params) -> list[Path]:
-    """Files and folders of the user's own that a suite names, by paths from the repository's root."""
+    """Return the files and folders that a suite names by paths relative to the repository's root, such as datasets."""
     named = [dataset.origin.source for dataset in params.datasets.values()]
     named += [str(value) for dataset in params.datasets.values() if (value := getattr(dataset.origin, "videos", None))]
     named += [teacher.weights for teacher in params.teachers.values()]
@@ -169,11 +173,11 @@ def sources(params: Params) -> list[Path]:
 
 
 def run_point(dvc: Dvc, suite: str, point: Point, log: Any, environment: Mapping[str, str], pull: bool = False) -> None:
-    """Run a point in the checkout that `dvc` works in, and send what its stages logged to MLflow.
+    """Run a point in the checkout of `dvc` and send its stages' logs to MLflow.
 
     Raises StageError or StoppedError."""
-    address = {"MLFLOW_TRACKING_URI": tracking_uri()}  # of the workspace: the checkout will be gone
-    # Without a process that follows: what a point's stages log is sent at its end, before its folder goes.
+    address = {"MLFLOW_TRACKING_URI": tracking_uri()}  # the workspace's, because the checkout is deleted afterwards
+    # Stages do not send their logs in the background; they are sent below, before the checkout is deleted.
     dvc.experiment(
         point.name, point.changes, point.targets, log, {**environment, **address, "AV_TRACKING": "off"}, pull
     )
@@ -184,7 +188,7 @@ def run_point(dvc: Dvc, suite: str, point: Point, log: Any, environment: Mapping
 
 
 def git(*arguments: str) -> str:
-    """What a git command prints. Raises UserError with git's own words."""
+    """Return the output of a git command. Raises UserError with git's message if it fails."""
     done = subprocess.run(["git", *arguments], capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [str(done.returncode)]

@@ -1,4 +1,4 @@
-"""Ending what was started, with all that it started in turn."""
+"""Termination of subprocesses together with their descendants."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Collection
 
 
 def end(processes: Collection[subprocess.Popen[str]], grace: float) -> None:
-    """End processes that lead a session each, and everything in their sessions' groups.
+    """Terminate processes and everything in their process groups; each process must lead its own session.
 
-    They are asked (SIGTERM); what is still there after `grace` seconds, or when the wait is interrupted, is killed."""
+    Sends SIGTERM, and SIGKILL to groups that remain after `grace` seconds or when the wait is interrupted."""
     groups = {process.pid for process in processes}
     try:
         groups = {group for group in groups if _signal(group, signal.SIGTERM)}
@@ -29,7 +29,7 @@ def end(processes: Collection[subprocess.Popen[str]], grace: float) -> None:
 
 
 def _signal(group: int, name: int) -> bool:
-    """Send a signal to a process group; 0 only asks. Returns whether the group is there."""
+    """Send a signal to a process group and return whether the group exists; signal 0 only checks."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, name)
         return True

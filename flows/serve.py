@@ -1,8 +1,10 @@
-"""All of Prefect on this machine: python -m flows.serve [--mlflow-port N] [--prefect-port N]
+"""Start Prefect with a worker, and MLflow's UI, on this machine.
 
-Starts the pages (flows/ui.py), deploys prefect.yaml, and starts a worker that runs what is scheduled or asked for, one
-flow at a time. All of it listens on this machine only, and ends with Ctrl-C: the worker, the flow that it runs, what
-that has started, and the servers. Where PREFECT_API_URL names a server elsewhere, that one is used.
+    python -m flows.serve [--mlflow-port N] [--prefect-port N]
+
+Starts the web UIs (flows/ui.py), deploys prefect.yaml and starts a worker that runs scheduled and requested flows, one
+at a time. Everything listens on this machine only. Ctrl-C stops the worker, its flow with all subprocesses, and the
+servers. If PREFECT_API_URL names a server elsewhere, that server is used.
 """
 
 from __future__ import annotations
@@ -24,16 +26,16 @@ from flows.ui import HOST, START_SECONDS
 
 POOL = "avdistill"  # of prefect.yaml
 LOGS = Path("out/servers")
-STOP_SECONDS = 60.0  # for what runs to end
+STOP_SECONDS = 60.0  # for running flows to stop
 
 
 def prefect(*arguments: str) -> list[str]:
-    """A command of this environment's Prefect."""
+    """Return a command line of this environment's Prefect."""
     return [str(Path(sys.executable).with_name("prefect")), "--no-prompt", *arguments]
 
 
 def deploy(environment: dict[str, str]) -> None:
-    """Make the work pool and deploy all of prefect.yaml. Raises UserError with Prefect's words."""
+    """Create the work pool and deploy all of prefect.yaml. Raises UserError with Prefect's message."""
     pool = prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     limit = prefect("work-pool", "set-concurrency-limit", POOL, "1")
     for command in (pool, limit, prefect("deploy", "--all", "--prefect-file", "prefect.yaml")):
@@ -44,9 +46,9 @@ def deploy(environment: dict[str, str]) -> None:
 
 
 def serve(mlflow_port: int, prefect_port: int) -> None:
-    """Start everything, and wait until a part of it ends or this process is interrupted.
+    """Start the UIs and the worker, and wait until one of them exits or this process is interrupted.
 
-    Raises UserError if a part does not start, or ends by itself."""
+    Raises UserError if one of them does not start or exits."""
     url = os.environ.get("PREFECT_API_URL") or f"http://{HOST}:{prefect_port}/api"
     LOGS.mkdir(parents=True, exist_ok=True)
     ports = ["--mlflow-port", str(mlflow_port), "--prefect-port", str(prefect_port)]
@@ -66,20 +68,21 @@ def serve(mlflow_port: int, prefect_port: int) -> None:
                 command, env=environment, stdout=log, stderr=log, text=True, start_new_session=True
             )
         running.insert(0, worker)
-        print(f"worker  of pool {POOL}; start with: PREFECT_API_URL={url} prefect deployment run …", flush=True)
+        print(f"worker  of pool {POOL}; start a flow with: PREFECT_API_URL={url} prefect deployment run …", flush=True)
         while all(process.poll() is None for process in running):
             time.sleep(0.2)
-        raise UserError(f"a part of it did not stay up; see {LOGS}")
+        raise UserError(f"a server or the worker exited; see {LOGS}")
     finally:
-        with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C waits for no flow
+        with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C skips waiting for the flow
             cancel_runs(url)
         for process in running:
             end([process], grace=10)
 
 
 def cancel_runs(url: str) -> None:
-    """Cancel the flow runs of our worker and wait until they have ended. (A worker that ends kills its runs, and they
-    would have no time to end their stages.)"""
+    """Cancel the flow runs of this worker pool and wait until they have ended, at most STOP_SECONDS.
+
+    A worker that exits kills its flow runs, which then could not terminate their stages."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
     from prefect.exceptions import PrefectHTTPStatusError
@@ -105,11 +108,11 @@ def cancel_runs(url: str) -> None:
 
 def _healthy(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:  # noqa: S310 - the address is ours
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:  # noqa: S310 - the address is one of our own
             return bool(answer.status == 200)
     except OSError:
         return False
 
 
 if __name__ == "__main__":
-    ui.command("flows.serve", "Prefect's server, worker, deployments.", serve)
+    ui.command("flows.serve", "Start Prefect's server, worker and deployments, and MLflow's UI.", serve)

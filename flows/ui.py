@@ -1,7 +1,8 @@
-"""The pages of MLflow and Prefect on this machine: python -m flows.ui [--mlflow-port N] [--prefect-port N]
+"""Start the web UIs of MLflow and Prefect on this machine.
 
-Ctrl-C ends both. A tracking server or a Prefect server that is configured elsewhere (MLFLOW_TRACKING_URI,
-PREFECT_API_URL) is not started here.
+    python -m flows.ui [--mlflow-port N] [--prefect-port N]
+
+Ctrl-C stops both. A server is not started here if MLFLOW_TRACKING_URI or PREFECT_API_URL names one elsewhere.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ START_SECONDS = 120.0
 
 
 class Server(NamedTuple):
-    """A server to start: its name, its port, its command, and what this wants in its environment."""
+    """A server to start: name, port, command, and variables to add to its environment."""
 
     name: str
     port: int
@@ -35,19 +36,19 @@ class Server(NamedTuple):
 
 
 def servers(mlflow_port: int, prefect_port: int) -> list[Server]:
-    """What is to be started here. Raises UserError if that is nothing."""
+    """Return the servers to start here. Raises UserError if there are none."""
     bin_folder, uri = Path(sys.executable).parent, tracking_uri()
     found = []
     if uri.startswith(SQLITE):
         store = ["--backend-store-uri", uri, "--default-artifact-root", str(artifact_location())]
         address = ["--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
-        environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # evaluation of language models
+        environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # only used to evaluate language models
         found.append(
             Server("mlflow", mlflow_port, [str(bin_folder / "mlflow"), "server", *store, *address], environment)
         )
     if not os.environ.get("PREFECT_API_URL"):
         command = [str(bin_folder / "prefect"), "server", "start", "--host", HOST, "--port", str(prefect_port)]
-        # By itself its page asks port 4200, wherever it was served from.
+        # Without this variable the UI queries port 4200, whatever port it is served from.
         environment = {"PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{prefect_port}/api"}
         found.append(Server("prefect", prefect_port, command, environment))
     if not found:
@@ -56,12 +57,12 @@ def servers(mlflow_port: int, prefect_port: int) -> list[Server]:
 
 
 def serve(wanted: list[Server], logs: Path) -> None:
-    """Start servers, print their addresses, and wait until one of them ends or this process is interrupted.
+    """Start servers, print their addresses and wait until one of them exits or this process is interrupted.
 
-    Raises UserError if a port is taken or a server ends by itself."""
+    Raises UserError if a port is in use, or if a server exits or does not answer in time."""
     for server in wanted:
         if _answers(server.port):
-            raise UserError(f"port {server.port} is in use; choose another one by --{server.name}-port")
+            raise UserError(f"port {server.port} is in use; choose another one with --{server.name}-port")
     logs.mkdir(parents=True, exist_ok=True)
     running: list[subprocess.Popen[str]] = []
     try:
@@ -80,7 +81,7 @@ def serve(wanted: list[Server], logs: Path) -> None:
         while True:
             for server, process in zip(wanted, running, strict=True):
                 if process.poll() is not None or (server in waiting and time.monotonic() > until):
-                    raise UserError(f"the {server.name} server did not stay up; see {logs / server.name}.log")
+                    raise UserError(f"the {server.name} server exited or did not start; see {logs / server.name}.log")
                 if server in waiting and _answers(server.port):
                     print(f"{server.name:8}http://{HOST}:{server.port}", flush=True)
                     waiting.remove(server)
@@ -96,7 +97,7 @@ def _answers(port: int) -> bool:
 
 
 def command(name: str, description: str, run: Callable[[int, int], None]) -> None:
-    """The command line of what serves pages: calls `run` with MLflow's and Prefect's ports, until Ctrl-C or SIGTERM."""
+    """Parse a command line with both ports and call `run(mlflow_port, prefect_port)` until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description)
     parser.add_argument("--mlflow-port", type=int, default=5000)
     parser.add_argument("--prefect-port", type=int, default=4200)
@@ -111,12 +112,12 @@ def command(name: str, description: str, run: Callable[[int, int], None]) -> Non
 
 
 def pages(mlflow_port: int, prefect_port: int) -> None:
-    """Serve the pages of this checkout's database and of this user's Prefect."""
-    # Also creates the database, before the server's processes open it.
+    """Serve the UIs of this checkout's MLflow database and of this user's Prefect."""
+    # This also creates the database before several server processes open it.
     files = [str(file) for pattern in ("params.yaml", "*/params.yaml") for file in sorted(Path().glob(pattern))]
     subprocess.run([sys.executable, "-m", "avdistill.tracking", "sync", *files])
     serve(servers(mlflow_port, prefect_port), Path("out/servers"))
 
 
 if __name__ == "__main__":
-    command("flows.ui", "The pages of MLflow and Prefect.", pages)
+    command("flows.ui", "Start the web UIs of MLflow and Prefect.", pages)

@@ -1,9 +1,9 @@
-"""Why each stage would run now: which key of params, module, package or file has changed, or which stage before it.
+"""Print why each stage would run now: the params key, module, package, file or upstream stage that has changed.
 
     python -m flows.why [SUITE] [STAGE]
 
-SUITE is a dvc.yaml (default: the embedded suite's), STAGE a stage such as train@kd or the name that several share.
-Runs the stages code and check, which take a second or two, and nothing else.
+SUITE is a dvc.yaml (default: that of the embedded suite). STAGE is a stage such as train@kd, or a name such as train
+for all stages of that name. Only the stages code and check are run, which takes a second or two.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from avdistill.pipeline.code import module_file
 from avdistill.pipeline.errors import UserError, nearest
 from flows.dvc import Dvc, StageError
 
-FIRST = ("code", "check")  # what the others compare themselves with
-SHOWN = 3  # stages upstream
+FIRST = ("code", "check")  # the other stages depend on their outputs
+SHOWN = 3  # upstream stages per line
 
 
 def why(dvc: Dvc, suite: str = "dvc.yaml", wanted: str | None = None) -> dict[str, list[str]]:
-    """The reasons of every stage that would run, in an order in which they can run.
+    """Return the reasons why stages would run, by stage, in execution order.
 
-    `wanted` narrows the answer to one stage, or to those that share a name before @.
-    Raises UserError if there is no such stage, or params that do not pass the checks."""
+    `wanted` selects one stage, or all stages with that name before @. Raises UserError if there is no such stage or
+    if the params fail the checks."""
     out = load(Path(suite).with_name("params.yaml")).suite.out
     graph = dvc.graph(suite)
     names = {stage: stage.rpartition(":")[2] for stage in graph}
     choices = {*names.values(), *(name.partition("@")[0] for name in names.values())}
     if wanted is not None and wanted not in choices:
-        raise UserError(f"there is no stage '{wanted}'; {nearest(wanted, choices)}")
+        raise UserError(f"{suite}: there is no stage '{wanted}'; {nearest(wanted, choices)}")
     try:
         for stage in [stage for first in FIRST for stage, name in names.items() if name == first]:
             dvc.repro(stage, lambda _: None)
@@ -46,7 +46,7 @@ def why(dvc: Dvc, suite: str = "dvc.yaml", wanted: str | None = None) -> dict[st
     for stage, above in graph.items():
         if names[stage] == "code":
             continue
-        reasons = ["it has never run"] if stage not in recorded else []
+        reasons = ["never run before"] if stage not in recorded else []
         for entry in status.get(stage, []) if not reasons else []:
             reasons += list(_explain(entry, recorded[stage], dvc.root, cache, out))
         if before := sorted(names[upstream] for upstream in above if names[upstream] in found):
@@ -58,9 +58,9 @@ def why(dvc: Dvc, suite: str = "dvc.yaml", wanted: str | None = None) -> dict[st
 
 
 def _explain(entry: Any, recorded: dict[str, Any], root: Path, cache: Path, out: str) -> Iterator[str]:
-    """One finding of `dvc status` in words. What a file held before is in DVC's cache."""
+    """Describe one entry of `dvc status`. The old content of a changed file comes from DVC's cache."""
     if not isinstance(entry, dict):
-        yield "its command" if entry == "changed command" else str(entry)
+        yield "command changed" if entry == "changed command" else str(entry)
         return
     for path, change in entry.get("changed outs", {}).items():
         yield f"output {path}: {change}"
@@ -86,7 +86,7 @@ def _explain(entry: Any, recorded: dict[str, Any], root: Path, cache: Path, out:
 
 
 def _differences(old: Any, new: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """Where two JSON values differ: keys, old value, new value."""
+    """Yield the differences of two JSON values: keys, old value, new value."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
             if key not in old or key not in new:
@@ -99,7 +99,7 @@ def _differences(old: Any, new: Any, keys: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m flows.why", description="Say why stages would run now.")
+    parser = argparse.ArgumentParser(prog="python -m flows.why", description="Print why each stage would run now.")
     parser.add_argument("suite", nargs="?", default="dvc.yaml", help="dvc.yaml (default), paper/dvc.yaml, own/dvc.yaml")
     parser.add_argument("stage", nargs="?", help="a stage such as train@kd, or a name such as train; default: all")
     given = parser.parse_args()
@@ -111,7 +111,7 @@ def _main() -> None:
     for stage, reasons in found.items():
         print(f"{stage}: {'; '.join(reasons)}")
     if not found:
-        print("nothing would run")
+        print("all stages are up to date")
 
 
 if __name__ == "__main__":

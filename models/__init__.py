@@ -1,1 +1,1 @@
-"""Networks, distillation methods and metrics: tensors only, no path, no params file, no tracker."""
+"""Networks, distillation methods and metrics. They take and return tensors; none reads files, params or a tracker."""

@@ -18,8 +18,18 @@ from torch import Tensor
 
 
 def top1(probabilities: Tensor, labels: Tensor) -> float:
-    """Share of rows (N, C) whose largest entry is at the label (N,); NaN where N is 0. Of equals the first counts."""
+    """Share of rows (N, C) whose largest entry is at the label (N,); NaN where N is 0. Of equals the first counts.
+
+    Raises ValueError if an entry is not finite."""
+    check_finite(probabilities, "probabilities")
     return (probabilities.argmax(1) == labels).double().mean().item()
+
+
+def check_finite(rows: Tensor, what: str) -> None:
+    """Raise ValueError, naming the first row (N, …) that has an entry which is not finite."""
+    bad = ~rows.flatten(1).isfinite().all(1)
+    if bad.any():
+        raise ValueError(f"{what}: row {int(bad.nonzero()[0])} of {len(rows)} is not finite ({int(bad.sum())} in all)")
 
 
 def per_class_accuracy(probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -67,9 +77,12 @@ def retrieval(
 
     Returns `R@K`, the share of queries with an item of their class among the first K, and `mAP@K/released`,
     `mAP@K/hits` and `mAP@K/standard` (see above), all 0..1. Where K exceeds M, K is M (the key keeps the K asked
-    for). `released` is NaN where no query has a hit. Memory: chunk x M numbers. Raises ValueError if N or M is 0."""
+    for). `released` is NaN where no query has a hit. Memory: chunk x M numbers. Raises ValueError if N or M is 0, or
+    a vector is not finite."""
     if len(queries) == 0 or len(gallery) == 0:
         raise ValueError(f"retrieval needs queries and a gallery, found {len(queries)} and {len(gallery)} items")
+    check_finite(queries, "queries")
+    check_finite(gallery, "gallery")
     deepest = max([*ks_recall, *ks_map])
     parts = query_labels.split(chunk)
     near = neighbours(queries, gallery, deepest, chunk)

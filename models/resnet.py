@@ -1,4 +1,4 @@
-"""Residual stages (He et al., CVPR 2016) of any width, made of torchvision's blocks: for ears and for eyes."""
+"""Residual stages (He et al., CVPR 2016) of any width, built from torchvision's blocks, for audio and for images."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ LAYERS = {10: (1, 1, 1, 1), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
 class Shortcut(nn.Conv2d):
-    """A 1x1 convolution that first picks the pixels which its stride asks for.
+    """1x1 convolution that applies its stride by slicing the input.
 
-    Left to itself, oneDNN 3.10 (PyTorch 2.11) picks them into a buffer that is too small where there are fewer than
-    eight channels, which lie last, and the CPU has AVX2 but no AVX-512: backward then corrupts memory."""
+    Works around a bug of oneDNN 3.10 (PyTorch 2.11): on a CPU with AVX2 but no AVX-512, a strided 1x1 convolution
+    over fewer than eight channels in channels-last layout copies the pixels into a buffer that is too small, and
+    backward corrupts memory."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, D, H', W'), sizes divided by the stride and rounded up."""
+        """Map (B, C, H, W) to (B, D, H', W'), with H and W divided by the stride and rounded up."""
         rows, columns = self.stride
         return functional.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
 
 
 def residual_stages(depth: int, width: float = 1.0) -> tuple[list[nn.Sequential], int]:
-    """The four stages of ResNet-10 (one basic block a stage), -34 or -50, and the channels that enter the first.
+    """Build the four stages of ResNet-10 (one basic block per stage), -34 or -50.
 
-    Channels are `width` times the published ones; at 1 the stages take torchvision's state dicts as they are.
-    Convolutions are initialised as there (He, fan out) by `initialise`."""
-    from torchvision.models import resnet  # here, because the import takes seconds
+    Returns the stages and the number of input channels of the first. Channels are `width` times the published ones;
+    with width 1 the stages load torchvision's state dicts. Call `initialise` on the network that contains them."""
+    from torchvision.models import resnet  # imported here because it takes seconds
 
     block: Any = resnet.Bottleneck if depth == 50 else resnet.BasicBlock
     planes = entering = max(1, round(64 * width))
@@ -47,13 +48,13 @@ def residual_stages(depth: int, width: float = 1.0) -> tuple[list[nn.Sequential]
 
 
 def stage_dims(depth: int, width: float = 1.0) -> tuple[int, ...]:
-    """Channels that leave each of the four stages."""
+    """Return the number of output channels of each of the four stages."""
     planes = max(1, round(64 * width)) * (4 if depth == 50 else 1)
     return tuple(planes * 2**level for level in range(4))
 
 
 def initialise(network: nn.Module) -> None:
-    """He initialisation of all convolutions, as torchvision's ResNets have it."""
+    """Apply He initialisation (fan out) to all convolutions, as torchvision's ResNets do."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,9 +1,9 @@
-"""Stage check: the whole params file, before hours of work start.
+"""Stage check: validate the params file before hours of work start.
 
-`avdistill.config` checks types, ranges and names; this adds what needs the methods' own code and a look at the
-datasets' folders. Makes, under check/: <section>.json, <section>/<entry>.json, and datasets/<entry>/<part>.json. That
-is what other stages depend on, so that a change reruns those alone that it concerns. They hold defaults, too: a changed
-default is a change, a new key that nobody has set is none.
+`avdistill.config` checks types, ranges and names; this stage adds the checks that need the code of the methods or the
+file system. It writes, under check/, <section>.json, <section>/<entry>.json and datasets/<entry>/<key>.json. Other
+stages depend on these files, so a change of params reruns only the stages that it affects. The files include defaults,
+so a changed default counts as a change; keys whose value is None are left out, so a new optional key does not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from avdistill.reporting import results
 
 
 def check(file: str, params: Params) -> None:
-    """Raises UserError for the first thing that would fail later; one line naming the key and what was expected."""
+    """Check params. Raises UserError for the first problem: one line with the key and what is expected."""
     for name, dataset in params.datasets.items():
         try:
             datasets.of(dataset.origin).check(dataset.origin)
@@ -53,37 +53,39 @@ def check(file: str, params: Params) -> None:
 
 
 def _check_weights(key: str, teacher: Teacher) -> None:
-    """A teacher's weights are made here, published for a teacher of its kind, or a file that is there."""
+    """Check that weights are `avsynth`, a published checkpoint of the teacher's kind, or an existing file."""
     known = weights.CHECKPOINTS.get(teacher.weights)
     if known is not None and known.kind != teacher.kind:
-        raise UserError(f"{key}.kind: {teacher.weights} is a checkpoint of a {known.kind}, not of a {teacher.kind}")
+        raise UserError(
+            f"{key}.kind: {teacher.weights} is a {known.kind} checkpoint; expected {known.kind}, found {teacher.kind}"
+        )
     if known is None and (teacher.mirror or teacher.checksum):
         raise UserError(
-            f"{key}.weights: mirror and checksum are for published checkpoints, and '{teacher.weights}' is none; "
+            f"{key}.weights: mirror and checksum need a published checkpoint, '{teacher.weights}' is not one; "
             f"{nearest(teacher.weights, weights.CHECKPOINTS)}"
         )
     if known is None and teacher.weights != "avsynth" and not Path(teacher.weights).is_file():
         fitting = [name for name, other in weights.CHECKPOINTS.items() if other.kind == teacher.kind]
         raise UserError(
-            f"{key}.weights: there is no file '{teacher.weights}', and no published checkpoint of that name; give the "
-            f"path of a {teacher.kind} checkpoint, avsynth to train a small one here, or a published one: "
+            f"{key}.weights: there is no file and no published checkpoint '{teacher.weights}'; expected the path of a "
+            f"{teacher.kind} checkpoint, avsynth to train a small one, or a published one: "
             f"{nearest(teacher.weights, fitting)}"
         )
 
 
 def main(stage: Stage) -> None:
-    """Check the suite, write its entries, and make the empty teacher that jobs name where they have none."""
+    """Check the suite, write its entries, and write the placeholder outputs of teacher `none`."""
     check(stage.params.suite.file, stage.params)
     with stage.output() as folder:
         for name, section in stage.params.model_dump(mode="json", exclude_none=True).items():
             _write(folder / name, section, depth=3 if name == "datasets" else 2)
     for kind in ("teachers", "teacher_features", "teacher_head", "train"):
-        write_text(stage.params.path(kind, NO_TEACHER) / "README", "the absence of a teacher\n")
+        write_text(stage.params.path(kind, NO_TEACHER) / "README", "placeholder for jobs without a teacher\n")
 
 
 def _write(path: Path, value: Any, depth: int) -> None:
-    """A file <path>.json, and down to `depth` levels one for each part of it in the folder of that name."""
+    """Write <path>.json, and for mappings <path>/<key>.json of each key, down to `depth` levels."""
     write_json(path.with_name(f"{path.name}.json"), value)
     if depth > 1 and isinstance(value, dict):
-        for key, part in value.items():
-            _write(path / key, part, depth - 1)
+        for key, inner in value.items():
+            _write(path / key, inner, depth - 1)

@@ -1,7 +1,7 @@
-"""Stage code: what code and packages each stage depends on, one small file for each stage and item.
+"""Stage code: write the code and packages that each stage depends on, one small file per stage and item.
 
-DVC runs it every time, since no file tells when a package was upgraded. Other stages depend on its files, and run again
-only where those have changed. See avdistill/pipeline/code.py.
+DVC runs this stage every time, because no file changes when a package is upgraded. The other stages depend on its files
+and run only if these have changed. See avdistill/pipeline/code.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from avdistill.pipeline.stage import ITEMS, Stage
 
 
 def main(stage: Stage) -> None:
-    """Write code/<stage>/<item>.json for every stage of the suite, code/<stage>.json for stages without items."""
+    """Write code/<stage>/<item>.json for every stage and item, and code/<stage>.json for stages without items."""
     with stage.output() as folder:
         for name, section in ITEMS.items():
             for item in getattr(stage.params, section) if section else [None]:

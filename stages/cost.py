@@ -1,16 +1,15 @@
-"""Stage cost: what each method adds to a step of training, beside its baseline.
+"""Stage cost: time and memory of a training step of each method, compared with its baseline.
 
-Makes, under cost/: cost.csv, a row for each run of `report.cost`:
+Writes cost/cost.csv, one row per run of `report.cost`:
   run, method, teachers, baseline, device
-  student_parameters, added_parameters   trainable ones, of the student and of the method itself
-  seconds, relative                      medians: of a step, and of its ratio to the baseline's step beside it
+  student_parameters, added_parameters   trainable parameters of the student and of the method itself
+  seconds, relative                      median time of a step, and median ratio to the adjacent baseline step
   relative_low, relative_high            quartiles of that ratio
-  memory, memory_relative                bytes that a step takes, and their ratio to the baseline's
+  memory, memory_relative                bytes of a step, and their ratio to the baseline's
 
-A step is forward, backward and optimizer on a batch that is on the device already, at the size of the run's recipe.
-Steps of the baseline and of the method take turns in one process, so that whatever else the machine does meets both:
-runs are measured side by side, as they are trained. On the CPU, where training has one thread, seconds are those of
-that processor: waiting for one does not count.
+A step is forward, backward and optimizer on a batch that is already on the device, with the recipe's batch size. Steps
+of the baseline and of the method alternate in one process, so that other load on the machine affects both. On the CPU,
+where training uses one thread, seconds are processor time.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from avdistill.pipeline.stage import Stage
 from avdistill.reporting import results
 from avdistill.training.trainer import Task, Trainer, count_parameters, make_deterministic
 
-WARM_UP = 2  # steps that are not measured: they allocate the optimizer's state and choose convolution algorithms
+WARM_UP = 2  # unmeasured steps: they allocate the optimizer state and choose convolution algorithms
 STEPS = 10
-BATCHES = 4  # different batches, over and over
+BATCHES = 4  # distinct batches, cycled
 MEASURED: tuple[str, ...] = (
     "student_parameters",
     "added_parameters",
@@ -49,7 +48,7 @@ MEASURED += ("memory", "memory_relative")
 
 
 def ready(stage: Stage, run: str, device: str) -> Trainer:
-    """The trainer of a run with its first seed, about to begin its first epoch."""
+    """Return the trainer of a run with its first seed, ready for its first step."""
     job = stage.params.runs()[run][0]
     seed = stage.params.jobs[job].seeds_of(run)[0]
     trainer = Trainer(Task(stage.params, job, run, seed, device, Path(), stage.run))
@@ -60,17 +59,17 @@ def ready(stage: Stage, run: str, device: str) -> Trainer:
 
 
 def first_batches(trainer: Trainer) -> list[tuple[Tensor, ...]]:
-    """The first batches of an epoch, on the device."""
+    """Return the first BATCHES batches of an epoch, on the device."""
     return [tuple(part.to(trainer.device) for part in batch) for batch in islice(trainer.loader, BATCHES)]
 
 
-def in_turn(
+def alternate(
     first: Callable[[Any], Any], second: Callable[[Any], Any], inputs: list[Any], clock: Callable[[], float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds (STEPS,) of two functions that are called in turn, each with the inputs one after the other."""
+    """Call two functions alternately on the cycled inputs; return the seconds (STEPS,) of each."""
     seconds = np.zeros((STEPS, 2))
     for number, given in zip(range(-WARM_UP, STEPS), cycle(inputs), strict=False):
-        for column in (0, 1) if number % 2 else (1, 0):  # neither always follows the other
+        for column in (0, 1) if number % 2 else (1, 0):  # swap the order in every other pair
             started = clock()
             (first, second)[column](given)
             if number >= 0:
@@ -79,7 +78,7 @@ def in_turn(
 
 
 def finished_step(trainer: Trainer) -> Callable[[tuple[Tensor, ...]], None]:
-    """A step that returns when the device has done it."""
+    """Return a training step that waits until the device has finished."""
 
     def step(batch: tuple[Tensor, ...]) -> None:
         trainer.step(*batch)
@@ -89,9 +88,10 @@ def finished_step(trainer: Trainer) -> Callable[[tuple[Tensor, ...]], None]:
     return step
 
 
-def kept(trainer: Trainer) -> Iterator[Tensor]:
-    """What a training keeps from step to step: parameters, their gradients, buffers (memory banks among them), the
-    optimizer's state, and the teachers' table of all clips."""
+def resident_tensors(trainer: Trainer) -> Iterator[Tensor]:
+    """Yield the tensors that a training holds between steps.
+
+    These are parameters, gradients, buffers (including memory banks), optimizer state and the teachers' tables."""
     for module in (trainer.student, trainer.distiller):
         for parameter in module.parameters():
             yield parameter.detach()
@@ -105,13 +105,13 @@ def kept(trainer: Trainer) -> Iterator[Tensor]:
 
 
 def storages(tensors: Iterator[Tensor]) -> dict[int, int]:
-    """Bytes of the distinct storages of some tensors, by address."""
+    """Return the bytes of the distinct storages of some tensors, by address."""
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
 
 
 @contextmanager
 def saved_for_backward() -> Iterator[dict[int, int]]:
-    """Collects the storages of all tensors that autograd saves within it, as `storages` does."""
+    """Collect the storages of all tensors that autograd saves in this context, in the format of `storages`."""
     found: dict[int, int] = {}
 
     def save(tensor: Tensor) -> Tensor:
@@ -123,11 +123,11 @@ def saved_for_backward() -> Iterator[dict[int, int]]:
 
 
 def memory(trainer: Trainer, batch: tuple[Tensor, ...]) -> int:
-    """Bytes of a step, one that was not the first: what is kept, and what the step needs beside it.
+    """Return the bytes of a step after the first: resident tensors plus the memory of the step itself.
 
-    On CUDA that is the most that the allocator held during the step; elsewhere, what autograd saves for backward,
-    by far the most of it, since no allocator counts there."""
-    resident = storages(kept(trainer))
+    On CUDA the latter is the peak of the allocator during the step. On the CPU, whose allocator keeps no statistics, it
+    is the tensors that autograd saves for backward, which are most of it."""
+    resident = storages(resident_tensors(trainer))
     if trainer.device.type == "cuda":
         torch.cuda.synchronize(trainer.device)
         torch.cuda.reset_peak_memory_stats(trainer.device)
@@ -140,30 +140,30 @@ def memory(trainer: Trainer, batch: tuple[Tensor, ...]) -> int:
 
 
 def measure(trainer: Trainer, baseline: Trainer, batches: list[tuple[Tensor, ...]]) -> dict[str, float]:
-    """The numbers of one run, by column."""
+    """Return the measurements of one run, by column of MEASURED."""
     clock = time.process_time if trainer.device.type == "cpu" else time.perf_counter
-    theirs, ours = in_turn(finished_step(baseline), finished_step(trainer), batches, clock)
-    low, ratio, high = np.quantile(ours / theirs, [0.25, 0.5, 0.75])
-    taken = memory(trainer, batches[0])
+    baseline_seconds, seconds = alternate(finished_step(baseline), finished_step(trainer), batches, clock)
+    low, ratio, high = np.quantile(seconds / baseline_seconds, [0.25, 0.5, 0.75])
+    bytes_used = memory(trainer, batches[0])
     return {
         "student_parameters": count_parameters(trainer.student),
         "added_parameters": count_parameters(trainer.distiller),
-        "seconds": float(np.median(ours)),
+        "seconds": float(np.median(seconds)),
         "relative": float(ratio),
         "relative_low": float(low),
         "relative_high": float(high),
-        "memory": taken,
-        "memory_relative": taken / memory(baseline, batches[0]),
+        "memory": bytes_used,
+        "memory_relative": bytes_used / memory(baseline, batches[0]),
     }
 
 
 def row(stage: Stage, run: str, device: str) -> dict[str, Any]:
-    """The row of one run."""
+    """Measure one run and its baseline; return the row of cost.csv."""
     params = stage.params
     job = params.jobs[params.runs()[run][0]]
     make_deterministic(params.recipes[job.recipe].compile)
     base = results.counterpart(params, run, params.report.baseline)
-    assert base is not None  # of check_tables
+    assert base is not None  # ensured by check_tables
     baseline = ready(stage, base, device)
     measured = measure(ready(stage, run, device), baseline, first_batches(baseline))
     about = {"run": run, "method": job.method, "teachers": job.runs[run].teachers, "baseline": base}
@@ -171,10 +171,10 @@ def row(stage: Stage, run: str, device: str) -> dict[str, Any]:
 
 
 def main(stage: Stage) -> None:
-    """Measure the runs that `report.cost` names."""
+    """Measure the runs of `report.cost`."""
     params = stage.params
     results.check_tables(params)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in stage train
     device = resolve_device(params.device)
     rows = run_parallel(row, [(stage, run, device) for run in params.report.cost], device, "cost")
     table = pd.DataFrame(rows, columns=["run", "method", "teachers", "baseline", "device", *MEASURED])

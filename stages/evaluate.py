@@ -1,19 +1,20 @@
-"""Stage evaluate: every student of a job on the test split, once.
+"""Stage evaluate: evaluate the students of a job on the test split.
 
-Makes, under evaluate/<job>/:
-  metrics.csv      run, seed, metric, value: top-1 accuracy over windows; R@K and mAP@K with test videos as queries
-                   and training videos as gallery
+Writes to evaluate/<job>/:
+  metrics.csv      run, seed, metric, value: top-1 accuracy averaged over windows; R@K and mAP@K with test videos as
+                   queries and training videos as gallery
   per_class.csv    run, seed, class, clips, accuracy
   confusion.csv    run, seed, true, predicted, clips
-  scores.csv       run, seed, id, split, relevant, and what the method says of each clip's teacher (mask, tau)
-  detection.csv    run, seed, score, split, auroc, clips: how well a score finds sound that belongs to the action
+  scores.csv       run, seed, id, split, relevant, and the method's clip scores (mask, tau)
+  detection.csv    run, seed, score, split, auroc, clips: detection of clips with relevant sound by a clip score
   <run>/seed-<n>.npz   probabilities and features per video
-  <run>/attention.npz  for methods that attend to frames, of the first seed: ids (N,) of the test clips with sound, and
-                       weights (N, T', H', W') over the student's last map in each one's first window
+  <run>/attention.npz  for methods with attention, first seed: ids (N,) of the test clips with sound, and weights
+                       (N, T', H', W') over the student's last feature map in the first window of each clip
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from avdistill.data.files import digest, write_arrays, write_csv
 from avdistill.data.loader import ClipSet, centre_crop, take_window, test_windows, to_input
 from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.stage import Stage
-from avdistill.training.inference import load_student, predict
+from avdistill.training.inference import NotConvergedError, load_student, predict
 from avdistill.training.precision import autocast
 from avdistill.training.teachers import build_distiller, teacher_tables
 from avdistill.training.trainer import Task
@@ -38,17 +39,21 @@ from models.students.r2plus1d import R2Plus1d
 
 RECALL_AT = (1, 5, 10)
 PRECISION_AT = (100, 500)
-GALLERY_SPLITS = ("train", "val")  # both are of the papers' training split
+GALLERY_SPLITS = ("train", "val")  # together the papers' training split
 
 
 def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
-    """Evaluate one student; returns its rows of each table."""
+    """Evaluate one student; return its rows of each table."""
     params, job = task.params, task.params.jobs[task.job]
     recipe, run = params.recipes[job.recipe], job.runs[task.run]
     device = torch.device(task.device)
     index, store = params.path("split", job.dataset) / "index.csv", params.path(*job.input.split("/"))
     test, gallery = ClipSet(index, store, ("test",)), ClipSet(index, store, GALLERY_SPLITS)
-    student, state = load_student(params, task.job, task.run, task.seed, test.classes, device)
+    try:
+        student, state = load_student(params, task.job, task.run, task.seed, test.classes, device)
+    except NotConvergedError as error:
+        print(error, file=sys.stderr)
+        return {"metrics": with_run(not_converged(), task.run, task.seed)}
 
     probabilities, features = predict(student, test, recipe, device)
     _, gallery_features = predict(student, gallery, recipe, device)
@@ -99,6 +104,13 @@ def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
     return {name: with_run(table, task.run, task.seed) for name, table in tables.items()}
 
 
+def not_converged() -> pd.DataFrame:
+    """Return the metrics of a diverged training: `converged` is 0, all others NaN."""
+    forms = [f"mAP@{k}/{form}" for k in PRECISION_AT for form in ("released", "hits", "standard")]
+    names = ["accuracy", *(f"R@{k}" for k in RECALL_AT), *forms]
+    return pd.DataFrame({"metric": ["converged", *names], "value": [0.0, *[np.nan] * len(names)]})
+
+
 @torch.inference_mode()
 def score_clips(
     student: Student,
@@ -108,9 +120,9 @@ def score_clips(
     recipe: Recipe,
     device: torch.device,
 ) -> pd.DataFrame | None:
-    """What the distiller says of each clip's teacher, averaged over windows; None for methods that say nothing.
+    """Return the distiller's scores of each clip, averaged over windows; None for methods without scores.
 
-    Clips without sound have no score and are left out."""
+    Clips without sound are left out."""
     student.eval()
     distiller.eval()
     totals: dict[str, Tensor] = {}
@@ -128,8 +140,8 @@ def score_clips(
     columns = {name: (total / counts).numpy() for name, total in totals.items()}
     relevant = clips.rows.get("relevant", "")
     table = clips.rows[["id", "split"]].assign(relevant=relevant, **columns)
-    heard = torch.stack([table.mask for table in teachers.values()]).all(0).cpu().numpy()
-    return table[heard]
+    valid = torch.stack([table.mask for table in teachers.values()]).all(0).cpu().numpy()
+    return table[valid]
 
 
 @torch.inference_mode()
@@ -141,10 +153,9 @@ def attention(
     recipe: Recipe,
     device: torch.device,
 ) -> dict[str, np.ndarray] | None:
-    """Where the distiller attends in the first window of each test clip: arrays of attention.npz; None for methods
-    that attend to nothing.
+    """Return the arrays of attention.npz for the first window of each test clip; None for methods without attention.
 
-    Clips to whose sound no attention is paid are left out: all of them where the strategy has none."""
+    Clips without an attention map are left out; if the strategy uses no attention, these are all clips."""
     student.eval()
     distiller.eval()
     maps = []
@@ -154,21 +165,21 @@ def attention(
         batch = torch.from_numpy(np.stack([centre_crop(window, recipe.size) for window in windows]))
         with autocast(device, recipe.precision):
             output = student(to_input(batch.to(device), recipe.normalisation))
-            known = {letter: table.take(rows.to(device)) for letter, table in teachers.items()}
-            looked = distiller.attend(output, known)
-        if looked is None:
+            taught = {letter: table.take(rows.to(device)) for letter, table in teachers.items()}
+            attended = distiller.attend(output, taught)
+        if attended is None:
             return None
-        maps.append(looked.float().cpu())
+        maps.append(attended.float().cpu())
     weights = torch.cat(maps)
-    heard = ~weights.isnan().any(1)
+    valid = ~weights.isnan().any(1)
     grid = student.grid(recipe.frames, recipe.size, recipe.size)
-    return {"ids": np.array(clips.ids)[tests[heard]], "weights": weights[heard].reshape(-1, *grid).numpy()}
+    return {"ids": np.array(clips.ids)[tests[valid]], "weights": weights[valid].reshape(-1, *grid).numpy()}
 
 
 def detection(scores: pd.DataFrame) -> pd.DataFrame:
-    """Area under the ROC curve of each score, for telling clips whose sound belongs to the action from the others.
+    """Return the area under the ROC curve of each clip score for detecting clips with relevant sound, by split.
 
-    Empty where the dataset does not know the truth."""
+    Empty if the dataset does not label relevance."""
     from sklearn.metrics import roc_auc_score
 
     found: list[dict[str, Any]] = []
@@ -183,7 +194,7 @@ def detection(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_run(table: pd.DataFrame, run: str, seed: int) -> pd.DataFrame:
-    """The table with columns run and seed in front."""
+    """Return the table with `run` and `seed` as first columns."""
     table = table.reset_index(drop=True)
     table.insert(0, "run", run)
     table.insert(1, "seed", seed)
@@ -208,7 +219,7 @@ def main(stage: Stage) -> None:
         rows = pd.read_csv(folder / "metrics.csv")
     means = rows.groupby(["run", "metric"], sort=False)["value"].mean()
     summary: dict[str, Any] = {run: {} for run in job.runs}
-    for (run, metric), value in means.items():
+    for (run, metric), value in means.dropna().items():
         summary[run][metric] = float(value)
         stage.run.log_metrics({f"{run}/{metric}": float(value)})
     stage.metrics(summary)

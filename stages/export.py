@@ -1,19 +1,18 @@
-"""Stage export: the best student of a dataset as a model that is of use by itself.
+"""Stage export: export the best student of a dataset as a standalone MLflow model.
 
-Best is the run and seed with the highest accuracy on the validation split, then with the lower loss there. All runs
-of the
-dataset compete whose student sees and whose recipe does not select on the test split. Makes, under export/<dataset>/, a
-model that MLflow serves as it is (`mlflow models serve -m <folder> --env-manager local`):
+The best run and seed has the highest validation accuracy, then the lowest validation loss. Candidates are all runs of
+the dataset with a video student and a recipe that does not select on the test split. Writes to export/<dataset>/ a
+model for `mlflow models serve -m <folder> --env-manager local`:
 
   student.pt2     torch.export program: windows (B, T, S, S, 3) uint8 to logits (B, C) and features (B, D), any B
-  student.onnx    the same for ONNX Runtime, where onnxscript and onnxruntime are installed
+  student.onnx    the same for ONNX Runtime, if onnxscript and onnxruntime are installed
   gallery.npz     ids, labels and features of the training videos, from stage evaluate
-  export.json     the choice, classes in order of their labels, how to get from a video to windows, and by how much the
-                  programs differ from the student (at most TOLERANCE)
-  MLmodel, requirements.txt, python_env.yaml, *input_example.json, code/      what MLflow needs
+  export.json     the chosen run, classes by label, preprocessing, and the largest difference of each program from the
+                  student (at most TOLERANCE)
+  MLmodel, requirements.txt, python_env.yaml, *input_example.json, code/      files required by MLflow
 
-The programs compute on the CPU in float32, whatever the precision of the training. No teacher and no sound is needed.
-The model is registered as `student-<dataset>`; alias `best` is the last one exported.
+The programs run on the CPU in float32, whatever the precision of the training, and need neither teacher nor sound. The
+model is registered as `student-<dataset>`; alias `best` is the last exported version.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ from avdistill.serving import recognise
 from avdistill.training.inference import load_student
 from models.students import Student
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # absolute difference of logits and features
 PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pydantic", "pyyaml", "pillow", "av", "decord")
 VIDEO = {"name": "video", "type": "string", "required": True}
 NEIGHBOUR = {
@@ -67,7 +66,7 @@ ANSWER = [
 
 
 class Choice(NamedTuple):
-    """A trained student, and what its selected epoch reached on the validation split."""
+    """A trained student with the validation metrics of its selected epoch."""
 
     job: str
     run: str
@@ -85,15 +84,15 @@ class Standalone(nn.Module):
         self.student, self.normalisation = student, normalisation
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Any number of windows."""
+        """Compute logits and features for any number of windows."""
         output = self.student(to_input(windows, self.normalisation))
         return output.logits, output.feature
 
 
 def choose(params: Params, dataset: str) -> Choice:
-    """The best student of a dataset on the validation split; of equals the first in params.
+    """Return the best student of a dataset on the validation split; of equal ones, the first in params.
 
-    Raises UserError if no run of the dataset competes."""
+    Raises UserError if there is no candidate."""
     found: list[Choice] = []
     for name, job in params.jobs.items():
         selection = params.recipes[job.recipe].selection
@@ -101,15 +100,18 @@ def choose(params: Params, dataset: str) -> Choice:
             continue
         path = params.path("train", name) / "history.csv"
         if not path.exists():
-            raise UserError(f"{path}: missing; run stage train")
+            raise UserError(f"{path}: missing; run `dvc repro train@{name}` first")
         columns = [column for column in Choice._fields if column != "job"]
         history = pd.read_csv(
             path,
             usecols=columns,
             dtype={"run": str},
             keep_default_na=False,
-            na_values={"val_loss": ["", "nan", "NaN"]},
-        ).fillna({"val_loss": np.inf})
+            na_values={key: ["", "nan", "NaN"] for key in ("val_accuracy", "val_loss")},
+        )
+        # A diverged training has no accuracy in its last epoch, and no weights.
+        converged = history.groupby(["run", "seed"])["val_accuracy"].transform(lambda values: values.notna().all())
+        history = history[converged.astype(bool)].fillna({"val_loss": np.inf})
         ranks = [False] if selection == "last" else [False, True, True]
         by = ["epoch"] if selection == "last" else ["val_accuracy", "val_loss", "epoch"]
         selected = history.sort_values(by, ascending=ranks).drop_duplicates(["run", "seed"]).sort_index()
@@ -123,12 +125,12 @@ def choose(params: Params, dataset: str) -> Choice:
 
 
 def save_program(student: Standalone, windows: Tensor, path: Path) -> None:
-    """Write the student as a torch.export program. `windows`: an example of at least two."""
+    """Write the student as a torch.export program; `windows` is an example batch of at least two."""
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "No complete tensor found")  # about weights that are not on the CPU
+        warnings.filterwarnings("ignore", "No complete tensor found")  # raised for weights on other devices
         batch = {"windows": {0: torch.export.Dim("batch", min=1)}}
         program = torch.export.export(student, (windows,), dynamic_shapes=batch)
-    # By itself torch would write to the file from C++, which ends the whole process where there is no room.
+    # Given a path, torch writes from C++, which aborts the process if the disk is full.
     content = io.BytesIO()
     torch.export.save(program, content)
     with replacing(path) as partial:
@@ -147,14 +149,14 @@ def save_onnx(student: Standalone, windows: Tensor, path: Path) -> None:
         dynamo=True,
         verbose=False,
     )
-    assert program is not None  # as long as `dynamo`
+    assert program is not None  # always, with `dynamo`
     program.save(path)
 
 
 def difference(path: Path, student: Standalone, windows: Tensor) -> float:
-    """Largest absolute difference between what a written program and the student make of one window and of all.
+    """Return the largest absolute difference in outputs between a written program and the student.
 
-    Raises UserError if it is above TOLERANCE."""
+    Compared on the first window and on all `windows`. Raises UserError if it exceeds TOLERANCE."""
     if path.suffix == ".onnx":
         import onnxruntime  # type: ignore  # may be missing
 
@@ -163,18 +165,18 @@ def difference(path: Path, student: Standalone, windows: Tensor) -> float:
         program = recognise.load_program(path)
     gaps = []
     with torch.inference_mode():
-        for some in (windows[:1], windows):
-            made = session.run(None, {"windows": some.numpy()}) if path.suffix == ".onnx" else program(some)
-            for ours, theirs in zip(student(some), made, strict=True):
-                gaps.append((ours - torch.as_tensor(theirs)).abs().max())
+        for batch in (windows[:1], windows):
+            outputs = session.run(None, {"windows": batch.numpy()}) if path.suffix == ".onnx" else program(batch)
+            for expected, found in zip(student(batch), outputs, strict=True):
+                gaps.append((expected - torch.as_tensor(found)).abs().max())
     largest = float(torch.stack(gaps).max())
     if not largest <= TOLERANCE:
-        raise UserError(f"{path.name} differs from the student by {largest:g}; at most {TOLERANCE:g} was expected")
+        raise UserError(f"{path.name} differs from the student by {largest:g}; expected at most {TOLERANCE:g}")
     return largest
 
 
 def describe_model(folder: Path, example: bytes) -> None:
-    """Write what MLflow needs around the programs. `example`: a video file."""
+    """Write the files that MLflow needs beside the programs; `example` is the content of a video file."""
     for file in code.files_of("avdistill.serving.recognise"):
         copy = folder / "code" / file.relative_to(code.ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -182,9 +184,9 @@ def describe_model(folder: Path, example: bytes) -> None:
     installed = []
     for package in PACKAGES:
         try:
-            # Without the build ("+cu128"), which no package index has.
+            # Without the local version ("+cu128"), which package indexes do not have.
             installed.append(f"{package}=={version(package).partition('+')[0]}\n")
-        except PackageNotFoundError:  # decord is not everywhere
+        except PackageNotFoundError:  # decord is optional
             continue
     write_text(folder / "requirements.txt", "".join(installed))
     environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
@@ -214,10 +216,10 @@ def describe_model(folder: Path, example: bytes) -> None:
 
 
 def example_video(clip: np.ndarray | JpegClip, fps: float) -> bytes:
-    """Up to 2 s of a clip (T, H, W, 3) uint8 as a small video file without sound."""
+    """Encode up to 2 s of a clip (T, H, W, 3) uint8 as a video file without sound."""
     rate = max(1, round(fps))
     frames = clip[: 2 * rate]
-    height, width = (side // 2 * 2 for side in frames.shape[1:3])  # H.264 wants even sides
+    height, width = (side // 2 * 2 for side in frames.shape[1:3])  # H.264 requires even sides
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "example.mp4"
         write_video(path, frames[:, :height, :width], rate, None)
@@ -225,7 +227,7 @@ def example_video(clip: np.ndarray | JpegClip, fps: float) -> bytes:
 
 
 def main(stage: Stage) -> None:
-    """Choose, export, check and register."""
+    """Choose, export, check and register the best student."""
     params, name = stage.params, str(stage.item)
     torch.set_num_threads(1)
     choice = choose(params, name)
@@ -268,6 +270,6 @@ def main(stage: Stage) -> None:
             f"student-{name}",
             folder,
             alias="best",
-            description=f"Sees a video; says its class among those of {name}, and which training videos are like it.",
+            description=f"Predicts the class of a video among those of {name}, and the most similar training videos.",
             tags=choice._asdict(),
         )

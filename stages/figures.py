@@ -1,9 +1,8 @@
-"""Stage figures: what the numbers look like. Each figure is a PNG drawn from a CSV file that lies beside it.
+"""Stage figures: draw each figure as a PNG, with its data as a CSV file beside it.
 
-A figure whose data the suite does not have is left out; figures.json says why. Adding a figure: a function in
-`avdistill.reporting.figures` that returns a `Drawn` or raises `NoDataError`, a line in `FIGURES`, and, unless every
-suite has it, a
-key of its name in `avdistill.config.report.Figures`.
+A figure without data is skipped, with the reason in figures.json. To add a figure, write a function in
+`avdistill.reporting.figures` that returns a `Drawn` or raises `NoDataError`, and add it to `FIGURES`; unless every
+suite has it, also add a key of its name to `avdistill.config.report.Figures`.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ MAX_BYTES = 150_000
 FIGURES: dict[str, tuple[str, Callable[[Params], Drawn]]] = {
     "accuracy": ("Accuracy of all runs", runs.accuracy_of_runs),
     "training_curves": ("Training curves of the strategies (Xia Fig. 3)", runs.training_curves),
-    "attention": ("Where the sound leads the attention (Xia Fig. 4)", clips.attention_maps),
+    "attention": ("Audio-guided attention (Xia Fig. 4)", clips.attention_maps),
     "gain_per_class": ("Gain over the baseline by class (Chen Fig. 3)", classes.gain_per_class),
-    "large": ("The large set: recognition and retrieval (Chen Fig. 4)", runs.large_set),
-    "retrieval": ("What is retrieved (Chen Fig. 5)", clips.retrieval_gallery),
+    "large": ("Recognition and retrieval on the large dataset (Chen Fig. 4)", runs.large_set),
+    "retrieval": ("Retrieved clips (Chen Fig. 5)", clips.retrieval_gallery),
     "embedding": ("Features of training and test clips (Chen Fig. 5)", classes.feature_maps),
-    "heard": ("What the audio teacher hears (Chen Fig. 6)", clips.heard_classes),
-    "noise": ("Accuracy against the noise in the sound", runs.noise_curve),
-    "scores": ("Mask and τ of clips whose sound belongs, and of others", runs.score_histograms),
-    "confusion": ("Confusion of classes", classes.confusion_matrices),
+    "heard": ("Classes predicted by the audio teacher (Chen Fig. 6)", clips.heard_classes),
+    "noise": ("Accuracy against noise in the sound", runs.noise_curve),
+    "scores": ("Mask and τ of clips with relevant and irrelevant sound", runs.score_histograms),
+    "confusion": ("Confusion matrices", classes.confusion_matrices),
 }
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG; one that would be too large gets few colours (256 take a third of the size), then fewer pixels."""
+    """Write a PNG of at most MAX_BYTES if possible, by reducing first the colours, then the resolution."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -52,13 +51,13 @@ def save(figure: Figure, path: Path) -> None:
         if path.stat().st_size <= MAX_BYTES:
             break
         scaled = image.resize((round(scale * image.width), round(scale * image.height)), Image.Resampling.LANCZOS)
-        # An octree keeps the ends of colour bars, which the default method merges.
+        # FASTOCTREE keeps the ends of colour bars, which the default method merges.
         fewer = scaled.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         fewer.save(path, optimize=True)
 
 
 def wanted(params: Params) -> dict[str, tuple[str, Callable[[Params], Drawn]]]:
-    """The figures of the suite by name: title, and what draws it."""
+    """Return the figures of the suite by name: title and drawing function."""
     found = {
         name: figure
         for name, figure in FIGURES.items()
@@ -70,7 +69,7 @@ def wanted(params: Params) -> dict[str, tuple[str, Callable[[Params], Drawn]]]:
 
 
 def draw(params: Params, name: str, folder: Path) -> dict[str, str]:
-    """Draw a figure, and write it and its data into `folder`; its entry in figures.json, or why there is none."""
+    """Draw a figure and write it and its data to `folder`; return its entry for figures.json."""
     from matplotlib import rc_context
 
     title, make = wanted(params)[name]
@@ -85,7 +84,7 @@ def draw(params: Params, name: str, folder: Path) -> dict[str, str]:
 
 
 def main(stage: Stage) -> None:
-    """Draw every figure that the suite has data for, and list them all in figures.json."""
+    """Draw every figure that has data, and list all figures in figures.json."""
     with stage.output() as folder:
         calls = [(stage.params, name, folder) for name in wanted(stage.params)]
         listing = run_parallel(draw, calls, "cpu", "figures")

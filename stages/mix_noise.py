@@ -1,4 +1,4 @@
-"""Stage mix_noise: spectrograms of recordings that are each mixed with one of another class (Xia Table 3)."""
+"""Stage mix_noise: spectrograms of clips mixed with the sound of a clip of another class (Xia et al., Table 3)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from avdistill.data import datasets
 from avdistill.data.packing import pack
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.stage import Stage
-from stages.spectrogram import listen, spectrogram
+from stages.spectrogram import read_sound, spectrogram
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 class Mixture(NamedTuple):
-    """A clip, and the one whose sound is its noise."""
+    """A clip, the clip whose sound is its noise, and the signal-to-noise ratio in dB."""
 
     clip: datasets.Clip
     noise: datasets.Clip
@@ -25,12 +25,12 @@ class Mixture(NamedTuple):
 
     @property
     def id(self) -> str:
-        """Id of the clip."""
+        """Return the id of the clip."""
         return self.clip.id
 
 
 def main(stage: Stage) -> None:
-    """Write a store as spectrogram does, pairs.csv (id, noise_id, snr_db as measured), and problems.csv."""
+    """Write a store of spectrograms, pairs.csv (id, noise_id, measured snr_db), and problems.csv."""
     import pandas as pd
 
     from avdistill.data.files import digest, write_csv
@@ -40,18 +40,18 @@ def main(stage: Stage) -> None:
     origin = stage.params.datasets[params.dataset].origin
     source = stage.input("split", params.dataset) / "index.csv"
     index = read_index(source)
-    heard = index[index["audio"] == "yes"].reset_index(drop=True)
+    audible = index[index["audio"] == "yes"].reset_index(drop=True)
     videos = datasets.of(origin).videos(origin, stage.input("download", params.dataset))
-    clips = datasets.locate(heard, videos)
-    noises = [clips[row] for row in draw(heard, params.seed)]
+    clips = datasets.locate(audible, videos)
+    noises = [clips[row] for row in sample_partners(audible, params.seed)]
     pairs = [Mixture(clip, noise, params.snr_db) for clip, noise in zip(clips, noises, strict=True)]
     stage.run.log_params(params.model_dump())
     stage.run.log_dataset(name=params.dataset, path=source, digest=digest(source), context="mix_noise")
     measured = []
 
     def finish(pair: Mixture, mixed: tuple[np.ndarray, float]) -> np.ndarray:
-        sound, ratio = mixed
-        measured.append((pair.clip.id, pair.noise.id, ratio))
+        sound, snr_db = mixed
+        measured.append((pair.clip.id, pair.noise.id, snr_db))
         return spectrogram(sound)
 
     with stage.output() as folder:
@@ -62,28 +62,28 @@ def main(stage: Stage) -> None:
     stage.run.log_metrics(counts)
 
 
-def draw(heard: pd.DataFrame, seed: int) -> np.ndarray:
-    """For each row of the index the number of the row whose sound is its noise, int64 (rows,).
+def sample_partners(audible: pd.DataFrame, seed: int) -> np.ndarray:
+    """Sample for each row of the index the row whose sound is its noise: row numbers, int64 (rows,).
 
-    A random permutation within each split (sound of the test split never enters training), repaired by random swaps
-    until each has a partner of another class. Where one class has more than half of a split no permutation can do
-    that, and some recordings serve twice. Raises UserError if a split has a single class.
+    A random permutation within each split (no sound of the test split in training), corrected by random swaps until
+    each clip has a partner of another class. If a class has more than half of the clips of a split, no permutation
+    meets this, and some clips are the noise of several others. Raises UserError if a split has a single class.
     """
     rng = np.random.default_rng(seed)
-    partner = np.full(len(heard), -1)
-    groups = heard.groupby("split").groups
-    for split in ("val", "test", "train"):  # the order decides what is drawn for which
+    partner = np.full(len(audible), -1)
+    groups = audible.groupby("split").groups
+    for split in ("val", "test", "train"):  # the order determines the random numbers of each split
         if split not in groups:
             continue
         rows = groups[split]
-        labels = heard["label"].to_numpy()[rows]
+        labels = audible["label"].to_numpy()[rows]
         order = rng.permutation(len(rows))
         for i in range(len(rows)):
             if labels[order[i]] != labels[i]:
                 continue
             others = np.flatnonzero(labels != labels[i])
             if not len(others):
-                raise UserError(f"split '{split}' has sound of one class only: no recording of another class to mix in")
+                raise UserError(f"split '{split}' has sound of one class only; expected clips of two or more classes")
             swaps = others[labels[order[others]] != labels[i]]
             if len(swaps):
                 j = rng.choice(swaps)
@@ -95,15 +95,15 @@ def draw(heard: pd.DataFrame, seed: int) -> np.ndarray:
 
 
 def mix(pair: Mixture) -> tuple[np.ndarray, float]:
-    """The sound of a pair, and the measured ratio of powers in dB."""
-    return add_noise(listen(pair.clip), listen(pair.noise), pair.snr_db)
+    """Mix the sounds of a pair. Returns the mixture, float32 (samples,), and the measured SNR in dB."""
+    return add_noise(read_sound(pair.clip), read_sound(pair.noise), pair.snr_db)
 
 
 def add_noise(sound: np.ndarray, noise: np.ndarray, snr_db: float) -> tuple[np.ndarray, float]:
-    """Sound float32 (samples,) with noise, looped or cut to its length, `snr_db` below it in mean power.
+    """Add noise to sound, float32 (samples,), with a mean power `snr_db` below that of the sound.
 
-    Returns the mixture, float32 (samples,), not clipped, and the ratio as measured; noise that is silent over that
-    length adds nothing, and the ratio is infinite."""
+    The noise is looped or cut to the length of the sound. Returns the mixture, float32 (samples,), not clipped, and
+    the measured SNR in dB. If the noise is silent over that length, the sound is unchanged and the SNR is infinite."""
     noise = np.resize(noise, len(sound)).astype(np.float64)
     power, noise_power = np.mean(np.square(sound, dtype=np.float64)), np.mean(noise**2)
     if noise_power == 0:

@@ -1,13 +1,13 @@
-"""Stage report: every table of the papers beside ours, and all else that the suite measured.
+"""Stage report: the papers' tables compared with our runs, and all other measurements of the suite.
 
-Makes, under report/:
-  index.html      one self-contained page
-  tables/*.csv    the numbers, with the full ids of the MLflow runs that made them
-  tables/*.md     the same tables as they stand on the page
+Writes to report/:
+  index.html      self-contained page
+  tables/*.csv    data of the tables, with the full ids of the MLflow runs behind the numbers
+  tables/*.md     the tables as shown on the page
   accuracy.csv    run, seed, accuracy: for `dvc plots`
 
-What the page says in words is generated from the numbers. A gain or a loss is claimed only where a paired test,
-corrected for the number of comparisons, found it (avdistill/reporting/significance.py).
+All sentences of the page are generated from the numbers. A difference is called significant only after a paired test
+corrected for the number of comparisons (avdistill/reporting/significance.py).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from avdistill.reporting.extra_tables import (
     tests_sheets,
     tests_table,
 )
-from avdistill.reporting.page import PLUS_MINUS, Chapter, Section, listed, plain, plural, render, verdicts
+from avdistill.reporting.page import PLUS_MINUS, Chapter, Section, listed, plain, plural, render, verdict_sentences
 from avdistill.reporting.paper_tables import PAPERS, SHORT, datasets_note, paper_section, paper_table
 from avdistill.reporting.suite import EvaluatedSuite
 from avdistill.reporting.suite_tables import (
@@ -79,57 +79,54 @@ PACKAGES = (
 )
 
 
-def found_sentences(
+def summary_sentences(
     suite: EvaluatedSuite, detection: pd.DataFrame, teachers: pd.DataFrame, tests: pd.DataFrame
 ) -> list[tuple[str, str]]:
-    """What was found: pairs of what it is about and sentences made from the numbers."""
+    """Return the summary of the page: pairs of a topic and its sentences."""
     params = suite.params
     missing = [job for job in params.jobs if not any(run in suite.evaluated for run in params.jobs[job].runs)]
     sentences = [
         ("Baseline", baseline_sentence(suite, teachers)),
         *study_sentences(suite),
         ("Proposed method", tests_sentence(suite, tests)),
-        ("Sound that belongs", detection_sentence(detection, params.report.proposed)),
-        ("Missing", f"Not evaluated yet, and absent from this page: {listed(missing)}." if missing else ""),
+        ("Relevant sound", detection_sentence(detection, params.report.proposed)),
+        ("Missing", f"Not evaluated, absent from this page: {listed(missing)}." if missing else ""),
     ]
     return [(title, sentence) for title, sentence in sentences if sentence]
 
 
 def baseline_sentence(suite: EvaluatedSuite, teachers: pd.DataFrame) -> str:
-    """How good the baseline is, beside the teachers' features alone; empty where it is not evaluated."""
+    """Return the accuracy of the baseline and of linear layers on the teachers' features; empty if not evaluated."""
     params, base = suite.params, suite.params.report.baseline
-    level = suite.level(base, "accuracy")
-    if not level.seeds:
+    score = suite.score(base, "accuracy")
+    if not score.seeds:
         return ""
-    interval = f"95 % interval {plain(level.low)} to {plain(level.high)}, " if level.defined else ""
-    sentence = (
-        f"The baseline {base} classifies {plain(level.mean)} % of the test clips correctly "
-        f"({interval}{plural(level.seeds, 'seed')})."
-    )
+    interval = f"95 % interval {plain(score.low)} to {plain(score.high)}, " if score.defined else ""
+    sentence = f"Test accuracy of {base}: {plain(score.mean)} % ({interval}{plural(score.seeds, 'seed')})."
     heads = [
-        f"{plain(row['test'])} % from {row['features']}"
+        f"{plain(row['test'])} % on {row['features']}"
         for row in teachers.to_dict("records")
         if params.features[row["features"]].dataset == suite.job(base).dataset
     ]
-    return f"{sentence} A linear layer on a teacher's features alone reaches {listed(heads)}." if heads else sentence
+    return f"{sentence} Linear layer on teacher features: {listed(heads)}." if heads else sentence
 
 
 def study_sentences(suite: EvaluatedSuite) -> list[tuple[str, str]]:
-    """Of each study, by title: which of its runs gain over their baseline, which lose, which do neither."""
+    """Return pairs of a study's title and sentences comparing its runs with their baseline."""
     sentences = []
     for study, runs in suite.studies().items():
         title = suite.params.studies[study].title if study else "Runs"
         compared = {run: base for run in runs if (base := suite.baseline_of(run)) is not None}
         for base in dict.fromkeys(compared.values()):
             gains = {run: suite.gain(run, base) for run in compared if compared[run] == base}
-            found = {run: suite.found(run, base) for run in gains}
-            count = f"{plural(len(gains), 'run')} beside {base}, with the same student, videos and recipe."
-            sentences.append((title, f"{count} {verdicts(gains, found, base)}"))
+            verdicts = {run: suite.verdict(run, base) for run in gains}
+            count = f"{plural(len(gains), 'run')} compared with {base} (same student, input and recipe)."
+            sentences.append((title, f"{count} {verdict_sentences(gains, verdicts, base)}"))
     return sentences
 
 
 def lead_sentence(suite: EvaluatedSuite) -> str:
-    """What this page is."""
+    """Return the first sentence of the page: what it shows."""
     params = suite.params
     runs = suite.evaluated
     counts = sorted({len(suite.seeds(run)) for run in runs})
@@ -137,32 +134,30 @@ def lead_sentence(suite: EvaluatedSuite) -> str:
     papers = sorted({table.source for table in params.report.tables.values()}, reverse=True)
     names = [SHORT[source] for source in papers]
     datasets = sorted({params.jobs[params.runs()[run][0]].dataset for run in runs})
-    beside = f", beside what {listed(names)} report" if names else ""
+    compared = f", compared with {listed(names)}" if names else ""
     return (
-        f"This page shows {plural(len(runs), 'way')} of training a student network on {listed(datasets)}, each from "
-        f"{seeds}{beside}. Whether knowledge distilled from sound or images helps is read from "
-        "gains over the same student without it."
+        f"Results of {plural(len(runs), 'run')} on {listed(datasets)} with {seeds}{compared}. The effect of "
+        "distillation is the gain over the same student without a teacher."
     )
 
 
 def reading_notes(suite: EvaluatedSuite) -> list[str]:
-    """What the intervals and the words mean, and what they do not."""
+    """Return the notes on how to read the intervals and the verdicts."""
     clips = suite.values(suite.params.report.baseline, "queries")
     size = ""
     if len(clips) and clips.iloc[0] > 0:
-        size = f" The test split has {clips.iloc[0]:.0f} clips, so one clip is {100 / clips.iloc[0]:.2f} points."
+        size = f" One of the {clips.iloc[0]:.0f} test clips is {100 / clips.iloc[0]:.2f} points."
     return [
-        f"Numbers are means over seeds {PLUS_MINUS} half of the 95 % interval of Student's t; differences are taken "
-        "seed by seed. The intervals cover what another seed would change, not what other test clips would."
-        f"{size} The intervals are not corrected for the number of comparisons. The words gain and loss, and bold "
-        "differences, are: they stand only where the paired t test stays below 0.05 after Holm's correction over the "
-        "comparisons of the same study or table. Where they are absent, a difference may exist that these seeds "
-        "cannot show."
+        f"Numbers are means {PLUS_MINUS} half of the 95 % Student's t interval over seeds; differences are paired by "
+        f"seed. The intervals cover the variation between seeds, not between samples of test clips.{size}",
+        "Significant (bold) differences have p below 0.05 in a paired t test after Holm's correction over the "
+        "comparisons of the same study or table; the intervals themselves are not corrected. A difference that is not "
+        "significant may still exist.",
     ]
 
 
 def made_facts(stage: Stage, suite: EvaluatedSuite) -> list[tuple[str, str]]:
-    """How the page and its numbers were made."""
+    """Return the provenance of the page: params file, commit, seeds, device, packages."""
     params = suite.params
     tags = stage.run.tags
     commit = tags.get("mlflow.source.git.commit", "unknown")
@@ -170,9 +165,9 @@ def made_facts(stage: Stage, suite: EvaluatedSuite) -> list[tuple[str, str]]:
     seeds = sorted({seed for job in params.jobs.values() for seed in job.seeds})
     selection = sorted({params.recipes[job.recipe].selection for job in params.jobs.values()})
     splits = {
-        "val": "the validation split",
-        "test": "the test split (as the papers do)",
-        "last": "none: the last epoch",
+        "val": "validation split",
+        "test": "test split (as in the papers)",
+        "last": "none (last epoch)",
     }
     return [
         ("params file", f"{params.suite.file} (suite {params.suite.name})"),
@@ -182,12 +177,12 @@ def made_facts(stage: Stage, suite: EvaluatedSuite) -> list[tuple[str, str]]:
         ("device", params.device),
         ("machine", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"),
         ("packages", ", ".join(f"{name} {found}" for name in PACKAGES if (found := installed(name)))),
-        ("MLflow", "ids of runs are in tables/*.csv and under the pointer" if suite.ledger else "nothing was tracked"),
+        ("MLflow", "run ids in tables/*.csv and in tooltips" if suite.ledger else "no tracked runs"),
     ]
 
 
 def installed(package: str) -> str:
-    """Version of an installed package; empty where there is none."""
+    """Return the version of a package; empty if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -195,14 +190,14 @@ def installed(package: str) -> str:
 
 
 def inlined(folder: Path, entry: dict[str, str]) -> dict[str, Any]:
-    """A figure of figures.json with its PNG as base64, and its size."""
+    """Return an entry of figures.json with its PNG as base64, and its width and height in pixels."""
     data = (folder / entry["file"]).read_bytes()
     width, height = struct.unpack(">II", data[16:24])  # the PNG's first chunk, IHDR
     return {**entry, "image": base64.b64encode(data).decode("ascii"), "width": width, "height": height}
 
 
 def date() -> str:
-    """SOURCE_DATE_EPOCH where it is set, so that a page can be made again to the same byte; else now."""
+    """Return the time from SOURCE_DATE_EPOCH if set, which makes the page reproducible, else now. Raises UserError."""
     given = os.environ.get("SOURCE_DATE_EPOCH", "")
     if given and not given.isdigit():
         raise UserError(f"SOURCE_DATE_EPOCH: expected seconds since 1970, found {given!r}")
@@ -211,7 +206,7 @@ def date() -> str:
 
 
 class DrawnFigures:
-    """The figures that stage figures drew, each to be shown once."""
+    """The figures drawn by stage figures, each shown once."""
 
     def __init__(self, folder: Path) -> None:
         file = folder / "figures.json"
@@ -220,14 +215,14 @@ class DrawnFigures:
         self.absent = [f"{entry['title']}: {entry['absent']}." for entry in listing if "absent" in entry]
 
     def take(self, *names: str) -> list[dict[str, Any]]:
-        """Those of some names that are there and have not been shown."""
+        """Remove and return the named figures that exist and have not been shown."""
         return [self.left.pop(name) for name in names if name in self.left]
 
 
 def paper_chapter(
     suite: EvaluatedSuite, source: str, tables: dict[str, pd.DataFrame], figures: DrawnFigures
 ) -> Chapter:
-    """The tables and figures of one paper; tables that the suite does not name are said to be missing."""
+    """Return the chapter of one paper: its tables and figures, and the numbers of the tables not in the suite."""
     chosen = {name: table for name, table in suite.params.report.tables.items() if table.source == source}
     lacking = sorted(set(results.paper_tables(source)) - {table.table for table in chosen.values()})
     missing = f"Not in this suite: Table{'s' * (len(lacking) > 1)} {listed(map(str, lacking))}." if lacking else ""
@@ -242,15 +237,12 @@ def paper_chapter(
 
 
 def beyond_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figures: DrawnFigures) -> Chapter:
-    """What neither paper has."""
+    """Return the chapter of results beyond the papers: tests, noise, clip scores, cost."""
     sections = []
     tables["tests"] = tests_table(suite)
     if sheets := tests_sheets(suite, tables["tests"]):
-        text = (
-            "Which differences in accuracy are more than another seed would make. The test pairs what two runs reach "
-            "from the same seed; with few seeds only large and steady differences can pass."
-        )
-        sections.append(Section("tests", "Tests of significance", [text], sheets[:1], sheets[1:]))
+        text = "Paired t tests of the accuracy of two runs. With few seeds, only large and consistent differences pass."
+        sections.append(Section("tests", "Significance tests", [text], sheets[:1], sheets[1:]))
     tables["noise"] = noise_table(suite)
     if len(tables["noise"]):
         sections.append(
@@ -261,20 +253,20 @@ def beyond_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figur
     tables["detection"] = detection_table(suite)
     if len(tables["detection"]):
         text = (
-            "The dataset knows of each clip whether its sound belongs to the action. No method is told; what a method "
-            "makes of a clip's sound is compared with the truth here."
+            "The dataset labels whether the sound of a clip is relevant, that is, of the action. The methods do not "
+            "see this label; their clip scores are compared with it."
         )
         sheets = [detection_sheet(suite, tables["detection"])]
-        sections.append(Section("sound", "Sound that does not belong", [text], sheets, figures=figures.take("scores")))
+        sections.append(Section("sound", "Irrelevant sound", [text], sheets, figures=figures.take("scores")))
     tables["cost"] = cost_table(suite.params)
     if len(tables["cost"]):
         sheets = [cost_sheet(tables["cost"], suite.ledger.get(("cost", None)))]
-        sections.append(Section("cost", "What the methods cost", [], sheets))
+        sections.append(Section("cost", "Cost of the methods", [], sheets))
     return Chapter("beyond", "Beyond both papers", [], sections)
 
 
 def runs_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figures: DrawnFigures) -> Chapter:
-    """Every run, study by study."""
+    """Return the chapter of all runs by study."""
     tables["studies"], tables["runs"] = studies_table(suite), runs_table(suite)
     text, sections = runs_notes(tables["runs"]), []
     if len(tables["studies"]):
@@ -289,11 +281,11 @@ def runs_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figures
 
 
 def data_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figures: DrawnFigures) -> Chapter:
-    """What the students learn from."""
+    """Return the chapter of teachers and datasets."""
     params, sections = suite.params, []
     tables["teachers"] = teachers_table(suite)
     if len(tables["teachers"]):
-        sections.append(Section("teachers", "The teachers on their own", sheets=[teachers_sheet(tables["teachers"])]))
+        sections.append(Section("teachers", "Accuracy of the teachers", sheets=[teachers_sheet(tables["teachers"])]))
     for name in params.datasets:
         path = params.path("split", name) / "index.csv"
         if path.exists():
@@ -309,18 +301,18 @@ def data_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figures
 
 
 def build(stage: Stage, folder: Path) -> None:
-    """Write the tables and the page."""
+    """Write the tables and the page to `folder`."""
     params = stage.params
     suite = EvaluatedSuite(params)
     figures = DrawnFigures(params.path("figures"))
     tables: dict[str, pd.DataFrame] = {}
     chapters = [paper_chapter(suite, source, tables, figures) for source in PAPERS]
     chapters += [make(suite, tables, figures) for make in (beyond_chapter, runs_chapter, data_chapter)]
-    absent = ["Figures that this suite has no data for. " + " ".join(figures.absent)] if figures.absent else []
+    absent = ["Figures without data in this suite. " + " ".join(figures.absent)] if figures.absent else []
     made = Section(
         "made", "Recipes, versions, seeds", absent, folded=[recipes_sheet(params)], facts=made_facts(stage, suite)
     )
-    chapters.append(Chapter("how", "How it was made", [], [made]))
+    chapters.append(Chapter("how", "Provenance", [], [made]))
     chapters = [chapter for chapter in chapters if chapter.sections]
 
     for name, table in tables.items():
@@ -334,7 +326,7 @@ def build(stage: Stage, folder: Path) -> None:
         title=params.suite.title,
         file=params.suite.file,
         lead=lead_sentence(suite),
-        found=found_sentences(suite, tables["detection"], tables["teachers"], tables["tests"]),
+        summary=summary_sentences(suite, tables["detection"], tables["teachers"], tables["tests"]),
         reading=reading_notes(suite),
         chapters=chapters,
         date=date(),
@@ -344,13 +336,13 @@ def build(stage: Stage, folder: Path) -> None:
 
 
 def accuracy_table(suite: EvaluatedSuite) -> pd.DataFrame:
-    """Accuracy of every seed, as shares."""
+    """Return the accuracy of every run and seed, as fractions."""
     rows = suite.measured[suite.measured["metric"] == "accuracy"]
     return rows[["run", "seed", "value"]].rename(columns={"value": "accuracy"})
 
 
 def write_metrics(stage: Stage, table: pd.DataFrame) -> None:
-    """Means of every run, as shares, to DVC and MLflow."""
+    """Write the mean metrics of every run, as fractions, to DVC and MLflow."""
     summary = {
         row["run"]: {metric: row[metric] / 100 for metric in METRICS if not np.isnan(row[metric])}
         for row in table.to_dict("records")
@@ -360,7 +352,7 @@ def write_metrics(stage: Stage, table: pd.DataFrame) -> None:
 
 
 def main(stage: Stage) -> None:
-    """Make the report of a suite."""
+    """Write the report of a suite."""
     results.check_tables(stage.params)
     with stage.output() as folder:
         build(stage, folder)

@@ -1,4 +1,4 @@
-"""Stage spectrogram: the log-mel spectrogram of every clip that has sound, as PANNs define it (models/logmel.py)."""
+"""Stage spectrogram: compute PANNs' log-mel spectrogram (models/logmel.py) of every clip with sound."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from avdistill.pipeline.stage import Stage
 
 
 def main(stage: Stage) -> None:
-    """Write a store of float32 (frames, 64), in dB, 100 frames a second, by clip id, and problems.csv."""
+    """Write a store of spectrograms, float32 (frames, 64) in dB, 100 frames per second, by clip id; problems.csv."""
     from avdistill.data.files import digest
     from avdistill.data.index import read_index
 
@@ -22,18 +22,18 @@ def main(stage: Stage) -> None:
     clips = datasets.locate(index[index["audio"] == "yes"], videos)
     stage.run.log_dataset(name=name, path=source, digest=digest(source), context="spectrogram")
     with stage.output(key=digest(source)) as folder:
-        counts = pack(folder, "float32", clips, listen, lambda _, sound: spectrogram(sound), "spectrograms")
+        counts = pack(folder, "float32", clips, read_sound, lambda _, sound: spectrogram(sound), "spectrograms")
         stage.run.log_artifact(folder / "problems.csv")
     stage.run.log_metrics(counts)
 
 
-def listen(clip: datasets.Clip) -> np.ndarray:
-    """The sound of one clip, float32 (samples,) at 32 kHz."""
+def read_sound(clip: datasets.Clip) -> np.ndarray:
+    """Read the sound of a clip, float32 (samples,) at 32 kHz, mono."""
     return media.read_audio(clip.path, start=clip.start, end=clip.end)
 
 
 def spectrogram(sound: np.ndarray) -> np.ndarray:
-    """Log-mel of float32 (samples,) at 32 kHz: float32 (samples // 320 + 1, 64)."""
+    """Compute the log-mel spectrogram of float32 (samples,) at 32 kHz: float32 (samples // 320 + 1, 64)."""
     import torch
 
     from models.logmel import log_mel

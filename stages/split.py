@@ -1,4 +1,4 @@
-"""Stage split: look at every clip, and give each to the train, val or test split by whole groups."""
+"""Stage split: probe every clip, and assign whole groups of clips to the train, val and test splits."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SPLITS = ("train", "val", "test")
-UNUSABLE = ("gone", "excluded")  # what a dataset says itself: columns of clips.csv that hold the reason
+UNUSABLE = ("unavailable", "excluded")  # set by the dataset: columns of clips.csv with the reason
 
 
 def main(stage: Stage) -> None:
-    """Write index.csv, one row a clip: gone, broken and silent ones stay in it, marked, with a reason.
+    """Write index.csv, one row per clip; unusable and silent clips are included, with status, audio and reason.
 
-    The metrics have `expected_clips` of each split where a paper says how many it had."""
+    The metrics include `expected_clips`, the published count of clips by split, if it is known."""
     from avdistill.data.files import digest
     from avdistill.data.index import write_index
 
@@ -30,7 +30,7 @@ def main(stage: Stage) -> None:
     videos = datasets.of(dataset.origin).videos
     source = stage.input("download", name)
     clips = datasets.clips(source)
-    index = assign(look(clips, videos(dataset.origin, source)), dataset.split)
+    index = assign(probe_clips(clips, videos(dataset.origin, source)), dataset.split)
     with stage.output() as folder:
         write_index(folder / "index.csv", index)
     summary = summarise(index)
@@ -44,113 +44,122 @@ def main(stage: Stage) -> None:
     stage.run.log_artifact(path)
 
 
-def look(clips: pd.DataFrame, videos: Path) -> pd.DataFrame:
-    """The clips with what their files hold: start, end, seconds, audio, status and reason."""
+def probe_clips(clips: pd.DataFrame, videos: Path) -> pd.DataFrame:
+    """Probe the files of the clips; add the columns start, end, seconds, audio, status and reason."""
     import pandas as pd
 
     media.check_readers()
-    places = datasets.locate(clips, videos)
-    told = [(status, clips[status]) for status in UNUSABLE if status in clips]
+    located = datasets.locate(clips, videos)
+    given = [(status, clips[status]) for status in UNUSABLE if status in clips]
     found = {
         clip.id: unusable(clip, status, reason)
-        for status, reasons in told
-        for clip, reason in zip(places, reasons, strict=True)
+        for status, reasons in given
+        for clip, reason in zip(located, reasons, strict=True)
         if reason
     }
-    here = [clip for clip in places if clip.id not in found]
-    for clip, outcome in workers.each(examine, here, "look at clips"):
-        found[clip.id] = unusable(clip, "broken", str(outcome)) if isinstance(outcome, UserError) else outcome
-    known = clips.drop(columns=["start", "end", *UNUSABLE], errors="ignore")
-    return pd.concat([known, pd.DataFrame([found[clip.id] for clip in places], index=clips.index)], axis=1)
+    remaining = [clip for clip in located if clip.id not in found]
+    for clip, outcome in workers.each(probe_clip, remaining, "probe clips"):
+        found[clip.id] = unusable(clip, "corrupt", str(outcome)) if isinstance(outcome, UserError) else outcome
+    kept = clips.drop(columns=["start", "end", *UNUSABLE], errors="ignore")
+    return pd.concat([kept, pd.DataFrame([found[clip.id] for clip in located], index=clips.index)], axis=1)
 
 
-def examine(clip: datasets.Clip) -> dict[str, object]:
-    """What there is between the start and the end of a clip."""
+def probe_clip(clip: datasets.Clip) -> dict[str, object]:
+    """Return the index columns of a clip from its file between start and end."""
     found = media.probe(clip.path, clip.start, clip.end)
-    if found.broken is not None:
-        return unusable(clip, "broken", found.broken)
+    if found.corrupt is not None:
+        return unusable(clip, "corrupt", found.corrupt)
     end = found.seconds if clip.end is None else min(clip.end, found.seconds)
     if end <= clip.start:
         reason = f"nothing between {clip.start:g} s and {end:g} s: the file is {found.seconds:g} s long"
-        return unusable(clip, "broken", reason)
-    place = {"start": clip.start, "end": end, "seconds": end - clip.start}
-    return {**place, "audio": found.audio, "status": "ok", "reason": found.reason}
+        return unusable(clip, "corrupt", reason)
+    times = {"start": clip.start, "end": end, "seconds": end - clip.start}
+    return {**times, "audio": found.audio, "status": "ok", "reason": found.reason}
 
 
 def unusable(clip: datasets.Clip, status: str, reason: str) -> dict[str, object]:
-    """The row of a clip that cannot be used."""
-    place = {"start": clip.start, "end": clip.end, "seconds": 0.0}
-    return {**place, "audio": "no", "status": status, "reason": reason}
+    """Return the index columns of a clip that cannot be used."""
+    times = {"start": clip.start, "end": clip.end, "seconds": 0.0}
+    return {**times, "audio": "no", "status": status, "reason": reason}
 
 
-def assign(clips: pd.DataFrame, shares: Split) -> pd.DataFrame:
-    """Add `label` (number of the class in alphabetical order) and `split`.
+def assign(clips: pd.DataFrame, fractions: Split) -> pd.DataFrame:
+    """Add the columns `label` (class number in alphabetical order) and `split`.
 
-    Splits that the dataset gives are kept; without a validation split among them, one is cut from train. Otherwise
-    `test`
-    of the groups of each class go to test, and `val` of the rest to val. A group never stands in two splits.
-    Raises UserError naming a class that has too few groups with usable clips.
+    Official splits of the dataset are kept; if they have no validation split, it is taken from train. Without official
+    splits, the fraction `test` of the groups of each class goes to test, and `val` of the others to val. All clips of
+    a group are in one split. Raises UserError naming a class with too few groups of usable clips.
     """
     classes = sorted(set(clips["class"]))
     usable = clips[clips["status"] == "ok"]
     for name in classes:
         if not (usable["class"] == name).any():
-            raise UserError(f"class '{name}': none of its {(clips['class'] == name).sum()} clips can be decoded")
+            raise UserError(
+                f"class '{name}': none of its {(clips['class'] == name).sum()} clips is usable (each is corrupt, "
+                "unavailable or excluded); add clips or remove the class"
+            )
     if "split" in clips:
         split = clips["split"].astype(str)
         for value in sorted(set(split) - set(SPLITS)):
             raise UserError(
-                f"split '{value}' of clip '{clips['id'][split == value].iloc[0]}': {nearest(value, SPLITS)}"
+                f"clip '{clips['id'][split == value].iloc[0]}': unknown split '{value}'; {nearest(value, SPLITS)}"
             )
     else:
-        test = cut(usable, shares.test, [shares.seed, 0], keep=2 if shares.val else 1)
+        test = sample_groups(usable, fractions.test, [fractions.seed, 0], keep=2 if fractions.val else 1)
         split = clips["group"].isin(test).map({True: "test", False: "train"})
     if not (split == "val").any():
         train = usable[split[usable.index] == "train"]
-        val = cut(train, shares.val, [shares.seed, 1], keep=1)
+        val = sample_groups(train, fractions.val, [fractions.seed, 1], keep=1)
         split = split.mask((split == "train") & clips["group"].isin(val), "val")
     return clips.assign(label=clips["class"].map({name: label for label, name in enumerate(classes)}), split=split)
 
 
-def cut(clips: pd.DataFrame, share: float, seed: list[int], keep: int) -> set[str]:
-    """Groups drawn so that each class gives `share` of its own, rounded half up, at least one; `keep` stay.
+def sample_groups(clips: pd.DataFrame, fraction: float, seed: list[int], keep: int) -> set[str]:
+    """Sample `fraction` of the groups of each class, rounded half up, at least one, leaving at least `keep`.
 
-    A group that several classes have is taken only while all of them have room for it.
+    A group with clips of several classes is sampled only if all of these classes still need a group.
+    Raises UserError if a class has too few groups.
     """
     import numpy as np
 
-    if share == 0:
+    if fraction == 0:
         return set()
     groups = clips.groupby("class")["group"].agg(set).to_dict()
-    room = {name: min(max(1, int(share * len(own) + 0.5)), len(own) - keep) for name, own in groups.items()}
-    for name, places in room.items():
-        if places < 1:
+    wanted = {name: min(max(1, int(fraction * len(own) + 0.5)), len(own) - keep) for name, own in groups.items()}
+    for name, number in wanted.items():
+        if number < 1:
             raise UserError(
-                f"class '{name}' has {len(groups[name])} groups with usable clips, {keep + 1} are needed to keep the "
-                "splits apart; add clips, or set split.test or split.val to 0"
+                f"class '{name}' has {len(groups[name])} groups with usable clips, expected at least {keep + 1} for "
+                "disjoint splits; add clips, or set split.test or split.val to 0"
             )
-    asked = dict(room)
+    missing = dict(wanted)
     owners = clips.groupby("group")["class"].agg(set).to_dict()
     taken = set()
     for group in np.random.default_rng(seed).permutation(sorted(set(clips["group"]))):
-        if all(room[name] for name in owners[group]):
+        if all(missing[name] for name in owners[group]):
             taken.add(str(group))
             for name in owners[group]:
-                room[name] -= 1
-    for name, places in room.items():
-        if places == asked[name]:
-            raise UserError(f"class '{name}' shares all its groups with classes that have no room for them")
+                missing[name] -= 1
+    for name, number in missing.items():
+        if number == wanted[name]:
+            raise UserError(
+                f"class '{name}': all its groups also have clips of classes that have enough groups in this split; "
+                "add a group with clips of this class only"
+            )
     return taken
 
 
 def summarise(index: pd.DataFrame) -> dict[str, Any]:
-    """Numbers of clips: usable ones by split and by sound, all by status; and of groups, usable and gone, by split."""
+    """Count the usable clips by split and audio, all clips by status, and usable and unavailable groups by split."""
     usable = index[index["status"] == "ok"]
-    gone = index[(index["status"] == "gone") & ~index["group"].isin(index["group"][index["status"] != "gone"])]
+    has_file = index["status"] != "unavailable"
+    unavailable = index[~has_file & ~index["group"].isin(index["group"][has_file])]
     return {
         "split": {split: int((usable["split"] == split).sum()) for split in SPLITS},
         "audio": {audio: int((usable["audio"] == audio).sum()) for audio in ("yes", "silent", "no")},
-        "status": {status: int((index["status"] == status).sum()) for status in ("ok", "broken", *UNUSABLE)},
+        "status": {status: int((index["status"] == status).sum()) for status in ("ok", "corrupt", *UNUSABLE)},
         "groups": {split: usable["group"][usable["split"] == split].nunique() for split in SPLITS},
-        "groups_gone": {split: gone["group"][gone["split"] == split].nunique() for split in SPLITS},
+        "groups_unavailable": {
+            split: unavailable["group"][unavailable["split"] == split].nunique() for split in SPLITS
+        },
     }

@@ -1,11 +1,10 @@
 """Stage teacher_head: a linear layer from a teacher's features to the target classes.
 
-PANNs knows 527 AudioSet classes and ImageNet networks 1000, so a method that needs the teacher's opinion of the
-target classes takes it from this layer. Its accuracy says how good the teacher is on its own.
+The classes of the teachers (527 of AudioSet, 1000 of ImageNet) are not the target classes, so methods that need the
+teacher's prediction for the target classes use this layer. Its accuracy measures the teacher's features alone.
 
-Makes, under teacher_head/<entry>/: head.npz (weight (C, Dt), bias (C,)), logits.npz (ids, logits (N, C)) and
-metrics.json. The weight decay is the one of DECAYS that does best on the validation split; the test split is only
-reported.
+Writes to teacher_head/<entry>/: head.npz (weight (C, Dt), bias (C,)), logits.npz (ids, logits (N, C)) and metrics.json.
+The weight decay is the one of DECAYS with the highest validation accuracy.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def fit_linear(features: Tensor, labels: Tensor, classes: int, decay: float) -> tuple[Tensor, Tensor]:
-    """Weight (C, D) and bias (C,) that minimise cross-entropy + decay/2·||weight||², on standardised features.
+    """Return weight (C, D) and bias (C,) that minimise cross-entropy + decay/2·||weight||² on standardised features.
 
-    The problem is convex; L-BFGS from zero finds its one minimum, so there is no seed."""
+    The problem is convex; L-BFGS from zero finds its minimum, so there is no seed."""
     mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
     standard = (features - mean) / std
     weight = torch.zeros(classes, features.shape[1], device=features.device, requires_grad=True)
@@ -51,7 +50,7 @@ def main(stage: Stage) -> None:
     """Train the head of one features entry."""
     entry = stage.params.features[stage.item or ""]
     device = resolve_device(stage.params.device)
-    torch.set_num_threads(1)  # the same bits whatever the number of cores
+    torch.set_num_threads(1)  # same result for any number of cores
     index = read_index(stage.input("split", entry.dataset) / "index.csv")
     path = stage.input("teacher_features", stage.item) / "features.npz"
     arrays = read_arrays(path, ("ids", "features", "mask"))
@@ -64,7 +63,7 @@ def main(stage: Stage) -> None:
         for name in ("train", "val", "test")
     }
     if not split["train"].any():
-        raise UserError(f"{stage.item}: no clip of the train split has features, so there is nothing to learn from")
+        raise UserError(f"{stage.item}: no usable clip of the train split has features; expected at least one")
 
     def accuracy(head: tuple[Tensor, Tensor], name: str) -> float:
         rows = split[name]
@@ -76,10 +75,10 @@ def main(stage: Stage) -> None:
     best = int(np.nanargmax(scores)) if not np.isnan(scores).all() else len(DECAYS) // 2
     weight, bias = heads[best]
     logits = features @ weight.T + bias
-    share = np.bincount(index["label"][split["test"].cpu().numpy()], minlength=classes)
+    counts = np.bincount(index["label"][split["test"].cpu().numpy()], minlength=classes)
     summary: dict[str, Any] = {
         "accuracy": {name: accuracy(heads[best], name) for name in ("train", "val", "test")},
-        "majority": float(share.max() / max(1, share.sum())),
+        "majority": float(counts.max() / max(1, counts.sum())),
         "clips": {name: int(rows.sum()) for name, rows in split.items()},
         "weight_decay": DECAYS[best],
     }

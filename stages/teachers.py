@@ -1,11 +1,12 @@
 """Stage teachers: the frozen networks that students learn from.
 
-Makes, under teachers/<teacher>/: weights.pt (a state dict) and teacher.json (its kind and the names of its classes;
-where it came from and its checksum, or how well it does on held-out examples).
-`weights: avsynth` trains a small teacher here, on made sounds or images of other categories than the actions; a name
+Writes to teachers/<teacher>/: weights.pt (a state dict) and teacher.json (kind, class names, and either origin and
+checksum or held-out accuracy).
+
+`weights: avsynth` pre-trains a small teacher on synthetic sounds or images of other categories than the actions. A name
 such as `panns:Cnn14_mAP=0.431` or `torchvision:resnet50` downloads a published checkpoint
-(avdistill/data/sources/weights.py); any
-other value is the path of a checkpoint: PANNs' layout for cnn14, torchvision's for the ResNets.
+(avdistill/data/sources/weights.py). Any other value is the path of a checkpoint in the layout of PANNs (cnn14) or
+torchvision (ResNets).
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from models.teachers import Teacher as Network
 from models.teachers import build_teacher
 from models.teachers.cnn14 import Cnn14, load_panns
 
-# How the small teachers are pre-trained: a fair ear and eye within half a minute on one core, not the best ones.
+# Pre-training of the small teachers: moderate accuracy within half a minute on one core.
 HELD_OUT, SECONDS, BATCH, LEARNING_RATE = 200, 1.0, 16, 1e-3
-# All that an array of numbers is pickled with; its functions under their names of NumPy 1 and of NumPy 2.
+# Globals in the pickle of a numeric array, functions under both their NumPy 1 and NumPy 2 names.
 NUMPY_ARRAYS: list[Any] = [
     *((np.ones(1).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     *((np.float64(1).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
@@ -51,29 +52,29 @@ IMAGE_SIZE = {"resnet10": 32, "resnet34": 224, "resnet50": 224}
 
 
 def network(teacher: Teacher, classes: int) -> Network:
-    """The teacher's network, with random weights."""
+    """Build the network of a teacher with random weights."""
     return build_teacher(teacher.kind, classes=classes, width=teacher.width, embedding=teacher.embedding)
 
 
 def head(model: Network) -> nn.Linear:
-    """The layer that gives the logits of the teacher's own classes."""
+    """Return the layer that outputs the logits of the teacher's own classes."""
     return model.fc_audioset if isinstance(model, Cnn14) else model.fc
 
 
 def image_input(frames: Tensor) -> Tensor:
-    """Frames (N, S, S, 3) uint8 as the image teachers take them: (N, 3, S, S) normalised by ImageNet's statistics."""
+    """Convert frames (N, S, S, 3) uint8 to the input of image teachers: (N, 3, S, S) with ImageNet normalisation."""
     mean, std = (torch.tensor(values, device=frames.device) * 255 for values in NORMALISATION["imagenet"])
     return ((frames.float() - mean) / std).permute(0, 3, 1, 2)
 
 
 def pretraining_set(teacher: Teacher) -> tuple[Tensor, Tensor, list[str]]:
-    """Inputs, labels and class names of the made sounds or images."""
+    """Return inputs, labels and class names of the synthetic pre-training sounds or images."""
     count = teacher.examples + HELD_OUT
     if teacher.kind == "cnn14":
         from models.logmel import log_mel
 
         sounds, labels, names = avsynth.pretraining_sounds(count, SECONDS, teacher.seed)
-        inputs = torch.cat([log_mel(torch.from_numpy(split)) for split in np.array_split(sounds, 16)])
+        inputs = torch.cat([log_mel(torch.from_numpy(chunk)) for chunk in np.array_split(sounds, 16)])
     else:
         images, labels, names = avsynth.pretraining_images(count, IMAGE_SIZE[teacher.kind], teacher.seed)
         inputs = image_input(torch.from_numpy(images))
@@ -81,7 +82,7 @@ def pretraining_set(teacher: Teacher) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def pretrain(teacher: Teacher, device: str) -> Iterator[tuple[Network, list[str], dict[str, float]]]:
-    """Train the small teacher; yields it after each epoch, with its class names, loss and held-out accuracy."""
+    """Train a small teacher; yield it after each epoch with its class names, loss and held-out accuracy."""
     inputs, labels, names = pretraining_set(teacher)
     torch.manual_seed(teacher.seed)
     model = network(teacher, len(names)).to(device)
@@ -109,7 +110,7 @@ def pretrain(teacher: Teacher, device: str) -> Iterator[tuple[Network, list[str]
 
 
 def network_of(teacher: Teacher, state: Mapping[str, Tensor]) -> Network:
-    """A network, with random weights, of as many classes and as long an embedding as a state dict has."""
+    """Build a network with random weights and the numbers of classes and embedding dimensions of a state dict."""
     if teacher.kind == "cnn14":
         embedding = teacher.embedding or len(state["fc1.bias"])
         return build_teacher(teacher.kind, len(state["fc_audioset.bias"]), teacher.width, embedding)
@@ -117,12 +118,12 @@ def network_of(teacher: Teacher, state: Mapping[str, Tensor]) -> Network:
 
 
 def load_checkpoint(teacher: Teacher, path: Path) -> Network:
-    """A network with the weights of a published checkpoint. Raises UserError naming the file if it does not fit.
+    """Load a published checkpoint. Raises UserError with the file if it is missing, damaged or does not fit.
 
-    Nothing but tensors, and the arrays of numbers that PANNs' checkpoints keep for their sampler, is ever unpickled."""
+    Only tensors and numeric arrays, which PANNs' checkpoints contain for their sampler, are unpickled."""
     try:
-        if is_zipfile(path) and not intact(path):  # torch does not look; before 2020 its files had no checksums
-            raise ValueError("damaged: a split is missing, or its checksum differs")
+        if is_zipfile(path) and not intact(path):  # torch.load does not verify; older, non-zip files have no checksums
+            raise ValueError("damaged: an entry is missing, or its checksum differs")
         with torch.serialization.safe_globals(NUMPY_ARRAYS):
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("model", state)
@@ -132,19 +133,17 @@ def load_checkpoint(teacher: Teacher, path: Path) -> Network:
         else:
             model.load_state_dict(state)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such checkpoint") from None
+        raise UserError(f"{path}: no such file; expected a checkpoint") from None
     except UnpicklingError:
-        raise UserError(
-            f"{path}: not a {teacher.kind} checkpoint (expected a file of tensors and numbers only)"
-        ) from None
-    except Exception as error:  # noqa: BLE001 - whatever a foreign file makes torch raise
+        raise UserError(f"{path}: not a {teacher.kind} checkpoint (expected only tensors and numbers)") from None
+    except Exception as error:  # noqa: BLE001 - torch raises many types for foreign files
         reason = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"{path}: not a {teacher.kind} checkpoint ({reason[0]})") from None
     return model
 
 
 def class_names(count: int) -> list[str]:
-    """Names of a published head's classes: AudioSet has 527, ImageNet 1000; none are known of another number."""
+    """Return the class names of AudioSet (527 classes) or ImageNet (1000); empty for other numbers."""
     if count == 527:
         lines = Path(teachers.__file__).with_name("audioset_classes.txt").read_text(encoding="utf-8").splitlines()
         return [line for line in lines if not line.startswith("#")]
@@ -159,7 +158,7 @@ def main(stage: Stage) -> None:
     """Pre-train or load one teacher."""
     teacher = stage.params.teachers[stage.item or ""]
     device = resolve_device(stage.params.device)
-    torch.set_num_threads(2)  # always: with another number of threads come other bits
+    torch.set_num_threads(2)  # fixed, because results depend on the number of threads
     stage.run.log_params({"teacher": teacher.model_dump(), "device": device})
     origin: dict[str, str] = {}
     measured: dict[str, float] = {}

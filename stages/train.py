@@ -1,8 +1,9 @@
-"""Stage train: the student of every run and seed of a job.
+"""Stage train: train the students of a job, one per run and seed.
 
-Makes, under train/<job>/: <run>/seed-<n>.pt (the weights of the selected epoch), <run>/seed-<n>.csv (a row an
-epoch), and history.csv (all of these rows).
-An interrupted execution goes on where it stopped and ends at the same bits as an uninterrupted one.
+Writes to train/<job>/: <run>/seed-<n>.pt (weights of the selected epoch), <run>/seed-<n>.csv (one row per epoch), and
+history.csv (the rows of all runs and seeds).
+
+An interrupted execution resumes where it stopped, with bitwise the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ def main(stage: Stage) -> None:
     """Train all runs of the job with all its seeds."""
     params = stage.params
     job = params.jobs[stage.item or ""]
-    # cuBLAS is deterministic only with a workspace of fixed size, to be set before CUDA starts.
+    # cuBLAS is deterministic only with a fixed workspace size, set before CUDA is initialised.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     device = resolve_device(params.device)
     processes = params.recipes[job.recipe].processes
     if device != "cpu" and processes > gpus(device):
-        raise UserError(f"recipes.{job.recipe}.processes: {processes} GPUs are asked for, {device} has {gpus(device)}")
+        raise UserError(f"recipes.{job.recipe}.processes: {processes} GPUs requested, {device} has {gpus(device)}")
     inputs = [stage.input("split", job.dataset), stage.input(*job.input.split("/"))]
     inputs += [stage.input(s, getattr(job, t)) for t in "AI" for s in ("teacher_features", "teacher_head")]
     inputs += [stage.input("train", job.S)]
@@ -41,8 +42,8 @@ def main(stage: Stage) -> None:
         tasks = [
             (Task(params, stage.item or "", run, seed, device, folder, stage.run),) for run, seed in job.trainings()
         ]
-        # Where several processes train one student, they have the devices to themselves.
-        run_parallel(train_one, tasks, device, f"train {stage.item}", alone=processes > 1)
+        # A student trained by several processes uses all devices, so such trainings run one at a time.
+        run_parallel(train_one, tasks, device, f"train {stage.item}", sequential=processes > 1)
         pieces = [folder / run / f"seed-{seed}.csv" for run, seed in job.trainings()]
         write_csv(folder / "history.csv", pd.concat([pd.read_csv(piece) for piece in pieces], ignore_index=True))
         stage.run.log_artifact(folder / "history.csv")

@@ -1,1 +1,1 @@
-"""params.yaml as typed, validated objects: the one place that says what a suite may contain."""
+"""params.yaml as typed, validated objects: the schema of a suite."""

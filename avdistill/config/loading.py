@@ -1,7 +1,7 @@
-"""Load a params file.
+"""Load and validate a params file.
 
-`load` checks all that needs no tensor library: types, ranges, unknown keys, names that refer to each other. Stage check
-adds what does: the options of each method.
+`load` makes the checks that need no PyTorch: types, ranges, unknown keys, references between entries. Stage check makes
+the others: the options of each method, and the files that params.yaml names.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from avdistill.pipeline.errors import UserError
 
 
 def load(file: str | os.PathLike[str]) -> Params:
-    """Read and check a params file. Raises UserError, one line that names the key and what was expected."""
+    """Read and check a params file. Raises UserError: one line with the key, the problem and what is expected."""
     path = Path(file)
     try:
-        # As yaml.safe_load, but by the parser in C where PyYAML has it: ten times as fast, in every stage.
+        # yaml.safe_load with PyYAML's C parser, if available: ten times as fast, and every stage loads params.
         raw = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(path.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such params file (run from the repository's root)") from None
+        raise UserError(f"{path}: there is no such params file; run from the root of the repository") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2026-99-99 is a ValueError
@@ -43,11 +43,11 @@ def load(file: str | os.PathLike[str]) -> Params:
 
 
 def _check_keys(path: Path, where: str, value: Any) -> None:
-    """Keys must be text: DVC sorts them, and cannot sort numbers and text together."""
+    """Check that all keys are strings: DVC sorts keys, and fails on a mixture of numbers and strings."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise UserError(f"{path}: {where}{key}: keys are text; write '{key}' in quotes")
+                raise UserError(f"{path}: {where}{key}: keys must be strings; write '{key}' in quotes")
             _check_keys(path, f"{where}{key}.", inner)
     elif isinstance(value, list):
         for inner in value:

@@ -1,4 +1,4 @@
-"""Turn pydantic's findings into one line: the key, what is wrong, the nearest valid choice."""
+"""Format pydantic's validation errors as one line: the key, what is wrong, the nearest valid choice."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from avdistill.pipeline.errors import nearest
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's findings as one line: key, what is wrong, the nearest valid choice."""
+    """Return pydantic's first error as one line: the key, what is wrong, the nearest valid choice."""
     problems = error.errors()
-    # A key that must be there and is misspelt is both missing and unknown: the latter says more.
+    # A misspelt required key gives two errors, missing and unknown; the latter is more helpful.
     problem = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     location = problem["loc"]
-    # pydantic adds the tag of a discriminated union, which is no key of the file.
+    # pydantic inserts the tag of a discriminated union into the location; it is no key of the file.
     where = [
         str(part)
         for before, part in zip((None, *location), location, strict=False)
@@ -32,7 +32,7 @@ def first_problem(error: ValidationError) -> str:
         context = problem["ctx"]
         expected = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags")))
         given = context.get("tag", problem["input"])
-        return f"{key}: {given!r} is none of the choices; {nearest(given, [c for c in expected if c])}"
+        return f"{key}: {given!r} is not a valid value; {nearest(given, [c for c in expected if c])}"
     if kind == "missing":
         return f"{key}: missing"
     if kind == "union_tag_not_found":
@@ -42,7 +42,7 @@ def first_problem(error: ValidationError) -> str:
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """Names of the keys that params.yaml may have at a location, found by walking the models."""
+    """Return the valid keys at a location of params.yaml, by walking the models."""
     model: Any = Params
     for part in location:
         if isinstance(model, type) and issubclass(model, BaseModel):
@@ -63,12 +63,12 @@ def _tags() -> set[str]:
 
 
 def _tag(model: type[BaseModel]) -> str:
-    """The `kind` by which a model of a discriminated union is chosen."""
+    """Return the `kind` that selects a model of a discriminated union."""
     return str(get_args(model.model_fields["kind"].annotation)[0])
 
 
 def _models_in(annotation: Any) -> Any:
-    """The model, or the list of models, inside an annotation such as dict[str, Avsynth | Folder]."""
+    """Return the model, or the list of models, in an annotation such as dict[str, Avsynth | Folder]."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     found: list[Any] = []

@@ -1,4 +1,4 @@
-"""Where datasets come from: one class per kind of origin."""
+"""The `origin` sections of params.yaml: where datasets come from, one class per kind."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from avdistill.config.types import Count, Positive, Seed, Settings, Share, Url
+from avdistill.config.types import Count, Fraction, Positive, Seed, Settings, Url
 
 
 class Origin(Settings):
-    """Where a dataset comes from. `source` is the file or folder that its download depends on (for DVC)."""
+    """Where a dataset comes from. `source` is the file or folder that stage download depends on in DVC."""
 
     source: str
 
 
 class Avsynth(Origin):
-    """The synthetic dataset with known truth; see avdistill/data/datasets/avsynth for what each value means."""
+    """The synthetic dataset with known ground truth; avdistill/data/datasets/avsynth documents the keys."""
 
     kind: Literal["avsynth"]
     seed: Seed = 0
@@ -28,16 +28,16 @@ class Avsynth(Origin):
     fps: Annotated[int, Field(ge=4, le=60)] = 12
     width: Annotated[int, Field(ge=32, multiple_of=2)] = 56
     height: Annotated[int, Field(ge=32, multiple_of=2)] = 42
-    relevant: Share = 0.8
-    strong: Share = 0.7
-    no_sound: Share = 0.02
+    relevant: Fraction = 0.8
+    strong: Fraction = 0.7
+    no_sound: Fraction = 0.02
     music_db: tuple[float, float] = (-25.0, -5.0)
-    clutter: Share = 0.5
-    typical: Share = 0.6
+    clutter: Fraction = 0.5
+    typical: Fraction = 0.6
 
 
 class Folder(Origin):
-    """Anybody's videos: `<source>/<class>/<clip>.<any video type>` and an optional `<source>/groups.csv`."""
+    """The user's videos: `<source>/<class>/<clip>.<any video type>` and optionally `<source>/groups.csv`."""
 
     kind: Literal["folder"]
     group_pattern: str | None = None
@@ -50,16 +50,16 @@ class Folder(Origin):
             except re.error as error:
                 raise ValueError(f"group_pattern is not a regular expression: {error}") from error
             if groups != 1:
-                raise ValueError("group_pattern needs exactly one (group) in parentheses")
+                raise ValueError(f"group_pattern must have exactly one (group) in parentheses, it has {groups}")
         return self
 
 
 class Ucf51(Origin):
-    """The clips of UCF101 that have sound, parted by the official lists of `split`.
+    """The clips of UCF101 that have sound, split by the official lists number `split`.
 
-    Without `videos` (a folder or an archive that is used where it lies) UCF101.rar is fetched from its site, or from
-    `mirror`, and deleted when it is unpacked unless `keep_archive`. `source`: what DVC watches, the folder or archive
-    where `videos` is given, else avdistill/data/datasets/unwatched."""
+    `videos` is a folder or an archive, used in place. Without it, UCF101.rar is downloaded from the official site or
+    from the base URL `mirror`, and deleted after unpacking unless `keep_archive`. Set `source`, which DVC watches, to
+    the same path as `videos`, or to avdistill/data/datasets/unwatched without `videos`."""
 
     kind: Literal["ucf51"]
     videos: str | None = None
@@ -69,10 +69,12 @@ class Ucf51(Origin):
 
 
 class Videos(Origin):
-    """Published videos. `videos`: a folder of those that the user already has, used in place, in any layout; with
-    `fill` the others are downloaded into it, without they are marked as gone. Where it is not given, all are
-    downloaded. `annotation`: the user's own copy of the official list of clips. `mirror`: a base URL in place of the
-    official one. `source`: what DVC watches, the folder where `videos` is given without `fill`, else
+    """Published videos.
+
+    `videos` is a folder of videos that the user already has, in any layout, used in place. With `fill`, missing videos
+    are downloaded into it; without, they are marked as unavailable. Without `videos`, all videos are downloaded.
+    `annotation` is the user's copy of the official list of clips, `mirror` a base URL in place of the official one.
+    Set `source`, which DVC watches, to the same folder as `videos` if `fill` is false, else to
     avdistill/data/datasets/unwatched."""
 
     videos: str | None = None
@@ -81,23 +83,22 @@ class Videos(Origin):
     mirror: Url | None = None
 
     @model_validator(mode="after")
-    def _something_to_fill(self) -> Videos:
+    def _fill_has_a_folder(self) -> Videos:
         if self.fill and self.videos is None:
-            raise ValueError("fill needs videos, the folder that is to be filled")
+            raise ValueError("fill needs videos: set videos to the folder to download into")
         return self
 
 
 class YouTube(Videos):
     """Videos that yt-dlp downloads, at most `workers` at a time; see avdistill/data/sources/youtube.py.
 
-    `format` is yt-dlp's; the default, a small file that has both pictures and sound, needs no ffmpeg. `rate_limit`
-    is in MB/s, for all workers together. A worker waits `pause` seconds before each video, and tries it again up to
-    `retries` times; no more than the share `tolerated` of all videos may fail for reasons that could pass. What was
-    gone an earlier time is asked for again with `retry_gone`. `cookies` is a file of cookies in Netscape's format,
-    for a site that wants to know who asks. `{id}` in `video_url` stands for the video's id.
+    `format` is a yt-dlp format; the default, a small file with both video and audio, needs no ffmpeg. `rate_limit` is
+    in MB/s, for all workers together. A worker waits `pause` seconds before each try and retries a video up to
+    `retries` times; at most the fraction `tolerated` of all videos may fail for transient reasons. `retry_unavailable`
+    requests videos again that were unavailable before. `cookies` is a cookie file in Netscape format, for videos that
+    need a login. `{id}` in `video_url` is replaced by the video id.
 
-    What says only how to download stays out of the repr, by which download tells whether it goes on with what an
-    interrupted one has left."""
+    Keys that do not change the result have repr=False: an interrupted download resumes only if the repr is the same."""
 
     video_url: str = "https://www.youtube.com/watch?v={id}"
     format: str = "b[height<=360]/b"
@@ -105,33 +106,33 @@ class YouTube(Videos):
     rate_limit: Positive | None = Field(default=None, repr=False)
     pause: Annotated[float, Field(ge=0)] = Field(default=5.0, repr=False)
     retries: Annotated[int, Field(ge=0)] = Field(default=5, repr=False)
-    tolerated: Share = Field(default=0.01, repr=False)
-    retry_gone: bool = Field(default=False, repr=False)
+    tolerated: Fraction = Field(default=0.01, repr=False)
+    retry_unavailable: bool = Field(default=False, repr=False)
     cookies: str | None = Field(default=None, repr=False)
 
     @model_validator(mode="after")
-    def _url_has_a_place_for_the_id(self) -> YouTube:
+    def _url_has_an_id_placeholder(self) -> YouTube:
         if "{id}" not in self.video_url:
-            raise ValueError("video_url needs {id} where the video's id belongs")
+            raise ValueError("video_url needs {id} in place of the video id")
         return self
 
 
 class ActivityNet(YouTube):
-    """ActivityNet v1.3: one example a segment of a video; see avdistill/data/datasets/activitynet.py."""
+    """ActivityNet v1.3: one clip per annotated segment; see avdistill/data/datasets/activitynet.py."""
 
     kind: Literal["activitynet"]
 
 
 class KineticsSounds(Videos):
-    """The classes of Kinetics-400 that can be heard; see avdistill/data/datasets/kinetics_sounds.py.
+    """Kinetics-Sounds: 31 classes of Kinetics-400 with typical sounds; see avdistill/data/datasets/kinetics_sounds.py.
 
-    `annotation` is a folder that has Kinetics-400's train.csv and val.csv."""
+    `annotation` is a folder with Kinetics-400's train.csv and val.csv."""
 
     kind: Literal["kinetics_sounds"]
 
 
 class VGGSound(YouTube):
-    """VGGSound: clips of 10 s of YouTube videos; see avdistill/data/datasets/vggsound.py."""
+    """VGGSound: 10 s clips of YouTube videos; see avdistill/data/datasets/vggsound.py."""
 
     kind: Literal["vggsound"]
 

@@ -1,8 +1,8 @@
-"""The DVC targets of a study, for a shell to pass on.
+"""Print the DVC targets of a study.
 
     dvc repro $(python -m avdistill.config.studies PARAMS STUDY)
 
-brings every run of one study up to date, from the videos to its evaluation, and nothing else.
+updates the runs of one study, from the videos to the evaluation, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from avdistill.pipeline.errors import UserError, nearest
 
 
 def targets(params: Params, study: str) -> list[str]:
-    """The last stage of each job of a study, as `dvc repro` takes it from the repository's root: `evaluate@kd`, or
-    `paper/dvc.yaml:evaluate@kd` for a suite in a folder. Raises UserError for a study that is not there."""
+    """Return the targets of `dvc repro` for a study: the evaluation of each of its jobs.
+
+    `evaluate@kd`, or `paper/dvc.yaml:evaluate@kd` for a suite in a folder; relative to the root of the repository.
+    Raises UserError if there is no such study."""
     if study not in params.studies:
         raise UserError(f"{params.suite.file}: studies: there is no study '{study}'; {nearest(study, params.studies)}")
     folder = Path(params.suite.file).parent
@@ -26,7 +28,7 @@ def targets(params: Params, study: str) -> list[str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the targets in one line."""
+    """Print the targets on one line."""
     if len(arguments) != 2:
         sys.exit("usage: python -m avdistill.config.studies PARAMS STUDY")
     try:

@@ -1,4 +1,4 @@
-"""Types that all sections of params.yaml share."""
+"""Types shared by all sections of params.yaml."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ NO_TEACHER = "none"
 
 
 class Settings(BaseModel):
-    """A part of params.yaml: unknown keys are errors, values never change after loading."""
+    """Base class of the sections of params.yaml: unknown keys are errors, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Precision = Literal["float32", "bfloat16", "float16"]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-# Without a user or password: what stands in params is seen in git, MLflow and the report.
+# Without credentials, because params are stored in git and MLflow and shown in the report.
 Url = Annotated[str, Field(pattern=r"^(https?://[^/\s@]+(/\S*)?|file://\S*)$")]

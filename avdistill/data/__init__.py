@@ -1,1 +1,1 @@
-"""From videos to batches: media files, packed stores, the index of clips, datasets and their sources."""
+"""Read media files, pack clips into stores, index them, and batch them for training."""

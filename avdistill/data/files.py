@@ -1,4 +1,4 @@
-"""Read and write files: whole or not at all, JSON, CSV, named arrays, checksums."""
+"""Atomic writes, JSON, CSV, named arrays and checksums."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import pandas as pd
 
 from avdistill.pipeline.errors import UserError, room_for
 
-AGAIN = "make it again with `dvc repro --force --single-item <its stage>`"
+AGAIN = "regenerate it with `dvc repro --force --single-item <its stage>`"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path` when the block ends well: a file is there whole or not at all.
+    """Yield a temporary path that is renamed to `path` if the block succeeds: writes are atomic.
 
-    Raises UserError where there is no room for it."""
+    Raises UserError if the disk is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -37,55 +37,55 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def intact(path: Path) -> bool:
-    """Whether a file of arrays or of tensors, a zip archive both, is all there: each part has its CRC-32."""
+    """Return whether an .npz file or a file of tensors (both are zip archives) passes its CRC-32 checks."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except Exception:  # noqa: BLE001 - zipfile lets through what zlib, struct and the decoding of names raise
+    except Exception:  # noqa: BLE001 - zipfile does not wrap the errors of zlib, struct and name decoding
         return False
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a UTF-8 text file atomically."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, keys in the order given, floats at full precision."""
+    """Write JSON, with keys in insertion order and floats at full precision."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write a table without its row numbers; floats keep every bit."""
+    """Write a table as CSV without its index; floats round-trip exactly."""
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write named arrays to one .npz file."""
+    """Write named arrays to an .npz file."""
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_arrays(path: Path, names: Sequence[str] = ("*",)) -> dict[str, np.ndarray]:
-    """Read the arrays whose names match one of `names` ("block_*"), by default all; the others are not even read.
+    """Read the arrays of an .npz file whose names match one of the patterns `names` ("block_*"), by default all.
 
-    Never runs code from the file. Raises UserError naming a file that cannot be read, or lacks one of `names`."""
+    Never unpickles. Raises UserError if the file cannot be read, or has no array of a name without `*`."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             for pattern in names:
                 if "*" not in pattern and pattern not in arrays.files:
-                    raise KeyError(f"there is no {pattern}")
+                    raise KeyError(f"there is no array {pattern}")
             wanted = [name for name in arrays.files if any(fnmatchcase(name, pattern) for pattern in names)]
             return {name: arrays[name] for name in wanted}
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; run the stage that makes it") from None
-    except Exception as error:  # noqa: BLE001 - zipfile, zlib and numpy each raise their own
+        raise UserError(f"{path}: missing; run the stage that writes it") from None
+    except Exception as error:  # noqa: BLE001 - zipfile, zlib and NumPy have no common base class of errors
         raise UserError(f"{path}: damaged ({error})") from None
 
 
 def digest(*paths: Path) -> str:
-    """SHA-256 over files and folders: names and contents. A store counts by its store.json, which has checksums."""
+    """Return the SHA-256 over names and contents of files and folders; of a store, over its store.json only."""
     total = hashlib.sha256()
     for path in paths:
         if path.is_dir() and (path / "store.json").exists():
@@ -100,6 +100,6 @@ def digest(*paths: Path) -> str:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

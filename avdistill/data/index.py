@@ -12,7 +12,7 @@ from avdistill.pipeline.errors import UserError
 INDEX_COLUMNS = {
     "id": "string",  # unique, and the key of the clip in every store
     "file": "string",  # relative to the dataset's videos
-    "label": "int64",  # number of the class, by alphabetical order
+    "label": "int64",  # class number, in alphabetical order of the class names
     "class": "string",
     "group": "string",
     "split": "string",  # train, val or test
@@ -20,29 +20,29 @@ INDEX_COLUMNS = {
     "end": "float64",
     "seconds": "float64",
     "audio": "string",  # yes, silent, or no (no audio stream)
-    "status": "string",  # ok, broken, gone (there is no file), or excluded (by the dataset)
-    "reason": "string",  # why a clip cannot be used, or why it has no usable sound
+    "status": "string",  # ok, corrupt, unavailable (there is no file), or excluded (by the dataset)
+    "reason": "string",  # why the clip cannot be used, or why it has no usable sound
 }
 
 
 def write_index(path: Path, index: pd.DataFrame) -> None:
-    """Write the index of clips, sorted by id, and beside it its checksum, as `sha256sum` does."""
+    """Write the index of clips, sorted by id, and its checksum in the format of `sha256sum`, `<path>.sha256`."""
     missing = set(INDEX_COLUMNS) - set(index.columns)
     if missing:
-        raise ValueError(f"index lacks columns {sorted(missing)}")
+        raise ValueError(f"the index has no columns {sorted(missing)}")
     extra = [column for column in index.columns if column not in INDEX_COLUMNS]
     write_csv(path, index[[*INDEX_COLUMNS, *extra]].sort_values("id", ignore_index=True))
     write_text(_checksum_of(path), f"{sha256(path)}  {path.name}\n")
 
 
 def read_index(path: Path) -> pd.DataFrame:
-    """Read the index of clips: the columns of INDEX_COLUMNS, and those that a dataset adds (its truth).
+    """Read the index of clips: INDEX_COLUMNS and the dataset's own columns.
 
-    Raises UserError if it is not what was written."""
+    Raises UserError if it is missing or its checksum differs."""
     try:
         if not _checksum_of(path).read_text(encoding="utf-8", errors="replace").startswith(sha256(path)):
             raise ValueError("its checksum differs")
-        # A class may be called "None" or "NA": only an empty field is empty.
+        # A class may be named "None" or "NA", so pandas' default NA values are off.
         index = pd.read_csv(path, dtype=INDEX_COLUMNS, keep_default_na=False, na_values={"start": "", "end": ""})
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: missing; run stage split") from None

@@ -91,31 +91,31 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     The last batch is dropped where it is not full, since batch statistics and batch-relational losses of a few
     clips are noise; a training set smaller than one batch is one batch. Of several processes that train one student,
-    each has its `share` (number, of how many) of every batch."""
+    each gets its `shard` (rank, world size) of every batch."""
 
-    def __init__(self, size: int, batch: int, seed: int, share: tuple[int, int] = (0, 1)) -> None:
-        self.batch = min(batch, size) // share[1] * share[1]
-        self.size, self.seed, self.share, self.epoch = size, seed, share, 0
+    def __init__(self, size: int, batch: int, seed: int, shard: tuple[int, int] = (0, 1)) -> None:
+        self.batch = min(batch, size) // shard[1] * shard[1]
+        self.size, self.seed, self.shard, self.epoch = size, seed, shard, 0
 
     def __len__(self) -> int:
         return self.size // self.batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size).tolist()
-        number, shares = self.share
-        width = self.batch // shares
-        for start in range(number * width, len(self) * self.batch, self.batch):
+        rank, world_size = self.shard
+        width = self.batch // world_size
+        for start in range(rank * width, len(self) * self.batch, self.batch):
             yield [(self.epoch, row) for row in order[start : start + width]]
 
 
 def training_loader(
-    clips: ClipSet, recipe: Recipe, seed: int, share: tuple[int, int] = (0, 1)
+    clips: ClipSet, recipe: Recipe, seed: int, shard: tuple[int, int] = (0, 1)
 ) -> tuple[DataLoader[tuple[Tensor, int, int]], EpochSampler]:
     """Loader and the sampler whose `epoch` is to be set before each pass.
 
     Its workers start anew each epoch and end with it: persistent ones end only when the loader is collected, which
     may take 5 s a worker."""
-    sampler = EpochSampler(len(clips), recipe.batch, seed, share)
+    sampler = EpochSampler(len(clips), recipe.batch, seed, shard)
     loader = DataLoader(
         TrainingWindows(clips, recipe, seed),
         batch_sampler=sampler,
@@ -199,7 +199,8 @@ def to_input(clips: Tensor, normalisation: str) -> Tensor:
 
 
 def teacher_table(features: Path, head: Path, clips: ClipSet, with_blocks: bool = False) -> TeacherBatch:
-    """What a teacher knows of all clips, in their order. Raises UserError if it has no row for one of them."""
+    """What a teacher knows of all clips, in their order. Raises UserError if it has no row for one of them,
+    or one that is not finite."""
     wanted = ("ids", "features", "mask", *["block_*"] * with_blocks)
     stored = read_arrays(features / "features.npz", wanted)
     judged = read_arrays(head / "logits.npz", ("ids", "logits"))
@@ -210,6 +211,13 @@ def teacher_table(features: Path, head: Path, clips: ClipSet, with_blocks: bool 
     if not np.array_equal(judged["ids"], stored["ids"]):
         raise UserError(f"{head}: its logits are not of the clips of {features}; run stage teacher_head again")
     rows = [row_of[name] for name in clips.ids]
+    for where, name, values in (
+        (features / "features.npz", "features", stored["features"]),
+        (head / "logits.npz", "logits", judged["logits"]),
+    ):
+        bad = np.flatnonzero(~np.isfinite(values[rows]).all(1) & stored["mask"][rows])
+        if len(bad):
+            raise UserError(f"{where}: {name} of clip {clips.ids[bad[0]]!r} are not finite ({len(bad)} clips in all)")
     names = sorted(name for name in stored if name.startswith("block_"))
     return TeacherBatch(
         torch.from_numpy(stored["features"][rows]),

@@ -1,12 +1,12 @@
-"""Packed stores: arrays by key, in a folder of few large files that are read by memory map.
+"""Packed stores: arrays by key in a few large files, read by memory map.
 
     store.json          version, element type, encoding (raw, or jpeg: see jpeg.py), SHA-256 of each file
-    shard-00000.bin     the arrays, one after the other
-    shard-00000.npz     where each array is: keys (n), offsets (n, in elements), shapes (n, dims), crcs (n)
+    shard-00000.bin     the arrays, concatenated
+    shard-00000.npz     index of the shard: keys (n), offsets (n, in elements), shapes (n, dims), crcs (n)
 
-Shards are written to a temporary name and renamed, so an interrupted writer continues after the last whole shard.
-Reading verifies what was written: the listing of a shard by its SHA-256 when the store is opened, each array by its
-CRC-32 when it is first read.
+A shard is written under a temporary name and renamed when it is complete, so an interrupted writer resumes after the
+last complete shard. Checksums are verified on reading: the SHA-256 of each shard's index when the store is opened, the
+CRC-32 of each array when it is first read.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ ENCODINGS = ("raw", "jpeg")
 
 
 class StoreWriter:
-    """Writes arrays of one element type under keys. `with StoreWriter(folder, "uint8") as store: store.put(…)`.
+    """Write arrays of one element type by key: `with StoreWriter(folder, "uint8") as store: store.put(…)`.
 
-    Reopening a folder that was left unfinished keeps its whole shards, up to the first that is damaged; `key in store`
-    tells what is there.
+    Opening the folder of an interrupted writer keeps its complete shards up to the first damaged one. `key in store`
+    is true for the arrays that were kept and those written since.
     """
 
     def __init__(self, folder: Path, dtype: str, shard_bytes: int = SHARD_BYTES, encoding: str = "raw") -> None:
@@ -52,7 +52,7 @@ class StoreWriter:
                 for key, view in views.items():
                     view.check(key)
             except UserError as error:
-                print(f"{error}; it and what comes after it are made again", file=sys.stderr)
+                print(f"{error}; this shard and the later ones are written again", file=sys.stderr)
                 break
             self.written |= views.keys()
             self._add_checksums(listing)
@@ -68,13 +68,15 @@ class StoreWriter:
         if kind is None:
             self.close()
         else:
-            with suppress(OSError):  # what is left of a shard that is not whole
+            with suppress(OSError):  # closing flushes, which fails again if the disk is full
                 self.file.close()
 
     def put(self, key: str, array: np.ndarray) -> None:
-        """Append an array; `key` must be new. The array is cast to the store's element type only if that is exact."""
+        """Append `array` under a new key, cast to the store's element type under NumPy's "same_kind" rule.
+
+        Raises ValueError if the key exists, TypeError if the cast is not allowed, UserError if the disk is full."""
         if key in self.written:
-            raise ValueError(f"{key!r} is in the store already")
+            raise ValueError(f"{key!r} is already in the store")
         array = np.ascontiguousarray(array.astype(self.dtype, casting="same_kind", copy=False))
         with room_for(self.folder / f"{self.name}.bin"):
             self.file.write(array.data)
@@ -89,7 +91,7 @@ class StoreWriter:
             self._open_shard()
 
     def close(self) -> None:
-        """Finish the last shard and the store."""
+        """Write the last shard and store.json."""
         self._close_shard()
         description = {"version": VERSION, "dtype": self.dtype.name, "encoding": self.encoding}
         write_json(self.folder / "store.json", description | {"files": self.checksums})
@@ -111,7 +113,7 @@ class StoreWriter:
             partial.unlink()
             return
         listing = self.folder / f"{self.name}.npz"
-        listing.unlink(missing_ok=True)  # of a damaged shard
+        listing.unlink(missing_ok=True)  # that of a damaged shard
         partial.replace(listing.with_suffix(".bin"))
         write_arrays(
             listing,
@@ -128,7 +130,7 @@ class StoreWriter:
 
 
 class _View(NamedTuple):
-    """Where an array lies in a shard, and the CRC-32 of its bytes."""
+    """Location of an array in a shard, and the CRC-32 of its bytes."""
 
     data: np.memmap
     offset: int
@@ -144,13 +146,13 @@ class _View(NamedTuple):
         return np.asarray(self.data[self.offset : self.end]).reshape(self.shape)
 
     def check(self, key: str) -> None:
-        """Raises UserError naming the shard if the array is not what was written."""
+        """Compare the array with its CRC-32. Raises UserError naming the shard if they differ."""
         if zlib.crc32(self.array.data) != self.crc:
             raise UserError(f"{self.data.filename}: damaged (the checksum of {key!r} differs); {AGAIN}")
 
 
 def _views(listing: Path, dtype: np.dtype[Any]) -> dict[str, _View]:
-    """The arrays of a shard by key, none of them read. Raises UserError if one lies outside the file."""
+    """Map the arrays of a shard by key without reading them. Raises UserError if one lies outside the file."""
     shard, arrays = listing.with_suffix(".bin"), read_arrays(listing)
     try:
         columns = [arrays[name].tolist() for name in ("keys", "offsets", "shapes", "crcs")]
@@ -165,9 +167,9 @@ def _views(listing: Path, dtype: np.dtype[Any]) -> dict[str, _View]:
 
 
 class Store:
-    """A finished store: `store[key]` is a read-only view into the memory map, or a `JpegClip` on it.
+    """Read a finished store: `store[key]` is a read-only view of the memory map, or a `JpegClip` on such a view.
 
-    Raises UserError if it is damaged."""
+    Opening and reading raise UserError if the store is missing, damaged, or of another version."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -175,13 +177,13 @@ class Store:
             description = json.loads((self.folder / "store.json").read_text(encoding="utf-8"))
             version = description["version"]
             if version != VERSION:
-                raise UserError(f"{self.folder}: store version {version}, this program reads {VERSION}; {AGAIN}")
+                raise UserError(f"{self.folder}: found store version {version}, expected {VERSION}; {AGAIN}")
             self.checksums: dict[str, str] = dict(description["files"])
             dtype, self.encoding = np.dtype(description["dtype"]), description["encoding"]
             if self.encoding not in ENCODINGS:
-                raise ValueError(f"encoding {self.encoding!r}")
+                raise ValueError(f"unknown encoding {self.encoding!r}")
         except FileNotFoundError:
-            raise UserError(f"{self.folder}: no finished store; run the stage that makes it") from None
+            raise UserError(f"{self.folder}: no finished store (no store.json); run the stage that writes it") from None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.folder / 'store.json'}: damaged ({error}); {AGAIN}") from None
         self._views: dict[str, _View] = {}
@@ -213,11 +215,11 @@ class Store:
             raise UserError(f"{self.folder}: {key}: damaged ({error})") from None
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of an array, without touching its data."""
+        """Return the shape of an array without reading it."""
         return self._views[key].shape
 
     def verify(self) -> None:
-        """Compare every file with its checksum. Raises UserError naming the first that differs."""
+        """Compare every file with its SHA-256. Raises UserError naming the first that differs."""
         for name in self.checksums:
             self._compare(name)
 

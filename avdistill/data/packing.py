@@ -1,10 +1,11 @@
-"""From clips to a store: what the stages that read every clip have in common."""
+"""Read clips in worker processes and pack the results into a store."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -12,11 +13,11 @@ from avdistill.data import media
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.workers import each
 
-SHARD_BYTES = 1 << 28  # what an interruption costs at most
+SHARD_BYTES = 1 << 28  # at most this much is computed again after an interruption
 
 
 class Named(Protocol):
-    """Whatever has the id of a clip."""
+    """Anything with the id of a clip."""
 
     @property
     def id(self) -> str: ...  # noqa: D102
@@ -26,19 +27,27 @@ C = TypeVar("C", bound=Named)
 R = TypeVar("R")
 
 
+class Damaged(NamedTuple, Generic[R]):
+    """What could be read of a damaged clip, and what is missing."""
+
+    value: R
+    reason: str
+
+
 def pack(
     folder: Path,
     dtype: str,
     clips: Sequence[C],
-    read: Callable[[C], R],
+    read: Callable[[C], R | Damaged[R]],
     finish: Callable[[C, R], np.ndarray],
     description: str,
     encoding: str = "raw",
 ) -> dict[str, int]:
-    """Fill a store with finish(clip, read(clip)) by clip id; `read` runs in other processes, `finish` in this one.
+    """Write finish(clip, read(clip)) of each clip to a store, by clip id.
 
-    Clips that cannot be read go to problems.csv (id, reason). Those that an interrupted run has stored are not read
-    again. Returns the numbers of clips and problems. Raises UserError if no clip at all can be read.
+    `read` runs in worker processes, `finish` in this one. Clips that cannot be read, or are damaged, are listed in
+    problems.csv (id, reason). Clips that an interrupted run has stored are not read again. Returns the counts
+    `clips` and `problems`. Raises UserError if no clip can be read.
     """
     import pandas as pd
 
@@ -47,13 +56,21 @@ def pack(
 
     media.check_readers()
     problems: list[tuple[str, str]] = []
+    notes = folder / "damaged.jsonl"  # of clips that are stored, for a run that continues this one
     with StoreWriter(folder, dtype, SHARD_BYTES, encoding) as store:
         for clip, outcome in each(read, [clip for clip in clips if clip.id not in store], description):
             if isinstance(outcome, UserError):
                 problems.append((clip.id, str(outcome)))
-            else:
-                store.put(clip.id, finish(clip, outcome))
+                continue
+            if isinstance(outcome, Damaged):
+                with notes.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([clip.id, outcome.reason]) + "\n")
+                outcome = outcome.value
+            store.put(clip.id, finish(clip, outcome))
         if not store.written:
             raise UserError(f"none of {len(clips)} clips could be read" + (f"; {problems[0][1]}" if problems else ""))
+    if notes.exists():
+        problems += dict.fromkeys(tuple(json.loads(line)) for line in notes.read_text(encoding="utf-8").splitlines())
+        notes.unlink()
     write_csv(folder / "problems.csv", pd.DataFrame(problems, columns=["id", "reason"]))
     return {"clips": len(store.written), "problems": len(problems)}

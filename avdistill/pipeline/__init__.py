@@ -1,1 +1,1 @@
-"""What every stage shares: its command line, outputs, worker processes, progress and errors."""
+"""The framework of the stages: command line, outputs, worker processes, progress and errors."""

@@ -1,13 +1,13 @@
-"""What code and packages the outputs of a stage depend on, found by following imports.
+"""Find the code and packages that the outputs of a stage depend on, by following imports.
 
-DVC compares files. It knows neither which of a hundred modules a stage uses nor which PyTorch is installed, so stage
-`code` writes, for each stage and item, one small file that every other stage depends on:
+DVC only compares files. To rerun a stage when its code or a package changes, stage `code` writes one small file per
+stage and item, which is a dependency of that stage:
 
-    <out>/code/<stage>/<item>.json      modules (digest of each), files that they read, packages (version of each)
+    <out>/code/<stage>/<item>.json      digests of modules and of the data files that they read, versions of packages
 
-A module counts by its syntax tree without docstrings: comments, docstrings and formatting change nothing. Imports are
-followed wherever they stand, late ones too; what is imported by a computed name (methods, datasets) is added by
-`entry_points`.
+The digest of a module is that of its syntax tree without docstrings, so comments, docstrings and formatting do not
+count. Imports are followed everywhere, also inside functions; modules that are imported by a computed name (methods,
+datasets) are added by `entry_points`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from avdistill.config.types import NO_TEACHER
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("avdistill", "models", "stages")
 
-# Packages whose code makes bits, by the name that they are imported by.
+# Packages that can change outputs: import name -> distribution name.
 PACKAGES = {
     "PIL": "pillow",
     "av": "av",
@@ -41,27 +41,27 @@ PACKAGES = {
     "torchvision": "torchvision",
 }
 
-# Modules that cannot change what a stage makes, and why. They are not followed either.
+# Modules that cannot change the outputs of a stage, and why. Their imports are not followed.
 INERT = {
-    "avdistill.config": "params reach a stage through the files of stage check, which hold defaults too",
-    "avdistill.tracking": "sends to MLflow what a stage has made",
-    "avdistill.data.sources.archives": "unpacks what was downloaded",
-    "avdistill.data.sources.http": "brings files, which are compared with their checksums",
-    "avdistill.data.sources.youtube": "brings videos; a change of code must not fetch them again",
-    "avdistill.pipeline.code": "is this",
-    "avdistill.pipeline.errors": "words errors",
-    "avdistill.pipeline.progress": "draws bars",
-    "avdistill.pipeline.stage": "gives outputs their final names",
+    "avdistill.config": "params are tracked through the files of stage check, which include defaults",
+    "avdistill.tracking": "sends finished results to MLflow",
+    "avdistill.data.sources.archives": "unpacks downloaded archives",
+    "avdistill.data.sources.http": "downloads files, which are verified by checksums",
+    "avdistill.data.sources.youtube": "downloads videos; a change of code must not download them again",
+    "avdistill.pipeline.code": "is this module",
+    "avdistill.pipeline.errors": "formats error messages",
+    "avdistill.pipeline.progress": "shows progress",
+    "avdistill.pipeline.stage": "moves outputs to their final paths",
     "avdistill.pipeline.warm": "starts processes",
 }
-# Stages that read videos through the module of their dataset's origin, with the section that names the dataset.
+# Stages that read videos through the module of their dataset's origin -> section of params that names the dataset.
 BY_ORIGIN = {"split": "datasets", "frames": "frames", "spectrogram": "datasets", "mix_noise": "noise_mixes"}
-# Origins whose data are made, or listed, here. All others are downloaded: a download survives every change of code.
+# Kinds of origin that are generated or listed locally. Downloads of other kinds are kept when the code changes.
 MADE_HERE = ("avsynth", "folder")
 
 
 class Module(NamedTuple):
-    """What is known of a module of ours: its digest, what it imports, and the data files of ours that it names."""
+    """A module of this project: its digest, the modules and packages it imports, the data files that it names."""
 
     digest: str
     imports: frozenset[str]
@@ -69,12 +69,12 @@ class Module(NamedTuple):
 
 
 def describe(stage: str, item: str | None, params: Params, root: Path = ROOT) -> dict[str, dict[str, str]]:
-    """The modules, files and packages that the outputs of a stage depend on, each with its digest or version."""
+    """Return the modules, files and packages that a stage depends on, each with its digest or version."""
     return closure(entry_points(stage, item, params), root)
 
 
 def entry_points(stage: str, item: str | None, params: Params) -> list[str]:
-    """The modules where a stage begins: its own, and those that it imports by computed names."""
+    """Return the module of a stage, and the modules that it imports by a computed name."""
     if stage == "download":
         kind = params.datasets[str(item)].origin.kind
         return [f"avdistill.data.datasets.{kind}"] if kind in MADE_HERE else []
@@ -91,22 +91,22 @@ def entry_points(stage: str, item: str | None, params: Params) -> list[str]:
     if stage == "cost":
         runs = [*params.report.cost, params.report.baseline]
         found += [f"models.distillers.{params.jobs[params.runs()[run][0]].method}" for run in runs]
-    return sorted({name for name in found if module_file(name)})  # of an unknown method, stage check says more
+    return sorted({name for name in found if module_file(name)})  # stage check reports unknown methods
 
 
 def closure(modules: list[str], root: Path = ROOT) -> dict[str, dict[str, str]]:
-    """What `modules` import, directly or not: digests of our modules and of their files, versions of packages."""
+    """Return digests of all modules that `modules` import, and of their data files, and the versions of packages."""
     seen: dict[str, Module] = {}
     packages: set[str] = set()
-    waiting = list(modules)
-    while waiting:
-        name = waiting.pop()
+    pending = list(modules)
+    while pending:
+        name = pending.pop()
         if name in seen or any(name == inert or name.startswith(f"{inert}.") for inert in INERT):
             continue
         seen[name] = read(name, root)
         for imported in seen[name].imports:
             if imported.partition(".")[0] in OURS:
-                waiting.append(imported)
+                pending.append(imported)
             else:
                 packages.add(imported)
     files = sorted({file for module in seen.values() for file in module.files})
@@ -118,19 +118,19 @@ def closure(modules: list[str], root: Path = ROOT) -> dict[str, dict[str, str]]:
 
 
 def files_of(module: str) -> list[Path]:
-    """The files of ours that a module needs to be imported, whether they can change outputs or not."""
+    """Return the source files of this project that importing `module` needs, including those of INERT modules."""
     seen: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
+    pending = [module]
+    while pending:
+        name = pending.pop()
         if name.partition(".")[0] in OURS and name not in seen:
             seen.add(name)
-            waiting += read(name).imports
+            pending += read(name).imports
     return sorted(file for file in map(module_file, seen) if file is not None)
 
 
 def module_file(name: str, root: Path = ROOT) -> Path | None:
-    """The file of a module of ours; None where there is no such module."""
+    """Return the file of a module of this project, or None if there is no such module."""
     path = root / name.replace(".", "/")
     for file in (path.with_suffix(".py"), path / "__init__.py"):
         if file.is_file():
@@ -140,7 +140,7 @@ def module_file(name: str, root: Path = ROOT) -> Path | None:
 
 @cache
 def read(name: str, root: Path = ROOT) -> Module:
-    """Parse a module of ours. Raises ImportError if there is none of that name."""
+    """Parse a module of this project. Raises ImportError if there is no such module."""
     file = module_file(name, root)
     if file is None:
         raise ImportError(f"there is no module {name} in {root}")
@@ -164,7 +164,7 @@ def read(name: str, root: Path = ROOT) -> Module:
 
 @cache
 def installed(package: str) -> str:
-    """Version of an installed package without its build ("+cu130"), or `absent`."""
+    """Return the version of a package without its build tag ("+cu130"), or "absent"."""
     try:
         return version(package).partition("+")[0]
     except PackageNotFoundError:
@@ -173,27 +173,27 @@ def installed(package: str) -> str:
 
 @cache
 def _data_files(root: Path) -> tuple[Path, ...]:
-    """Tables and templates that lie beside our modules."""
+    """Return the data files (tables, templates) of our packages."""
     files = [path for package in OURS for path in sorted((root / package).rglob("*.*"))]
     return tuple(path for path in files if path.suffix not in (".py", ".pyc") and path.is_file())
 
 
 def _packages_above(name: str) -> list[str]:
-    """Packages whose __init__ runs before a module of ours: a.b.c -> [a, a.b]."""
+    """Return the packages whose __init__ runs before a module of ours: a.b.c -> [a, a.b]."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts))] if parts[0] in OURS else []
 
 
 def _nodes(tree: ast.AST) -> Any:
-    """All nodes but those under `if TYPE_CHECKING`."""
-    waiting = [tree]
-    while waiting:
-        node = waiting.pop()
+    """Yield all nodes except those under `if TYPE_CHECKING`."""
+    pending = [tree]
+    while pending:
+        node = pending.pop()
         yield node
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            waiting += node.orelse
+            pending += node.orelse
         else:
-            waiting += ast.iter_child_nodes(node)
+            pending += ast.iter_child_nodes(node)
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

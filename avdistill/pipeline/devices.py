@@ -1,4 +1,4 @@
-"""Independent calls of one stage, side by side on CPU cores or one after the other on a GPU."""
+"""Run independent calls of a stage in parallel, on CPU cores or GPUs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from avdistill.pipeline.progress import progress
 
 
 def resolve_device(name: str) -> str:
-    """`auto` becomes cuda where there is one, else cpu. Raises UserError for a device that is not there."""
+    """Resolve `auto` to cuda if available, else cpu. Raises UserError if the device does not exist."""
     import torch
 
     if name == "auto":
@@ -24,35 +24,38 @@ def resolve_device(name: str) -> str:
     except RuntimeError:
         raise UserError(f"device: {name!r} is not a device; expected auto, cpu, cuda or cuda:<number>") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: {name} is not there; this machine has {torch.cuda.device_count()} GPUs")
+        raise UserError(f"device: {name} does not exist; this machine has {torch.cuda.device_count()} GPUs")
     return name
 
 
 def run_parallel(
-    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], device: str, description: str, alone: bool = False
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    device: str,
+    description: str,
+    sequential: bool = False,
 ) -> list[Any]:
-    """`[function(*call) for call in calls]`, side by side: one process a core on CPU, one a GPU on `cuda`.
+    """Return `[function(*call) for call in calls]`, computed in parallel: one process per CPU core or per GPU.
 
-    Three calls on two cores all start at once and share them: the third alone would leave a core idle.
-
-    A call on CPU always computes with one thread, so that neither the number of cores nor what else runs changes
-    a bit of its result; several calls side by side use the cores better than one call with several threads.
-    With `cuda` every call finds its GPU as the current one; `cuda:1` keeps all of them on that one. `alone`: one call
-    after the other, for calls that use all devices themselves."""
-    places = 1 if alone else cores() if device == "cpu" else gpus(device)
-    if min(places, len(calls)) <= 1:
+    A call on CPU always uses one thread, so its result does not depend on the number of cores or the load, to the bit;
+    calls in parallel also use the cores better than one call with several threads. Up to 1.5 calls per core all start
+    at once, since running the rest afterwards would leave cores idle.
+    With `cuda`, each call has one GPU as its current device; with `cuda:1`, all calls use that GPU. With `sequential`,
+    calls run one after the other, for calls that use all devices themselves."""
+    workers = 1 if sequential else cores() if device == "cpu" else gpus(device)
+    if min(workers, len(calls)) <= 1:
         if device == "cpu":
             _one_thread()
         return [function(*call) for call in progress(calls, description)]
-    # A forked child has the imported libraries already; spawning would import them again in each. CUDA cannot fork.
+    # Forked workers inherit the imported libraries; spawned ones import them again. CUDA does not support fork.
     context = multiprocessing.get_context("fork" if device == "cpu" and sys.platform == "linux" else "spawn")
-    if device == "cpu" and len(calls) <= 1.5 * places:
-        places = len(calls)
-    places = min(places, len(calls))
-    free = context.SimpleQueue()
-    for place in range(places):
-        free.put(place)
-    with ProcessPoolExecutor(places, context, _start_worker, (device, free)) as pool:
+    if device == "cpu" and len(calls) <= 1.5 * workers:
+        workers = len(calls)
+    workers = min(workers, len(calls))
+    indices = context.SimpleQueue()
+    for index in range(workers):
+        indices.put(index)
+    with ProcessPoolExecutor(workers, context, _start_worker, (device, indices)) as pool:
         futures = [pool.submit(function, *call) for call in calls]
         pending = set(futures)
         try:
@@ -69,7 +72,7 @@ def run_parallel(
 
 
 def gpus(device: str) -> int:
-    """GPUs that a device stands for: all of them for `cuda`, one for `cuda:1`."""
+    """Return the number of GPUs of a device: all for `cuda`, one for `cuda:1`."""
     import torch
 
     return torch.cuda.device_count() if device == "cuda" else 1
@@ -81,13 +84,13 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _start_worker(device: str, free: Any) -> None:
-    """One thread on CPU; on `cuda` a GPU of its own."""
+def _start_worker(device: str, indices: Any) -> None:
+    """Initialise a worker: one thread on CPU, or its own GPU."""
     end_with_parent()
-    place = free.get()
+    index = indices.get()
     if device == "cpu":
         _one_thread()
     else:
         import torch
 
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(index)

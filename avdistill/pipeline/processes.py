@@ -1,4 +1,4 @@
-"""Processes: how many of them may run side by side, and when they end."""
+"""Number of worker processes, and their end with the parent."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from avdistill.pipeline.errors import UserError
 
 
 def cores() -> int:
-    """Cores that this process may use: AV_CORES where it is set (a flow with several workers sets it), else all."""
+    """Return the number of cores this process may use: AV_CORES if set (by flows with several workers), else all.
+
+    Raises UserError if AV_CORES is not a positive integer."""
     given = os.environ.get("AV_CORES", "")
     if given and not (given.isdigit() and int(given) > 0):
-        raise UserError(f"AV_CORES: expected a whole number above 0, found {given!r}")
+        raise UserError(f"AV_CORES: expected a positive integer, found {given!r}")
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(int(given), available) if given else available
 
 
 def end_with_parent() -> None:
-    """In a worker: end as soon as the parent is gone, even if that was killed."""
+    """Exit this worker process as soon as its parent ends, even if the parent is killed."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -1,11 +1,10 @@
-"""What every stage shares: its command line, its one MLflow run, and outputs that are whole or absent.
+"""The framework of the stages: command line, one MLflow run per execution, atomic and resumable outputs.
 
-A stage is a module with `main(stage: Stage)`; `dvc.yaml` calls it as
+A stage is a module in `stages` with a function `main(stage: Stage)`. dvc.yaml runs it from the root of the repository:
 
     python -m stages <name> <params file> [<item>]
 
-from the repository's root. It reads what other stages made by `stage.input`, and writes what it makes inside
-`with stage.output() as folder`.
+It finds the outputs of other stages with `stage.input`, and writes its own in `with stage.output() as folder`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from avdistill.pipeline import code
 from avdistill.pipeline.errors import UserError, no_room, room_for
 from avdistill.tracking.journal import TrackedRun, start
 
-# The section of params whose entries are a stage's items; empty for a stage that runs once a suite.
+# Section of params whose entries are the items of a stage; empty for a stage that runs once per suite.
 ITEMS = {
     "check": "",
     "download": "datasets",
@@ -48,12 +47,12 @@ ITEMS = {
     "report": "",
 }
 STAGES = ("code", *ITEMS)
-TEMPORARY = re.compile(r"\..+\.\d+")  # a file that a process (by its number) was writing when it was killed
+TEMPORARY = re.compile(r"\..+\.\d+")  # `.<name>.<pid>`: partial file of a process that was killed
 
 
 @dataclass
 class Stage:
-    """One execution of a stage: its params, the item that it works on, and its tracked run."""
+    """One execution of a stage: its params, its item, and its tracked run."""
 
     name: str
     item: str | None
@@ -61,7 +60,7 @@ class Stage:
     run: TrackedRun
 
     def input(self, stage: str, item: str | None = None) -> Path:
-        """Folder that another stage made. Raises UserError if it is not there."""
+        """Return the output folder of another stage. Raises UserError if it does not exist."""
         path = self.params.path(stage, item)
         if not path.exists():
             raise UserError(f"{path}: missing; run `dvc repro {stage}{'@' + item if item else ''}` first")
@@ -69,20 +68,19 @@ class Stage:
 
     @contextmanager
     def output(self, key: str | None = None, keep: bool = False) -> Iterator[Path]:
-        """A folder to write into, that takes its final name when the block ends well.
+        """Yield a folder to write to, which is moved to the stage's output path if the block succeeds.
 
-        Without `key` the folder starts empty. With one (a digest of the inputs and params that the result depends on;
-        code and packages are added here) it starts with what an interrupted execution of the same key had left there,
-        so that a stage can resume.
+        Without `key`, the folder is empty. With a key (a digest of the inputs and params; code and packages are added
+        here), the folder keeps the files of an interrupted execution with the same key, so that the stage can resume.
 
-        With `keep`, which is for downloads, only the key counts, no code: what was finished under the same key is taken
-        up again, and what was half finished under another one is put aside, not deleted."""
+        With `keep`, for downloads, code does not count, a finished output with the same key is updated in place of
+        being written again, and an unfinished one with another key is renamed in place of being deleted."""
         if key is not None and not keep:
             key = f"{key} {json.dumps(code.describe(self.name, self.item, self.params))}"
         final = self.params.path(self.name, self.item)
         partial = Path(self.params.suite.out) / ".partial" / "-".join(filter(None, [self.name, self.item]))
         marker = partial / ".key"
-        finished = partial.with_name(f"{partial.name}.key")  # the key of what has the final name
+        finished = partial.with_name(f"{partial.name}.key")  # the key of the finished output
         if keep and partial.exists() and marker.exists() and marker.read_text() != key:
             _put_aside(partial)
         if keep and final.exists() and not partial.exists() and finished.exists() and finished.read_text() == key:
@@ -91,16 +89,16 @@ class Stage:
         if partial.exists() and (key is None or not marker.exists() or marker.read_text() != key):
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
-        for left in partial.rglob(".*"):
-            if TEMPORARY.fullmatch(left.name):
-                left.unlink()
+        for path in partial.rglob(".*"):
+            if TEMPORARY.fullmatch(path.name):
+                path.unlink()
         if not marker.exists():
             marker.write_text(key or "")
         with room_for(partial):
             yield partial
         marker.unlink()
         final.parent.mkdir(parents=True, exist_ok=True)
-        old = partial.with_name(f"{partial.name}.old")  # a folder that is half deleted must not have the final name
+        old = partial.with_name(f"{partial.name}.old")  # a half deleted folder must not be at the output path
         if final.exists():
             shutil.rmtree(old, ignore_errors=True)
             final.replace(old)
@@ -118,16 +116,16 @@ class Stage:
 
 
 def _put_aside(partial: Path) -> None:
-    """Rename what is left of a download under other settings, which may be the work of weeks."""
+    """Rename an unfinished download with other settings: it may have taken weeks, so it is not deleted."""
     number = 1
     while (aside := partial.with_name(f"{partial.name}.{number}")).exists():
         number += 1
     partial.replace(aside)
-    print(f"{aside}: half of a download under other settings; kept, delete it if it is not needed", file=sys.stderr)
+    print(f"{aside}: an unfinished download with other settings; delete it if you do not need it", file=sys.stderr)
 
 
 def execute(arguments: list[str]) -> int | str:
-    """Run a stage, given as STAGE PARAMS [ITEM]. Returns its exit code, or the one line that says what is wrong."""
+    """Run a stage with the arguments STAGE PARAMS [ITEM]. Returns the exit code, or an error message of one line."""
     if len(arguments) not in (2, 3) or arguments[0] not in STAGES:
         return f"usage: python -m stages STAGE PARAMS [ITEM], STAGE one of {', '.join(STAGES)}"
     name, file, item = [*arguments, None][:3]
@@ -150,16 +148,16 @@ def execute(arguments: list[str]) -> int | str:
 
 
 def run(arguments: list[str]) -> NoReturn:
-    """Run a stage as `execute` does, and end this process."""
+    """Run a stage as `execute` does, and exit the process."""
     code: int | str = 1
     try:
         code = execute(arguments)
-    except BaseException:  # noqa: BLE001 - it is about to end
+    except BaseException:  # noqa: BLE001 - the process exits below
         traceback.print_exc()
     if isinstance(code, str):
         print(code, file=sys.stderr)
     with suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    # To take PyTorch and all else down in order would be as slow as a short stage.
+    # os._exit, because a regular interpreter shutdown with PyTorch loaded takes as long as a short stage.
     os._exit(1 if isinstance(code, str) else code)

@@ -1,14 +1,13 @@
-"""Warm starts: a process that has the libraries loaded, and forks once for each stage.
+"""Warm starts: a server process that has imported the libraries and forks one process per stage.
 
-To load PyTorch takes seconds, which is most of what a short stage takes. The first stage that a DVC process starts
-starts `python -m avdistill.pipeline.warm` too; once that has loaded, `python -m stages` hands its stage over there:
-arguments,
-working folder, environment and open files. A flow, which starts a DVC process for each stage, gives its own process
-number in AV_WARM, so that all of them share one server. Where nobody answers, or its code is another one, the stage
-starts by itself, and nothing else differs. A stage ends with whoever asked for it, and all end with the server,
-however those end; the server ends with that DVC process or flow.
+Importing PyTorch takes seconds, most of the time of a short stage. The first stage of a DVC process also starts the
+server, `python -m avdistill.pipeline.warm`. Once the server has imported the libraries, `python -m stages` sends its
+stage there: arguments, working directory, environment and the file descriptors 0 to 2. A flow, which starts one DVC
+process per stage, sets AV_WARM to its own process id, so that all of its stages share one server. If no server answers,
+or its code differs, the stage runs in the process of `python -m stages`, with the same result. A stage is killed if the
+process that requested it or the server ends, in whatever way; the server exits with the DVC process or flow.
 
-For Linux alone: nothing else tells a process of the end of another one so surely.
+Linux only: it needs pidfd_open and PR_SET_PDEATHSIG to detect the end of other processes reliably.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ LIBRARIES = [
 ]
 LIBRARIES += ["matplotlib.figure", "stages.figures", "stages.cost", "stages.report", "torchaudio"]
 SOCKET = "warm"
-PATIENCE = 5.0  # seconds for a request to come whole
+REQUEST_TIMEOUT = 5.0  # s to receive a whole request
 PR_SET_PDEATHSIG = 1
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Request(NamedTuple):
-    """A stage to run: with which code, its arguments, where, and with which environment."""
+    """A stage to run: digest of the client's code, arguments, working directory, environment variables."""
 
     code: str
     arguments: list[str]
@@ -56,45 +55,45 @@ class Request(NamedTuple):
     environment: dict[str, str]
 
 
-# The side that asks
+# --- client ----------------------------------------------------------------------------------------------------------
 
 
 def hand_over(arguments: list[str]) -> int | None:
-    """Have a stage run by the server that is there for it; its exit code. None if it is to be run here."""
+    """Run a stage on the warm server and return its exit code; None if the caller must run it."""
     if sys.platform != "linux" or (folder := server_folder()) is None:
         return None
     with socket.socket(socket.AF_UNIX) as server:
         try:
             server.connect(str(folder / SOCKET))
-            _send(server, Request(digest(), arguments, os.getcwd(), dict(os.environ)))  # noqa: PTH109 - as text
+            _send(server, Request(digest(), arguments, os.getcwd(), dict(os.environ)))  # noqa: PTH109 - JSON needs a str
             for number in FORWARDED:
                 signal.signal(number, lambda number, _: server.send(bytes([number])))
             accepted = server.recv(1)
         except OSError:
             accepted = b""
         if not accepted:
-            usual_signals()
+            reset_signals()
             return None
         answer = b""
         with suppress(OSError):
             answer = server.recv(4, socket.MSG_WAITALL)
     if len(answer) < 4:
-        print("error: the process that ran this stage has gone", file=sys.stderr)
+        print("error: the warm server ended before this stage was finished; run it again", file=sys.stderr)
         return 1
     (code,) = struct.unpack("i", answer)
-    return int(code) if code >= 0 else 128 - int(code)  # as a shell says that a signal ended it
+    return int(code) if code >= 0 else 128 - int(code)  # 128 + signal number, as in a shell
 
 
 def server_folder() -> Path | None:
-    """Folder of the server that ends with the process AV_WARM names, or with the DVC that started this one.
+    """Return the folder of the server owned by process AV_WARM, or by the DVC process that started this one.
 
-    If there is no such folder yet, the server is started; it listens once it has loaded its libraries: before, it
-    could not look whether whoever asked is still there. None if there is none to be."""
+    If the folder does not exist, start the server; it listens only when its imports are done, because until then it
+    could not notice that a client has ended. Returns None if there is no owner or no server can be used."""
     owner = os.environ.get(VARIABLE) or str(os.getppid() if "DVC_STAGE" in os.environ else "off")
     if not owner.isdecimal():
         return None
     try:
-        processes = Path("/proc/self/ns/pid").stat().st_ino  # a container counts its own, and may share this folder
+        processes = Path("/proc/self/ns/pid").stat().st_ino  # containers may share /tmp but not process ids
         folder = Path(tempfile.gettempdir()) / f"avdistill-{os.getuid()}-{processes}-{owner}"
         if not folder.exists():
             folder.mkdir(0o700)
@@ -105,7 +104,7 @@ def server_folder() -> Path | None:
 
 
 def launch(folder: Path, owner: str) -> None:
-    """Start a server that listens in `folder`, which it takes away when it ends, with process `owner` at the latest."""
+    """Start a server that listens in `folder` and exits with process `owner`, removing the folder."""
     subprocess.Popen(
         [sys.executable, "-m", "avdistill.pipeline.warm", str(folder), owner],
         cwd=ROOT,
@@ -118,10 +117,10 @@ def launch(folder: Path, owner: str) -> None:
 
 
 def threads() -> dict[str, str]:
-    """What PyTorch's OpenMP (libgomp) has to find in the environment when it is loaded, if nothing is there yet.
+    """Return the environment variables to set before PyTorch's OpenMP runtime (libgomp) is loaded.
 
-    Its threads wait for each other by spinning, for so long that two stages with two threads each, on two cores, take
-    four times as long as with this; one by itself takes no longer."""
+    By default, its threads spin so long while waiting that two stages with two threads each take four times as long on
+    two cores as with this shorter spin count; the speed of a single stage is not affected."""
     return {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
 
 
@@ -131,20 +130,20 @@ def _send(server: socket.socket, request: Request) -> None:
     server.sendall(content)
 
 
-# The side that runs
+# --- server ----------------------------------------------------------------------------------------------------------
 
 
 class ForkServer:
-    """Loads, and forks. `serve` returns in the forked processes only, with what they are to do."""
+    """Import the libraries and fork a process per request. `serve` returns only in the forked processes."""
 
     def __init__(self, folder: Path, owner: int) -> None:
-        """`owner`: number of the process to end with. Raises ProcessLookupError if that has ended."""
+        """Import the libraries and listen. Exits with process `owner`; raises ProcessLookupError if it has ended."""
         self.owner = os.pidfd_open(owner)
         self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(folder / SOCKET))  # fails at once where the path is too long for a socket
+        self.listener.bind(str(folder / SOCKET))  # before the imports: fails if the path is too long
         self.code = digest()
         for library in LIBRARIES:
-            with suppress(Exception):  # whatever one of them raises, its stage will tell
+            with suppress(Exception):  # the stage that needs the library raises the error again
                 import_module(library)
         self.listener.listen(64)
         self.selector = selectors.DefaultSelector()
@@ -153,20 +152,20 @@ class ForkServer:
         self.children: set[int] = set()
 
     def serve(self) -> list[str]:
-        """Answer until the owner ends; a forked process returns with the arguments of its stage."""
+        """Serve requests until the owner ends. Returns, in each forked process, the arguments of its stage."""
         while True:
             for key, _ in self.selector.select():
                 if key.fd == self.owner:
                     raise SystemExit
                 if key.data is not None:
-                    self.look(*key.data)
-                elif (arguments := self.begin()) is not None:
+                    self.handle_event(*key.data)
+                elif (arguments := self.accept()) is not None:
                     return arguments
 
-    def begin(self) -> list[str] | None:
-        """Take one request: fork and accept it, or close it. Returns in the forked process alone with something."""
+    def accept(self) -> list[str] | None:
+        """Receive a request and fork for it, or close it. Returns the arguments in the forked process, else None."""
         client, _ = self.listener.accept()
-        client.settimeout(PATIENCE)
+        client.settimeout(REQUEST_TIMEOUT)
         files: list[int] = []
         try:
             head, files, _, _ = socket.recv_fds(client, 8, 3)
@@ -184,7 +183,7 @@ class ForkServer:
             self.listener.close()
             os.close(self.owner)
             client.close()
-            become(request, files)
+            set_up_process(request, files)
             return request.arguments
         for file in files:
             os.close(file)
@@ -192,23 +191,23 @@ class ForkServer:
             os.setpgid(child, child)
         client.setblocking(False)
         ended = os.pidfd_open(child)
-        known = (child, client, ended)
+        watched = (child, client, ended)
         self.children.add(child)
         with suppress(OSError):
             client.send(b"y")
-        self.selector.register(client, selectors.EVENT_READ, known)
-        self.selector.register(ended, selectors.EVENT_READ, known)
+        self.selector.register(client, selectors.EVENT_READ, watched)
+        self.selector.register(ended, selectors.EVENT_READ, watched)
         return None
 
-    def look(self, child: int, client: socket.socket, ended: int) -> None:
-        """Something has come of a stage: signals of the one who asked, or its end, or that of the stage."""
-        if child not in self.children:  # both ended at once, and this is the second to be told
+    def handle_event(self, child: int, client: socket.socket, ended: int) -> None:
+        """Forward the client's signals to a stage, kill it if the client has ended, or send its exit code."""
+        if child not in self.children:  # client and stage ended together, and the first event was handled
             return
         try:
-            wanted = client.recv(16)
-            for number in wanted:
+            signals = client.recv(16)
+            for number in signals:
                 os.kill(child, number)
-            if not wanted:  # whoever asked has gone
+            if not signals:  # the client has ended
                 os.killpg(child, signal.SIGKILL)
         except BlockingIOError:
             pass
@@ -226,8 +225,8 @@ class ForkServer:
             os.close(ended)
 
 
-def become(request: Request, files: list[int]) -> None:
-    """Make this forked process the one that was asked for."""
+def set_up_process(request: Request, files: list[int]) -> None:
+    """Give this forked process the standard streams, environment and working directory of the request."""
     os.setpgid(0, 0)
     end_with_parent(signal.SIGKILL)
     for number, file in enumerate(files):
@@ -235,34 +234,34 @@ def become(request: Request, files: list[int]) -> None:
         os.close(file)
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    usual_signals()
+    reset_signals()
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.folder)
 
 
-def usual_signals() -> None:
-    """Let signals do what they do to a Python program by itself."""
+def reset_signals() -> None:
+    """Restore Python's default signal handlers."""
     for number in FORWARDED:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def digest() -> str:
-    """Of all of our code and templates, wherever they lie: what was loaded must not run as something else."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of all files of our packages: the server must not run a stage with outdated code."""
+    total = hashlib.sha256()
     for package in ("avdistill", "models", "stages"):
         for path in sorted((ROOT / package).rglob("*")):
             if path.is_file() and path.suffix != ".pyc":
-                found.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode())
-                found.update(path.read_bytes())
-    return found.hexdigest()
+                total.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode())
+                total.update(path.read_bytes())
+    return total.hexdigest()
 
 
 def end_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send this process a signal when the one that started it ends."""
+    """Have the kernel send a signal to this process when its parent ends."""
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:
+    if os.getppid() != parent:  # the parent ended before the call
         os.kill(os.getpid(), number)
 
 
@@ -272,7 +271,7 @@ def _main(folder: str, owner: str) -> list[str]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
         return ForkServer(Path(folder), int(owner)).serve()
-    except ProcessLookupError:  # the owner has ended before
+    except ProcessLookupError:  # the owner has already ended
         raise SystemExit from None
     finally:
         if os.getpid() == own:

@@ -1,4 +1,4 @@
-"""Work on many files in several processes: results in order, bounded memory, and a crash or a hang costs one item."""
+"""Process many files in parallel: ordered results, bounded memory; a crash or a hang loses only one item."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from avdistill.pipeline.progress import progress
 T = TypeVar("T")
 R = TypeVar("R")
 
-WAITING = 4  # results a worker may be ahead of whoever reads them
-LIMIT = 1800.0  # s an item may take; hours of video are decoded in it, so what takes longer hangs
+AHEAD = 4  # results per worker that may wait for the consumer
+LIMIT = 1800.0  # s per item; enough to decode hours of video, so an item that takes longer hangs
 
 
 def each(
@@ -30,14 +30,14 @@ def each(
 ) -> Iterator[tuple[T, R | UserError]]:
     """Yield (item, function(item)) in the order of `items`; `function` must be importable (top level of a module).
 
-    A UserError, the death of a worker process (codecs are C code and files are anybody's), and `limit` seconds
-    without a result become the result of their item. Any other exception is raised here.
+    The result is a UserError if `function` raises one, if the worker process crashes (codecs are C code that reads
+    untrusted files), or if an item takes more than `limit` seconds. Any other exception is raised here.
     """
     return progress(_results(function, items, limit), description, total=len(items))
 
 
 def _results(function: Callable[[T], R], items: Sequence[T], limit: float) -> Iterator[tuple[T, R | UserError]]:
-    """A thread waits for each worker, so that it has its next item even while whoever reads the results is busy."""
+    """Yield the results. One thread per worker feeds it, so workers do not wait while the consumer is busy."""
     count = min(cores(), len(items))
     workers = [_Worker(function, limit) for _ in range(count)]
     free: SimpleQueue[_Worker[T, R]] = SimpleQueue()
@@ -45,7 +45,7 @@ def _results(function: Callable[[T], R], items: Sequence[T], limit: float) -> It
         free.put(worker)
 
     def work(item: T) -> R | UserError:
-        worker = free.get()  # there are as many as threads
+        worker = free.get()  # never blocks: there are as many workers as threads
         try:
             return worker.result(item)
         finally:
@@ -56,7 +56,7 @@ def _results(function: Callable[[T], R], items: Sequence[T], limit: float) -> It
     try:
         for new in items:
             pending.append((new, threads.submit(work, new)))
-            if len(pending) > WAITING * count:
+            if len(pending) > AHEAD * count:
                 item, future = pending.popleft()
                 yield item, future.result()
         for item, future in pending:
@@ -68,7 +68,7 @@ def _results(function: Callable[[T], R], items: Sequence[T], limit: float) -> It
 
 
 class _Worker(Generic[T, R]):
-    """A process that works on one item at a time: started when there is one, and anew when it has ended."""
+    """A worker process for one item at a time, started on the first item and restarted after a crash or a hang."""
 
     def __init__(self, function: Callable[[T], R], limit: float) -> None:
         self.function, self.limit = function, limit
@@ -78,38 +78,38 @@ class _Worker(Generic[T, R]):
         self.lock = threading.Lock()
 
     def result(self, item: T) -> R | UserError:
-        """function(item), or why there is none."""
+        """Return function(item), or the UserError in its place."""
         try:
             connection = self.connection or self._start()
             connection.send(item)
             if not connection.poll(self.limit):
                 self._end()
-                return UserError(f"not done after {self.limit:g} s, given up")
+                return UserError(f"no result after {self.limit:g} s; the worker process was killed")
             result, error = connection.recv()
         except (EOFError, ConnectionError):
             self._end()
-            return UserError("the process that worked on it died (a crash in a codec, or out of memory)")
+            return UserError("the worker process died (a crash in a codec, or out of memory)")
         if error is None or isinstance(error, UserError):
             return error or result
         raise error
 
     def close(self) -> None:
-        """End the process, whatever it does, for good."""
+        """Kill the process; it is not restarted."""
         self.closed = True
         self._end()
 
     def _start(self) -> Connection:
-        # A fresh process: a fork would copy locks that threads of this one may hold.
+        # Spawn, not fork: a fork would copy locks that other threads of this process may hold.
         context = multiprocessing.get_context("spawn")
-        connection, its_end = context.Pipe()
+        connection, remote = context.Pipe()
         with self.lock:
             if self.closed:
                 raise EOFError
-            process = context.Process(target=_work, args=(self.function, its_end), daemon=True)
+            process = context.Process(target=_work, args=(self.function, remote), daemon=True)
             process.start()
             self.process = process
-        its_end.close()
-        connection.recv()  # it has imported what it needs; the item's time begins
+        remote.close()
+        connection.recv()  # the imports are done; they do not count towards the limit
         self.connection = connection
         return connection
 
@@ -122,14 +122,14 @@ class _Worker(Generic[T, R]):
 
 
 def _work(function: Callable[[Any], Any], connection: Connection) -> None:
-    """In the worker: answer each item by its result or the exception."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    """Run in the worker process: send the result of each item, or its exception."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent kills the worker
     end_with_parent()
     connection.send(None)
     while True:
         item = connection.recv()
         try:
             connection.send((function(item), None))
-        except Exception as error:  # noqa: BLE001 - it is raised in the parent
+        except Exception as error:  # noqa: BLE001 - the parent raises it
             error.add_note(traceback.format_exc())
             connection.send((None, error))

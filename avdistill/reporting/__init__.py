@@ -1,1 +1,1 @@
-"""From the files of `evaluate` to statistics, tables, figures and pages."""
+"""Statistics, tables, figures and pages from the files of stage evaluate."""

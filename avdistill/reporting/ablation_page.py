@@ -1,12 +1,12 @@
-"""What an ablation found: a table with intervals, a picture, one page.
+"""Results of an ablation: a table, a figure and a self-contained page.
 
-Flows bring the measurements (flows/ablations.py); here they become numbers that may be compared:
+flows/ablations.py collects the measurements; this module writes:
 
-  results.csv   one row a point and run: what was varied; the metric in percent and its gain over the baseline in
-                points, each with its 95 % interval over seeds (Student's t; gains are paired by seed); p of the gain
-                after Holm's correction for all gains of the ablation; seconds that the point took
-  picture.png   one thing varied: a curve with intervals; two: a map of the gain (of the metric without a baseline)
-  index.html    both, what is best, and what it cost; one file that loads nothing from elsewhere
+  results.csv   one row per point and run: the varied settings; the metric (percent) and its gain over the baseline
+                (points), each with a 95 % Student's t interval over seeds (gains are paired by seed); p of the gain
+                after Holm's correction for all gains of the ablation; wall time of the point in seconds
+  picture.png   one varied setting: curves with intervals; two: heat maps of the gain (of the metric without baseline)
+  index.html    table and figure, the best point, and the total time
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from avdistill.data.files import write_csv, write_text
 from avdistill.reporting import results
 from avdistill.reporting.figures import COLORS, GREY, NoDataError, bare, new_figure
 from avdistill.reporting.page import EMPTY, TEMPLATES, plural, signed, spread
-from avdistill.reporting.results import Interval, interval_of, named, percent
-from avdistill.reporting.significance import LEVEL
+from avdistill.reporting.results import Interval, interval_columns, interval_of, percent
+from avdistill.reporting.significance import ALPHA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,26 +32,28 @@ if TYPE_CHECKING:
 
 
 class Ablation(NamedTuple):
-    """What was asked: `grid` has the values of what is varied by its key in params' words, `words` what each key means.
-    Gains are over run `baseline`, if one is named, at the same point."""
+    """An ablation: `grid` holds the values of each setting by key, `labels` a description of each key.
+
+    Gains are over run `baseline`, if given, at the same point."""
 
     name: str
     runs: tuple[str, ...]
     baseline: str | None
     metric: str
     grid: dict[str, list[Any]]
-    words: dict[str, str]
+    labels: dict[str, str]
 
     @property
     def varied(self) -> list[str]:
-        """Keys that have several values: the axes of the picture."""
+        """Keys with several values: the axes of the figure."""
         return [key for key, values in self.grid.items() if len(values) > 1]
 
 
 def summarise(ablation: Ablation, measured: pd.DataFrame) -> pd.DataFrame:
-    """The rows of results.csv, from one row a point, run, seed and metric.
+    """Return the rows of results.csv.
 
-    `measured` has the columns point, seconds, run, seed, metric, value, and one for each key of the grid."""
+    `measured` has one row per point, run, seed and metric. Its columns are point, seconds, run, seed, metric, value,
+    and one per key of the grid."""
     keys, rows = list(ablation.grid), []
     for _, here in measured.groupby("point", sort=False):
         base = results.by_seed(here, ablation.baseline, ablation.metric)
@@ -62,58 +64,58 @@ def summarise(ablation: Ablation, measured: pd.DataFrame) -> pd.DataFrame:
                 {
                     **{key: here[key].iloc[0] for key in keys},
                     "run": run,
-                    **named(ablation.metric, percent(results.student_interval(ours))),
-                    **named("gain", percent(gain)),
+                    **interval_columns(ablation.metric, percent(results.student_interval(ours))),
+                    **interval_columns("gain", percent(gain)),
                     "p": results.paired_p(gain),
                     "seconds": here["seconds"].iloc[0],
                     "point": here["point"].iloc[0],
                 }
             )
-    columns = [*keys, "run", *named(ablation.metric, results.UNKNOWN), *named("gain", results.UNKNOWN)]
-    table = pd.DataFrame(rows, columns=[*columns, "p", "seconds", "point"])
+    intervals = [*interval_columns(ablation.metric, results.UNKNOWN), *interval_columns("gain", results.UNKNOWN)]
+    table = pd.DataFrame(rows, columns=[*keys, "run", *intervals, "p", "seconds", "point"])
     table["p"] = results.holm(table["p"])
     return table
 
 
 def best(ablation: Ablation, table: pd.DataFrame) -> pd.Series | None:
-    """The row with the highest gain, or the highest metric where there is no baseline; None in an empty table."""
+    """Return the row with the highest gain, or metric if there are no gains; None if nothing was measured."""
     own = table[table["run"] != ablation.baseline]
     value = "gain" if own["gain"].notna().any() else ablation.metric
     return None if own.empty or own[value].isna().all() else own.loc[own[value].idxmax()]
 
 
 def verdict(ablation: Ablation, table: pd.DataFrame) -> list[str]:
-    """Sentences: the best point, what may be claimed, and what all of it cost."""
+    """Return sentences on the best point, the significant gains and the total time."""
     top = best(ablation, table)
     if top is None:
         return ["No point was measured."]
     where = ", ".join(f"{key} {value(top[key])}" for key in ablation.varied) or "the only point"
-    level, gain = interval_of(top, ablation.metric), interval_of(top, "gain")
+    score, gain = interval_of(top, ablation.metric), interval_of(top, "gain")
     over = f", {spread(gain, sign=True)} points over {ablation.baseline}" if gain.seeds else ""
     gains = table["gain"].notna()
     points = table["point"].nunique()
-    sentences = [f"Best of {plural(points, 'point')}: {top['run']} at {where}, {spread(level)} %{over}."]
+    sentences = [f"Best of {plural(points, 'point')}: {top['run']} at {where}, {spread(score)} %{over}."]
     if gains.any():
-        claimed = table[gains & (table["p"] < LEVEL)]
-        wins, losses = int((claimed["gain"] > 0).sum()), int((claimed["gain"] < 0).sum())
+        significant = table[gains & (table["p"] < ALPHA)]
+        higher, lower = int((significant["gain"] > 0).sum()), int((significant["gain"] < 0).sum())
         sentences.append(
-            f"Of {plural(int(gains.sum()), 'gain')} over {ablation.baseline}, {wins} can be claimed, and "
-            f"{plural(losses, 'loss').replace('losss', 'losses')} (corrected p below {LEVEL})."
+            f"Of {plural(int(gains.sum()), 'gain')} over {ablation.baseline}, {higher} are significantly above zero "
+            f"and {lower} significantly below (corrected p below {ALPHA})."
         )
     seconds = table.drop_duplicates("point")["seconds"].dropna()
     if len(seconds):
-        sentences.append(f"A point took {seconds.mean():,.0f} s, all of them {seconds.sum():,.0f} s of computing.")
-    sentences.append("The best point is chosen by what it does on the test split, so its number flatters it.")
+        sentences.append(f"Time per point: {seconds.mean():,.0f} s; total: {seconds.sum():,.0f} s.")
+    sentences.append("The best point is selected on the test split, so its score is optimistic.")
     return sentences
 
 
 def value(given: Any) -> str:
-    """A value of what is varied, as it is read."""
+    """Format the value of a setting."""
     return f"{given:g}" if isinstance(given, int | float | np.number) and not isinstance(given, bool) else str(given)
 
 
 def markdown(ablation: Ablation, table: pd.DataFrame) -> str:
-    """Verdict and table in Markdown."""
+    """Return the summary and the table as Markdown."""
     heads = [*ablation.grid, "run", f"{ablation.metric} (%)", "gain (points)", "p", "seconds"]
     lines = [heads, ["---"] * len(heads), *cells(ablation, table)]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -121,7 +123,7 @@ def markdown(ablation: Ablation, table: pd.DataFrame) -> str:
 
 
 def cells(ablation: Ablation, table: pd.DataFrame) -> list[list[str]]:
-    """The table as it is read, without the names of the points."""
+    """Return the table as formatted text, without the names of the points."""
     rows = []
     for _, row in table.iterrows():
         p = EMPTY if np.isnan(row["p"]) else f"{row['p']:.3f}"
@@ -132,39 +134,37 @@ def cells(ablation: Ablation, table: pd.DataFrame) -> list[list[str]]:
 
 
 def draw(ablation: Ablation, table: pd.DataFrame) -> Figure:
-    """Curves if one thing is varied, a map for each run if two are.
+    """Draw curves for one varied setting, or one heat map per run for two.
 
-    Raises NoDataError if nothing is varied, more than two things are, or nothing was measured."""
+    Raises NoDataError for another number of varied settings, or without measurements."""
     import matplotlib as mpl
 
     from avdistill.reporting.figures import STYLE
 
     if table.empty or not 1 <= len(ablation.varied) <= 2:
-        raise NoDataError("a picture needs one or two things that are varied, and a point")
+        raise NoDataError("a figure needs one or two varied settings and at least one measured point")
     with mpl.rc_context(STYLE):
         return _curves(ablation, table) if len(ablation.varied) == 1 else _maps(ablation, table)
 
 
 def _curves(ablation: Ablation, table: pd.DataFrame) -> Figure:
-    """The metric against what is varied, and beside it the gain where there is one."""
+    """Draw the metric against the varied setting, and beside it the gain if there is one."""
     (key,) = ablation.varied
     values = ablation.grid[key]
     numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
-    places = dict(zip(values, values if numbers else range(len(values)), strict=True))
+    positions = dict(zip(values, values if numbers else range(len(values)), strict=True))
     panels = [ablation.metric, *(["gain"] if table["gain"].notna().any() else [])]
-    colors = dict(
-        zip(dict.fromkeys(table["run"]), itertools.cycle(COLORS), strict=False)
-    )  # a run has one in both panels
+    colors = dict(zip(dict.fromkeys(table["run"]), itertools.cycle(COLORS), strict=False))  # the same in both panels
     figure, axes = new_figure(3.4, 1, len(panels))
     for axis, panel in zip(axes[0], panels, strict=True):
         for run, color in colors.items():
             rows = table[(table["run"] == run) & table[panel].notna()]
             if rows.empty:
                 continue
-            x = rows[key].map(places)
+            x = rows[key].map(positions)
             axis.plot(x, rows[panel], "o-" if numbers else "o", color=color, label=run, markersize=4)
             axis.vlines(x, rows[f"{panel}_low"], rows[f"{panel}_high"], color, linewidth=1.4, alpha=0.6)
-        axis.set(xlabel=ablation.words.get(key, key), xticks=list(places.values()))
+        axis.set(xlabel=ablation.labels.get(key, key), xticks=list(positions.values()))
         axis.set_xticklabels([value(one) for one in values])
     axes[0, 0].set(title=f"{ablation.metric}, with 95 % intervals", ylabel="percent")
     axes[0, 0].legend(loc="best")
@@ -175,7 +175,7 @@ def _curves(ablation: Ablation, table: pd.DataFrame) -> Figure:
 
 
 def _maps(ablation: Ablation, table: pd.DataFrame) -> Figure:
-    """A map a run: the gain, or the metric, over two things; bold where a difference may be claimed."""
+    """Draw one heat map per run of the gain (or metric) over two settings; significant values are bold."""
     across, up = ablation.varied
     panel = "gain" if table["gain"].notna().any() else ablation.metric
     shown = [run for run in dict.fromkeys(table["run"]) if run != ablation.baseline or panel != "gain"]
@@ -186,45 +186,45 @@ def _maps(ablation: Ablation, table: pd.DataFrame) -> Figure:
         rows = table[table["run"] == run].set_index([up, across])
         grid = np.full((len(ablation.grid[up]), len(ablation.grid[across])), np.nan)
         for (y, x), row in rows.iterrows():
-            place = ablation.grid[up].index(y), ablation.grid[across].index(x)
-            grid[place] = row[panel]
-            _write(axis, place, interval_of(row, panel), panel == "gain", bool(row["p"] < LEVEL))
+            cell = ablation.grid[up].index(y), ablation.grid[across].index(x)
+            grid[cell] = row[panel]
+            _annotate(axis, cell, interval_of(row, panel), panel == "gain", bool(row["p"] < ALPHA))
         axis.imshow(grid, cmap="PuOr", vmin=low, vmax=limit, origin="lower", aspect="auto", alpha=0.5)
         axis.set_title(f"{run}: gain over {ablation.baseline}" if panel == "gain" else f"{run}: {panel}")
         axis.set_xticks(range(grid.shape[1]), [value(one) for one in ablation.grid[across]])
         axis.set_yticks(range(grid.shape[0]), [value(one) for one in ablation.grid[up]])
-        axis.set(xlabel=ablation.words.get(across, across), ylabel=ablation.words.get(up, up))
+        axis.set(xlabel=ablation.labels.get(across, across), ylabel=ablation.labels.get(up, up))
         bare(axis)
     figure.colorbar(axes[0, 0].images[0], ax=axes[0].tolist(), label="points" if panel == "gain" else "percent")
     return figure
 
 
-def _write(axis: Axes, place: tuple[int, int], interval: Interval, sign: bool, claimed: bool) -> None:
-    """A number with its interval in a field of a map."""
+def _annotate(axis: Axes, cell: tuple[int, int], interval: Interval, sign: bool, significant: bool) -> None:
+    """Write a number and its interval into cell (row, column) of a heat map."""
     mean = signed(interval.mean) if sign else f"{interval.mean:.1f}"
     half = f"\n±{interval.half:.1f}" if interval.defined else ""
-    axis.text(place[1], place[0], mean + half, ha="center", va="center", weight="bold" if claimed else "normal")
+    axis.text(cell[1], cell[0], mean + half, ha="center", va="center", weight="bold" if significant else "normal")
 
 
 def write(ablation: Ablation, measured: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Write results.csv, picture.png and index.html into a folder; returns the table."""
+    """Write results.csv, picture.png and index.html to `folder`; return the table."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     from stages.figures import save
 
     table = summarise(ablation, measured)
     write_csv(folder / "results.csv", table)
-    picture = folder / "picture.png"
+    figure = folder / "picture.png"
     try:
-        save(draw(ablation, table), picture)
+        save(draw(ablation, table), figure)
     except NoDataError:
-        picture.unlink(missing_ok=True)
+        figure.unlink(missing_ok=True)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("ablation.html.jinja").render(
         title=f"Ablation {ablation.name}",
-        found=verdict(ablation, table),
-        picture=base64.b64encode(picture.read_bytes()).decode("ascii") if picture.exists() else "",
-        words={key: ablation.words.get(key, key) for key in ablation.grid},
+        summary=verdict(ablation, table),
+        figure=base64.b64encode(figure.read_bytes()).decode("ascii") if figure.exists() else "",
+        labels={key: ablation.labels.get(key, key) for key in ablation.grid},
         heads=[*ablation.grid, "run", f"{ablation.metric}, %", "gain, points", "p", "seconds"],
         rows=cells(ablation, table),
     )

@@ -1,8 +1,8 @@
-"""List the clips that something is amiss with, from the index that stage split has written.
+"""Print the problems of the clips of a dataset, from the index written by stage split.
 
     python -m avdistill.reporting.check_videos <params file> [<dataset>]
 
-Looks at no video itself. It is no stage: it makes nothing.
+Reads only the index, not the videos, and writes no files.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from avdistill.config.loading import load
 from avdistill.config.schema import Params
 from avdistill.data.index import read_index
 from avdistill.pipeline.errors import UserError, nearest
+from avdistill.reporting.results import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SHOWN = 10  # clips of each kind
+SHOWN = 10  # clips listed of each kind
 
 
 def kinds(index: pd.DataFrame) -> pd.DataFrame:
-    """The clips that have a reason, a row a reason: `status`, `kind` (the reason without numbers and details), `id`,
-    `file`, `reason`. Sorted by status and kind, in each in the order of the index."""
+    """Return one row per reason of a clip: `status`, `id`, `file`, `reason`, `kind` (without numbers and details).
+
+    Sorted by status and kind, then in the order of the index."""
     rows = index[["status", "id", "file", "reason"]][index["reason"] != ""]
     rows = rows.assign(reason=rows["reason"].str.split("; ")).explode("reason", ignore_index=True)
     kind = [re.sub(r"[\d.]+", "…", str(reason).partition(":")[0]) for reason in rows["reason"]]
@@ -32,11 +34,11 @@ def kinds(index: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe(name: str, index: pd.DataFrame) -> str:
-    """What `check_videos` prints of a dataset: how many clips of each status and kind, and the first of each."""
+    """Return the counts of clips by status and kind, followed by the first SHOWN clips of each kind."""
     statuses = ", ".join(f"{count} {status}" for status, count in index["status"].value_counts(sort=False).items())
     found = list(kinds(index).groupby(["status", "kind"]))
     lines = [f"{name}: {len(index)} clips: {statuses}"]
-    lines += [f"{len(rows):>8}  {status:<8}  {kind}" for (status, kind), rows in found]
+    lines += [f"{len(rows):>8}  {status:<11}  {kind}" for (status, kind), rows in found]
     for (status, kind), rows in found:
         lines += ["", f"{status}, {kind}:"]
         lines += [f"  {row.file}: {row.reason}" for row in rows.head(SHOWN).itertuples()]
@@ -45,8 +47,24 @@ def describe(name: str, index: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def damaged(params: Params, dataset: str) -> list[str]:
+    """Describe what stage frames could not decode of the clips of a dataset, for each store that it has made."""
+    found = []
+    for name, entry in params.frames.items():
+        path = params.path("frames", name) / "problems.csv"
+        if entry.dataset != dataset or not path.exists():
+            continue
+        rows = read_table(path, ("id", "reason"))
+        if len(rows):
+            lines = [f"frames/{name}: {len(rows)} clips that could not be decoded, or not wholly:"]
+            lines += [f"  {row.id}: {row.reason}" for row in rows.head(SHOWN).itertuples()]
+            more = [f"  … and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
+            found.append("\n".join(lines + more))
+    return found
+
+
 def check_videos(params: Params, dataset: str | None = None) -> str:
-    """The description of one dataset or of all. Raises UserError if there is no such dataset or no index of it."""
+    """Describe one dataset, or all of them. Raises UserError for an unknown dataset or a missing index."""
     if dataset is not None and dataset not in params.datasets:
         raise UserError(f"there is no dataset '{dataset}'; {nearest(dataset, params.datasets)}")
     described = []
@@ -54,7 +72,7 @@ def check_videos(params: Params, dataset: str | None = None) -> str:
         path = params.path("split", name) / "index.csv"
         if not path.exists():
             raise UserError(f"{path}: missing; run `dvc repro split@{name}` first")
-        described.append(describe(name, read_index(path)))
+        described.append("\n\n".join([describe(name, read_index(path)), *damaged(params, name)]))
     return "\n\n".join(described)
 
 

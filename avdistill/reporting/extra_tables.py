@@ -1,6 +1,6 @@
-"""What the report shows beyond both papers: tests, accuracy against noise, what the scores find, what methods cost.
+"""Tables of the report beyond both papers: significance tests, noise, detection of irrelevant sound, cost.
 
-`<name>_table` gives the data that goes to tables/<name>.csv, `<name>_sheet` what page and Markdown show of it.
+`<name>_table` returns the data of tables/<name>.csv, `<name>_sheet` its display on the page and in Markdown.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from avdistill.reporting.page import (
     MINUS,
     NOT_RUN,
     PLUS_MINUS,
+    SIGNIFICANT,
     Column,
     Sheet,
     TableCell,
@@ -31,44 +32,43 @@ from avdistill.reporting.page import (
     symbol,
     with_dagger,
 )
-from avdistill.reporting.results import interval_of, named
+from avdistill.reporting.results import interval_columns, interval_of
 from avdistill.reporting.suite import EvaluatedSuite
 
-FOUND = {"gain": "over", "loss": "against"}
 KINDS = {
-    "baseline": "Each run with its baseline",
-    "proposed": "The proposed method with each other",
-    "table": "Rows of a table with the table's own baseline",
+    "baseline": "Each run against its baseline",
+    "proposed": "The proposed method against each other method",
+    "table": "Table rows against the baseline of the table",
 }
 MEMORY = {
-    "cuda": "the most that the GPU's allocator held for it in a step",
-    "cpu": "what autograd saves for the backward pass, and what is kept from step to step (parameters, gradients, "
-    "buffers, the optimizer's state, the teachers' features)",
+    "cuda": "peak of the CUDA allocator during the step",
+    "cpu": "tensors that autograd saves for backward, plus parameters, gradients, buffers, optimizer state and teacher "
+    "features",
 }
 
 
 def tests_table(suite: EvaluatedSuite) -> pd.DataFrame:
-    """Every comparison with its test, and the MLflow runs that evaluated its two sides."""
-    made = {run: suite.made_by(run)["evaluate"] for run in suite.evaluated}
-    sides = {f"mlflow_{side}": suite.tests[side].map(made) for side in ("run", "base")}
+    """Return every significance test with the ids of the MLflow runs that evaluated its two runs."""
+    ids = {run: suite.mlflow_ids(run)["evaluate"] for run in suite.evaluated}
+    sides = {f"mlflow_{side}": suite.tests[side].map(ids) for side in ("run", "base")}
     return suite.tests.assign(**sides)
 
 
 def tests_sheets(suite: EvaluatedSuite, table: pd.DataFrame) -> list[Sheet]:
-    """The tests of accuracy, a sheet a kind; the other metrics stand in the CSV file."""
+    """Return the tests of accuracy, one sheet per kind; the other metrics are only in the CSV file."""
     sheets = []
     for kind, caption in KINDS.items():
-        asked = table[(table["kind"] == kind) & (table["metric"] == "accuracy")]
-        if asked.empty:
+        chosen = table[(table["kind"] == kind) & (table["metric"] == "accuracy")]
+        if chosen.empty:
             continue
         columns = [Column("study" if kind != "table" else "table", number=False)]
-        columns += [Column("run", number=False), Column("over", number=False), Column("difference", first=True)]
-        columns += [Column("seeds"), Column("p"), Column("p, Holm"), Column("tests"), Column("found", number=False)]
+        columns += [Column("run", number=False), Column("base", number=False), Column("difference", first=True)]
+        columns += [Column("seeds"), Column("p"), Column("p, Holm"), Column("tests"), Column("verdict", number=False)]
         rows = []
-        for row in asked[asked["p"].notna()].to_dict("records"):
+        for row in chosen[chosen["p"].notna()].to_dict("records"):
             difference = interval_of(row, "difference")
             cells = [TableCell(row["family"] or "all"), TableCell(row["run"]), TableCell(row["base"])]
-            cells.append(gain_cell(difference, row["found"], suite.tooltip(row["run"], row["base"])))
+            cells.append(gain_cell(difference, row["verdict"], suite.tooltip(row["run"], row["base"])))
             cells += [
                 TableCell(str(difference.seeds)),
                 TableCell(probability(row["p"])),
@@ -76,56 +76,56 @@ def tests_sheets(suite: EvaluatedSuite, table: pd.DataFrame) -> list[Sheet]:
             ]
             cells += [
                 TableCell(str(row["tests"])),
-                TableCell(row["found"] or "nothing", look="" if row["found"] else "dim"),
+                TableCell(row["verdict"], look="" if row["verdict"] in SIGNIFICANT else "dim"),
             ]
             rows.append(cells)
         notes = [
-            f"Accuracy in points: the mean of the differences seed by seed {PLUS_MINUS} half of its 95 % interval, and "
-            "the p of its two-sided paired t test. Holm: corrected for the number of tests of the same "
-            f"{'paper table' if kind == 'table' else 'study'}; found only where that is below 0.05."
+            f"Accuracy, run {MINUS} base, in points: mean {PLUS_MINUS} half of the 95 % interval, paired by seed; p of "
+            "the two-sided paired t test, and p after Holm's correction for the tests of the same "
+            f"{'paper table' if kind == 'table' else 'study'}. Undecided: corrected p of 0.05 or more."
         ]
-        if untested := list(dict.fromkeys(asked[asked["p"].isna()]["run" if kind != "proposed" else "base"])):
-            notes.append(f"Not tested (one seed in common, or the same difference in all): {listed(untested)}.")
+        if untested := list(dict.fromkeys(chosen[chosen["p"].isna()]["run" if kind != "proposed" else "base"])):
+            notes.append(f"Not tested (one common seed, or the same difference in all seeds): {listed(untested)}.")
         sheets.append(Sheet(f"tests-{kind}", caption, columns, rows, notes))
     return sheets
 
 
 def tests_sentence(suite: EvaluatedSuite, table: pd.DataFrame) -> str:
-    """How the proposed method stands beside each other one; empty where the suite does not ask."""
+    """Return sentences comparing the proposed method with the other methods; empty if the suite has none."""
     proposed = suite.params.report.proposed
-    asked = table[(table["kind"] == "proposed") & (table["metric"] == "accuracy") & (table["run"] == proposed)]
-    if asked.empty:
+    chosen = table[(table["kind"] == "proposed") & (table["metric"] == "accuracy") & (table["run"] == proposed)]
+    if chosen.empty:
         return ""
-    rows = asked.sort_values("difference", ascending=False, kind="stable").to_dict("records")
-    names_of = {
-        found: [f"{r['base']} {signed(r['difference'])}" for r in rows if r["found"] == found] for found in FOUND
-    }
-    rest = [row for row in rows if not row["found"]]
-    sentences = [f"{proposed} beside {plural(len(rows), 'run')} of other methods."]
-    sentences += [f"A {found} {FOUND[found]} {listed(names)}." for found, names in names_of.items() if names]
+    rows = chosen.sort_values("difference", ascending=False, kind="stable").to_dict("records")
+    sentences = [f"{proposed} against {plural(len(rows), 'run')} of other methods."]
+    for verdict in SIGNIFICANT:
+        names = [f"{row['base']} {signed(row['difference'])}" for row in rows if row["verdict"] == verdict]
+        if names:
+            sentences.append(f"Significantly {verdict} than {listed(names)}.")
+    rest = [row for row in rows if row["verdict"] not in SIGNIFICANT]
     if rest:
         below = some([f"{row['base']} {signed(row['difference'])}" for row in rest if row["difference"] < 0])
         untested = sum(np.isnan(row["p"]) for row in rest)
         sentences.append(
-            f"For {'the other ' if len(rest) < len(rows) else ''}{len(rest)} no difference can be claimed "
-            f"({untested} not tested: one seed); it is lower than {below or 'none of them'}."
+            f"Undecided for {'the other ' if len(rest) < len(rows) else ''}{len(rest)} "
+            f"({untested} not tested: one seed), with a lower mean than {below or 'none of them'}."
         )
     return " ".join(sentences)
 
 
 def detection_table(suite: EvaluatedSuite) -> pd.DataFrame:
-    """AUROC of each score of each run, by split, over seeds."""
+    """Return the AUROC of each clip score of each run by split, as a mean over seeds with its interval."""
     rows = []
     for (run, score, split), found in suite.detection.groupby(["run", "score", "split"], sort=False):
         auroc = results.student_interval(found["auroc"])
-        made = {f"mlflow_{stage}": ids for stage, ids in suite.made_by(run).items()}
+        mlflow = {f"mlflow_{stage}": ids for stage, ids in suite.mlflow_ids(run).items()}
         key = {"run": run, "score": score, "split": split}
-        rows.append({**key, **named("auroc", auroc), "clips": found["clips"].mean(), **made})
+        rows.append({**key, **interval_columns("auroc", auroc), "clips": found["clips"].mean(), **mlflow})
     return pd.DataFrame(rows)
 
 
 def detection_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
-    """How well the scores find clips whose sound belongs: a row a run, columns by score and split."""
+    """Return the sheet of the AUROCs: one row per run, one column per clip score and split."""
     scores, splits = list(dict.fromkeys(table["score"])), [p for p in ("train", "test") if p in set(table["split"])]
     known = {(row["run"], row["score"], row["split"]): row for row in table.to_dict("records")}
     columns = [Column("run", number=False)]
@@ -141,56 +141,47 @@ def detection_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
                 cells.append(TableCell(spread(auroc, 2), suite.tooltip(run), " ".join(filter(None, looks))))
         rows.append(cells)
     notes = [
-        f"AUROC, mean over seeds {PLUS_MINUS} half of its 95 % interval; bold where the interval excludes 0.5, which "
-        "is chance; coloured where it is below."
+        f"AUROC, mean {PLUS_MINUS} half of the 95 % interval over seeds; bold if the interval excludes 0.5 (chance), "
+        "coloured if below."
     ]
-    return Sheet(
-        "detection", "Finding the clips whose sound belongs to the action", columns, rows, with_dagger(rows, notes)
-    )
+    return Sheet("detection", "Detection of clips with relevant sound", columns, rows, with_dagger(rows, notes))
 
 
 def detection_sentence(table: pd.DataFrame, proposed: str | None) -> str:
-    """How well the scores of one run, the proposed one if it has any, find sound that belongs; empty without scores."""
+    """Return a sentence on the test AUROCs of the proposed run, or of the first with scores; empty without scores."""
     tests = table[table["split"] == "test"] if len(table) else table
     if tests.empty:
         return ""
     run = proposed if proposed in set(tests["run"]) else tests["run"].iloc[0]
     claims = [detection_claim(row) for row in tests[tests["run"] == run].to_dict("records")]
-    return (
-        "How well a score tells clips whose sound belongs to the action from the others, as AUROC on the test split "
-        f"(0.5 is chance): {listed(claims)}."
-    )
+    return f"AUROC on the test split for detecting clips with relevant sound (chance: 0.5): {listed(claims)}."
 
 
 def detection_claim(row: dict[str, Any]) -> str:
-    """How well one score of one run finds clips whose sound belongs, in words."""
+    """Return the AUROC of one clip score of one run, with a comparison to chance."""
     auroc = interval_of(row, "auroc")
     if not auroc.defined:
-        found = "one seed, so nothing can be claimed"
+        found = "one seed, not tested"
     elif not auroc.excludes(0.5):
-        found = "not to be told from chance"
+        found = "not different from chance"
     else:
-        found = (
-            "better than chance"
-            if auroc.mean > 0.5
-            else "worse than chance: it is higher where the sound does not belong"
-        )
+        found = "above chance" if auroc.mean > 0.5 else "below chance: higher for clips with irrelevant sound"
     return f"{symbol(row['score'])} of {row['run']} {spread(auroc, 2)} ({found})"
 
 
 def cost_table(params: Params) -> pd.DataFrame:
-    """What stage cost measured; empty where the suite names no runs."""
+    """Read the measurements of stage cost; empty if `report.cost` names no runs."""
     path = params.path("cost") / "cost.csv"
     return results.read_table(path, ("run", "baseline", "relative")) if path.exists() else pd.DataFrame()
 
 
-def cost_sheet(table: pd.DataFrame, made_by: str | None) -> Sheet:
-    """What each method adds to a step of its baseline: a row a run."""
+def cost_sheet(table: pd.DataFrame, mlflow_id: str | None) -> Sheet:
+    """Return the sheet of the cost of a training step: one row per run."""
     columns = [*(Column(heading, number=False) for heading in ("run", "method", "teachers", "baseline"))]
     columns += [Column("added", "parameters", first=True), Column("% of student", "parameters")]
     columns += [Column("milliseconds", "step", first=True), Column("relative", "step"), Column("quartiles", "step")]
     columns += [Column("MiB", "memory", first=True), Column("relative", "memory")]
-    title = f"MLflow cost {made_by}" if made_by else ""
+    title = f"MLflow cost {mlflow_id}" if mlflow_id else ""
     rows = []
     for row in table.to_dict("records"):
         quartiles = f"{row['relative_low']:.2f} to {row['relative_high']:.2f}"
@@ -207,9 +198,9 @@ def cost_sheet(table: pd.DataFrame, made_by: str | None) -> Sheet:
         rows.append([cell._replace(title=title) for cell in cells])
     device = str(table["device"].iloc[0])
     notes = [
-        "Parameters: trainable ones of the method itself. Step: the median of steps of training (forward, backward, "
-        "optimizer; no reading of data), taken in turn with steps of the baseline in one process; relative is the "
-        "median of the ratios of neighbouring steps. Memory of a step: "
+        "Added parameters: trainable parameters of the method itself. Step: median time of forward, backward and "
+        "optimizer, without data loading, alternating with steps of the baseline in one process. Relative: median "
+        "ratio of neighbouring steps. Memory: "
         f"{MEMORY.get(device.partition(':')[0], MEMORY['cpu'])}. Measured on {device}"
         f"{' with one thread' if device == 'cpu' else ''}."
     ]
@@ -217,18 +208,18 @@ def cost_sheet(table: pd.DataFrame, made_by: str | None) -> Sheet:
 
 
 def noise_table(suite: EvaluatedSuite) -> pd.DataFrame:
-    """Accuracy of each curve of `report.figures.noise` at each signal-to-noise ratio, in percent."""
+    """Return the accuracy (percent) of each curve of `report.figures.noise` at each signal-to-noise ratio."""
     rows = []
     for curve, runs in suite.params.report.figures.noise.items():
         for snr, run in runs.items():
-            level = suite.level(run, "accuracy")
-            made = {f"mlflow_{stage}": ids for stage, ids in suite.made_by(run).items()} if level.seeds else {}
-            rows.append({"curve": curve, "snr_db": snr, "run": run, **named("accuracy", level), **made})
+            score = suite.score(run, "accuracy")
+            mlflow = {f"mlflow_{stage}": ids for stage, ids in suite.mlflow_ids(run).items()} if score.seeds else {}
+            rows.append({"curve": curve, "snr_db": snr, "run": run, **interval_columns("accuracy", score), **mlflow})
     return pd.DataFrame(rows)
 
 
 def noise_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
-    """Accuracy against noise: a row a ratio, columns by curve, and their difference where there are two."""
+    """Return the sheet of accuracy against noise: one row per SNR, one column per curve, and the difference of two."""
     curves = list(dict.fromkeys(table["curve"]))
     runs = table.set_index(["curve", "snr_db"])["run"].to_dict()
     two = len(curves) == 2
@@ -239,22 +230,20 @@ def noise_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
         cells = [TableCell(snr if snr == "clean" else f"{snr:g} dB".replace("-", MINUS))]
         here = [runs.get((curve, snr), "") for curve in curves]
         for run in here:
-            level = suite.level(run, "accuracy")
-            cells.append(TableCell(spread(level), suite.tooltip(run)) if level.seeds else NOT_RUN)
+            score = suite.score(run, "accuracy")
+            cells.append(TableCell(spread(score), suite.tooltip(run)) if score.seeds else NOT_RUN)
         if two:
             first, second = here
-            found = suite.found(first, second)
-            cells.append(gain_cell(suite.gain(first, second), found, suite.tooltip(first, second)))
+            verdict = suite.verdict(first, second)
+            cells.append(gain_cell(suite.gain(first, second), verdict, suite.tooltip(first, second)))
         rows.append(cells)
     notes = [
-        f"Accuracy in percent, mean over seeds {PLUS_MINUS} half of its 95 % interval. SNR: the loudness of the clip's "
-        "own sound over that of another class mixed into it, in what the teacher hears in training."
+        f"Accuracy in percent, mean {PLUS_MINUS} half of the 95 % interval over seeds. SNR: power of the clip's sound "
+        "over the sound of another class mixed into the teacher's input."
     ]
     if two:
-        notes.append(
-            f"Difference: {curves[0]} less {curves[1]}, in points, seed by seed; bold where it may be claimed."
-        )
+        notes.append(f"Difference: {curves[0]} {MINUS} {curves[1]}, in points, paired by seed; bold if significant.")
     base = suite.params.report.baseline
-    if (level := suite.level(base, "accuracy")).seeds:
-        notes.append(f"The baseline {base}, which has no teacher: {spread(level)}.")
-    return Sheet("noise", "Accuracy against the noise in the sound", columns, rows, with_dagger(rows, notes))
+    if (score := suite.score(base, "accuracy")).seeds:
+        notes.append(f"Baseline {base} (no teacher): {spread(score)}.")
+    return Sheet("noise", "Accuracy against noise in the sound", columns, rows, with_dagger(rows, notes))

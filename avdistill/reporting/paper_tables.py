@@ -1,7 +1,7 @@
-"""The papers' tables beside ours: what can be said, gains over the table's baseline, and levels.
+"""Comparison of the papers' tables with our runs: conclusions, gains over the table's baseline, and scores.
 
-A table of one setup has a column a metric. One that tries several teachers (Chen's) has, as in the paper, a row a
-method and columns by teacher, and is shown once a metric.
+A table of one setup has one column per metric. A table of several setups (Chen's) has one row per method and one column
+per setup, as in the paper, and one sheet per metric.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from avdistill.config.report import Table
 from avdistill.reporting import results
 from avdistill.reporting.page import (
     EMPTY,
+    MINUS,
     NOT_RUN,
     PLUS_MINUS,
     Column,
@@ -30,7 +31,7 @@ from avdistill.reporting.page import (
     reported_cell,
     signed,
     spread,
-    verdicts,
+    verdict_sentences,
     with_dagger,
 )
 from avdistill.reporting.results import Interval, interval_of
@@ -45,86 +46,82 @@ DATASETS = {"ucf51": "UCF51", "activitynet": "ActivityNet", "kinetics_sound": "K
 TEACHERS = {"A": "audio teacher", "I": "image teacher", "AI": "both teachers"}
 
 
-class Part(NamedTuple):
-    """What one sheet shows of a paper's table: rows by method, columns by `across` (metric or setup)."""
+class View(NamedTuple):
+    """The content of one sheet of a paper's table: rows by method, columns by `across` (metric or setup)."""
 
-    name: str  # ends the sheet's name; empty for the only part
+    name: str  # suffix of the sheet's name; empty for a single view
     across: str
     rows: pd.DataFrame
 
     def columns(self) -> dict[str, str]:
-        """Headings of the groups of columns, by what they show."""
+        """Return the headings of the column groups by metric or setup."""
         return {value: TEACHERS.get(value, value) for value in dict.fromkeys(self.rows[self.across])}
 
     def methods(self) -> Iterator[tuple[str, dict[str, pd.Series]]]:
-        """Each method of the table with its entries by column."""
+        """Yield each method of the table with its rows by column."""
         for method, entries in self.rows.groupby("method", sort=False):
             yield str(method), {row[self.across]: row for _, row in entries.iterrows()}
 
 
-def parts(compared: pd.DataFrame) -> list[Part]:
-    """The sheets that a table is shown in."""
+def views(compared: pd.DataFrame) -> list[View]:
+    """Return the views of a table."""
     if compared["setup"].nunique() == 1:
-        return [Part("", "metric", compared)]
+        return [View("", "metric", compared)]
     metrics = list(dict.fromkeys(compared["metric"]))
     names = metrics if len(metrics) > 1 else [""]
     return [
-        Part(name, "setup", compared[compared["metric"] == metric]) for name, metric in zip(names, metrics, strict=True)
+        View(name, "setup", compared[compared["metric"] == metric]) for name, metric in zip(names, metrics, strict=True)
     ]
 
 
 def paper_table(suite: EvaluatedSuite, table: Table) -> pd.DataFrame:
-    """A paper's table beside ours (see `results.compare`), with what may be claimed of each gain and which MLflow runs
-    made our numbers."""
+    """Return `results.compare` with the verdict on each gain and the ids of the MLflow runs behind our numbers."""
     compared = results.compare(suite.params, table, suite.measured)
-    compared["found"] = [
-        suite.found(*key) for key in zip(compared["run"], compared["base"], compared["metric"], strict=True)
+    compared["verdict"] = [
+        suite.verdict(*key) for key in zip(compared["run"], compared["base"], compared["metric"], strict=True)
     ]
-    made = [suite.made_by(run) if run else {"train": "", "evaluate": ""} for run in compared["run"]]
-    return compared.join(pd.DataFrame(made).add_prefix("mlflow_"))
+    ids = [suite.mlflow_ids(run) if run else {"train": "", "evaluate": ""} for run in compared["run"]]
+    return compared.join(pd.DataFrame(ids).add_prefix("mlflow_"))
 
 
 def paper_section(suite: EvaluatedSuite, name: str, table: Table, compared: pd.DataFrame) -> Section:
-    """A paper's table as the page shows it."""
+    """Return the section of one table of a paper."""
     jobs = [suite.job(run) for run in dict.fromkeys(compared["run"]) if run]
     ours = sorted({job.dataset for job in jobs})
     students = sorted({suite.params.recipes[job.recipe].student for job in jobs})
     there = DATASETS.get(table.reported_dataset, table.reported_dataset)
-    text = f"Table {table.table} of {SHORT[table.source]}, on {there}"
+    text = f"Table {table.table} of {SHORT[table.source]} on {there}"
     if jobs:
-        text += f", beside ours on {listed(ours)} with student {listed(students)}."
+        text += f", compared with our runs on {listed(ours)} (student: {listed(students)})."
     else:
-        text += ". None of its rows has been run in this suite."
-    shown = parts(compared)
-    gains = [gains_sheet(suite, name, table, part) for part in shown]
-    levels = [levels_sheet(suite, name, part) for part in shown]
+        text += ". No row of it was run in this suite."
+    gains = [gains_sheet(suite, name, table, view) for view in views(compared)]
+    scores = [scores_sheet(suite, name, view) for view in views(compared)]
     return Section(
         f"table-{name}",
         table.title,
         [text, *paper_claims(table, compared, ours)],
         gains[:1],
-        [*gains[1:], *levels],
+        [*gains[1:], *scores],
     )
 
 
 def datasets_note(suite: EvaluatedSuite, tables: Iterable[Table]) -> str:
-    """How to read the tables of a paper where our datasets are not the paper's; empty where they are."""
+    """Return a note if our datasets differ from those of the paper; else an empty string."""
     pairs = [(table.reported_dataset, suite.job(run).dataset) for table in tables for run in table.rows.values()]
     if all(there == here for there, here in pairs):
         return ""
-    return (
-        "The datasets differ, so gains over the same baseline are compared; the difference of two levels says nothing."
-    )
+    return "The datasets differ: compare gains over the same baseline, not absolute scores."
 
 
 def paper_claims(table: Table, compared: pd.DataFrame, ours: list[str]) -> list[str]:
-    """What our runs say of the paper's best row, and of the others, in its first metric."""
+    """Return sentences about our gain for the paper's best row, and for the others, in the table's first metric."""
     rows = compared[(compared["metric"] == table.metrics[0]) & (compared["gain_seeds"] > 0)]
     if rows.empty:
         return []
     best = rows.loc[rows["reported"].idxmax()] if rows["reported"].notna().any() else rows.iloc[0]
     gain = interval_of(best, "gain")
-    sentence = claim(best["row"], table.base, gain, best["found"], f"On {listed(ours)}, ")
+    sentence = claim(best["row"], table.base, gain, best["verdict"], f"On {listed(ours)}, ")
     if not np.isnan(best["reported_gain"]):
         sentence += f" The paper reports {signed(best['reported_gain'])}"
         if gain.defined:
@@ -134,50 +131,50 @@ def paper_claims(table: Table, compared: pd.DataFrame, ours: list[str]) -> list[
     if others.empty:
         return [sentence]
     gains = {row["row"]: interval_of(row, "gain") for _, row in others.iterrows()}
-    return [sentence, verdicts(gains, dict(zip(others["row"], others["found"], strict=True)), table.base)]
+    verdicts = dict(zip(others["row"], others["verdict"], strict=True))
+    return [sentence, verdict_sentences(gains, verdicts, table.base)]
 
 
-def gains_sheet(suite: EvaluatedSuite, name: str, table: Table, part: Part) -> Sheet:
-    """Gains over the table's baseline, the paper's and ours."""
-    pictured = list(part.columns()) if part.across == "setup" else list(part.columns())[:1]
-    columns = head(part)
-    for value, heading in part.columns().items():
+def gains_sheet(suite: EvaluatedSuite, name: str, table: Table, view: View) -> Sheet:
+    """Return the sheet of the gains over the table's baseline, in the paper and in our runs."""
+    plotted = list(view.columns()) if view.across == "setup" else list(view.columns())[:1]
+    columns = head(view)
+    for value, heading in view.columns().items():
         columns += [Column("paper", heading, first=True), Column("here", heading)]
-        columns += [Column("", heading, number=False)] if value in pictured else []
-    drawn = part.rows[part.rows[part.across].isin(pictured)]
+        columns += [Column("", heading, number=False)] if value in plotted else []
+    drawn = view.rows[view.rows[view.across].isin(plotted)]
     reach = drawn[["reported_gain", "gain", "gain_low", "gain_high"]].to_numpy(dtype=float)
     span = (min(0.0, np.nanmin(reach, initial=0)), max(1.0, np.nanmax(reach, initial=1)))
     rows = []
-    for method, entries in part.methods():
+    for method, entries in view.methods():
         cells = [TableCell(method), runs_cell(entries.values())]
-        for value in part.columns():
+        for value in view.columns():
             row = entries[value]
             gain = interval_of(row, "gain")
             if method == table.base:
                 there = here = TableCell("baseline", look="dim")
             else:
                 there = reported_cell(row["reported_gain"], signed(row["reported_gain"]))
-                here = gain_cell(gain, row["found"], suite.tooltip(row["run"], row["base"])) if row["run"] else NOT_RUN
+                title = suite.tooltip(row["run"], row["base"])
+                here = gain_cell(gain, row["verdict"], title) if row["run"] else NOT_RUN
             cells += [there, here]
-            if value in pictured:
+            if value in plotted:
                 cells.append(TableCell("") if method == table.base else TableCell("", plot=gain_plot(row, gain, span)))
         rows.append(cells)
-    shown = f", {part.rows['metric'].iloc[0]}" if part.across == "setup" else ""
+    shown = f", {view.rows['metric'].iloc[0]}" if view.across == "setup" else ""
     notes = [
-        f"Points over {table.base}. Here: the mean of the differences seed by seed {PLUS_MINUS} half of its 95 % "
-        "interval; bold where a difference may be claimed; coloured where it is below zero."
+        f"Points over {table.base}. Here: mean {PLUS_MINUS} half of the 95 % interval, paired by seed; bold if "
+        "significant, coloured if negative."
     ]
-    if any(metric.startswith("mAP") for metric in part.rows["metric"]):
-        notes.append(
-            "mAP in the form that the papers use: divided by the hits in the top K, queries without a hit left out."
-        )
-    legend = "Ring: the paper. Diamond and line: ours with its interval. Dashed: no gain."
+    if any(metric.startswith("mAP") for metric in view.rows["metric"]):
+        notes.append("mAP as in the papers: divided by the hits in the top K; queries without a hit are ignored.")
+    legend = "Ring: paper. Diamond and line: here, with its interval. Dashed: zero."
     caption = f"Gain over {table.base}{shown}"
-    return Sheet(sheet_name(name, "gains", part), caption, columns, rows, with_dagger(rows, notes), legend)
+    return Sheet(sheet_name(name, "gains", view), caption, columns, rows, with_dagger(rows, notes), legend)
 
 
 def gain_plot(row: pd.Series, gain: Interval, span: tuple[float, float]) -> Plot:
-    """The picture of a gain on an axis that all rows of the table share."""
+    """Return the plot of a gain; `span` (points) is the axis range shared by all rows of the table."""
 
     def at(value: float) -> float | None:
         return None if np.isnan(value) else round(4 + 92 * (value - span[0]) / (span[1] - span[0]), 1)
@@ -187,15 +184,15 @@ def gain_plot(row: pd.Series, gain: Interval, span: tuple[float, float]) -> Plot
     return Plot(at(0) or 0, at(gain.low), at(gain.high), at(gain.mean), at(row["reported_gain"]), ", ".join(words))
 
 
-def levels_sheet(suite: EvaluatedSuite, name: str, part: Part) -> Sheet:
-    """The numbers themselves: the paper's, ours, the difference."""
-    columns = head(part)
-    for heading in part.columns().values():
+def scores_sheet(suite: EvaluatedSuite, name: str, view: View) -> Sheet:
+    """Return the sheet of the scores: the paper's, ours, and their difference."""
+    columns = head(view)
+    for heading in view.columns().values():
         columns += [Column("paper", heading, first=True), Column("here", heading), Column("difference", heading)]
     rows = []
-    for method, entries in part.methods():
+    for method, entries in view.methods():
         cells = [TableCell(method), runs_cell(entries.values())]
-        for value in part.columns():
+        for value in view.columns():
             row = entries[value]
             cells.append(reported_cell(row["reported"], plain(row["reported"])))
             if row["run"]:
@@ -204,27 +201,27 @@ def levels_sheet(suite: EvaluatedSuite, name: str, part: Part) -> Sheet:
             else:
                 cells += [NOT_RUN, TableCell("")]
         rows.append(cells)
-    shown = f", {part.rows['metric'].iloc[0]}" if part.across == "setup" else ""
+    shown = f", {view.rows['metric'].iloc[0]}" if view.across == "setup" else ""
     notes = [
-        f"Percent. Here: mean over seeds {PLUS_MINUS} half of its 95 % interval. Difference: here "
-        "less paper, in points."
+        f"Percent. Here: mean {PLUS_MINUS} half of the 95 % interval over seeds. Difference: here {MINUS} paper, "
+        "in points."
     ]
-    caption = f"Levels: the paper, here, and their difference{shown}"
-    return Sheet(sheet_name(name, "levels", part), caption, columns, rows, with_dagger(rows, notes))
+    caption = f"Scores{shown}"
+    return Sheet(sheet_name(name, "scores", view), caption, columns, rows, with_dagger(rows, notes))
 
 
-def sheet_name(table: str, kind: str, part: Part) -> str:
-    """Name of a sheet's Markdown file."""
-    return "-".join(filter(None, [table, kind, part.name.replace("/", "-")]))
+def sheet_name(table: str, kind: str, view: View) -> str:
+    """Return the name of a sheet, the stem of its Markdown file."""
+    return "-".join(filter(None, [table, kind, view.name.replace("/", "-")]))
 
 
-def head(part: Part) -> list[Column]:
-    """The first columns: a row's name in the paper, and our runs."""
-    return [Column("method", number=False), Column("our runs" if part.across == "setup" else "our run", number=False)]
+def head(view: View) -> list[Column]:
+    """Return the first columns: the method as named in the paper, and our run."""
+    return [Column("method", number=False), Column("our runs" if view.across == "setup" else "our run", number=False)]
 
 
 def runs_cell(entries: Iterable[pd.Series]) -> TableCell:
-    """Our runs of a row, what they share written once: ccl-{A,I,AI}."""
+    """Return the cell of our runs of a row, with a common stem factored out: ccl-{A,I,AI}."""
     runs = list(dict.fromkeys(row["run"] for row in entries if row["run"]))
     if not runs:
         return NOT_RUN

@@ -1,7 +1,7 @@
-"""What a suite measured, read from the files of `evaluate`, and the statistics that figures and report share.
+"""Measurements of a suite, read from the files of stage evaluate, and the statistics of figures and report.
 
-Every interval is Student's t over seeds, at 95 %. It says how much a number changes when training starts from
-another seed; it does not cover what other test clips would change. Two runs are compared seed by seed (paired).
+Every interval is a 95 % Student's t interval over seeds: it covers the variation between seeds, not the sampling of
+test clips. Two runs are compared seed by seed (paired).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from avdistill.config.schema import Params
 from avdistill.pipeline.errors import UserError, nearest
 
 REPORTED = Path(__file__).with_name("reported_results.csv")
-# Columns of names; all others hold numbers.
-TEXT = {"id", "class", "true", "predicted", "run", "metric", "score", "split", "relevant"}
+# Text columns; all others are numeric.
+TEXT = {"id", "class", "true", "predicted", "run", "metric", "score", "split", "relevant", "reason"}
 TEXT |= {"source", "task", "dataset", "setup", "method", "teachers", "baseline", "device"}
 CONFIDENCE = 0.95
-RESERVED = ("studies", "runs", "tests", "noise", "detection", "cost", "teachers")  # tables that a report has anyway
+RESERVED = ("studies", "runs", "tests", "noise", "detection", "cost", "teachers")  # names of the report's own tables
 
 
 class Interval(NamedTuple):
@@ -35,16 +35,16 @@ class Interval(NamedTuple):
 
     @property
     def defined(self) -> bool:
-        """Whether there is an interval: it takes two seeds."""
+        """Whether there is an interval, which takes at least two seeds."""
         return not np.isnan(self.low)
 
     @property
     def half(self) -> float:
-        """Half of the interval's width: the number after ±."""
+        """Half of the interval's width, the number after ±."""
         return self.high - self.mean
 
     def excludes(self, value: float) -> bool:
-        """Whether the interval is defined and lies wholly above or wholly below a value."""
+        """Return whether the interval is defined and does not contain `value`."""
         return self.defined and not self.low <= value <= self.high
 
 
@@ -52,25 +52,25 @@ UNKNOWN = Interval(np.nan, np.nan, np.nan, 0)
 
 
 def percent(interval: Interval) -> Interval:
-    """A share as percent, or a difference of shares as points."""
+    """Convert a fraction to percent, or a difference of fractions to percentage points."""
     return Interval(100 * interval.mean, 100 * interval.low, 100 * interval.high, interval.seeds)
 
 
-def named(name: str, interval: Interval) -> dict[str, float]:
-    """An interval as columns of a table: `name` (the mean), `name`_low, `name`_high, `name`_seeds."""
+def interval_columns(name: str, interval: Interval) -> dict[str, float]:
+    """Return an interval as table columns: `name` (the mean), `name`_low, `name`_high, `name`_seeds."""
     mean, low, high, seeds = interval
     return {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_seeds": seeds}
 
 
 def interval_of(row: Any, name: str) -> Interval:
-    """The interval that `named` put into a row (a mapping or a Series)."""
+    """Return the interval that `interval_columns` wrote to a row (a mapping or a Series)."""
     return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row[f"{name}_seeds"]))
 
 
 def student_interval(values: pd.Series | np.ndarray | list[float]) -> Interval:
-    """Mean of values (one a seed; NaN are left out) with its two-sided 95 % interval of Student's t.
+    """Return the mean of values (one per seed, NaN ignored) with its two-sided 95 % Student's t interval.
 
-    One value has no interval."""
+    The interval of a single value is undefined."""
     known = np.asarray(values, dtype=np.float64)
     known = known[~np.isnan(known)]
     if known.size == 0:
@@ -85,17 +85,17 @@ def student_interval(values: pd.Series | np.ndarray | list[float]) -> Interval:
 
 
 def paired_difference(ours: pd.Series, base: pd.Series) -> Interval:
-    """Mean of ours less base over the seeds that both have (index: seed), with the interval of the paired t test.
+    """Return the mean of ours - baseline over common seeds (index: seed), with the interval of the paired t test.
 
-    Equal differences in all seeds leave the interval undefined: with few seeds and a finite test set that is a
-    coincidence of rounding, and an interval of width 0 would claim certainty."""
+    The interval is undefined if the difference is the same in all seeds: on a finite test set this is a coincidence,
+    and an interval of width 0 would suggest certainty."""
     difference = (ours - base).dropna()
     found = student_interval(difference)
     return found._replace(low=np.nan, high=np.nan) if found.low == found.high else found
 
 
 def paired_p(difference: Interval) -> float:
-    """Two-sided p of the paired t test, from a paired difference and its interval; NaN where that is undefined."""
+    """Return the two-sided p value of the paired t test of a difference; NaN if its interval is undefined."""
     if not difference.defined:
         return np.nan
     from scipy.special import stdtr, stdtrit
@@ -106,10 +106,10 @@ def paired_p(difference: Interval) -> float:
 
 
 def holm(p: Sequence[float] | pd.Series) -> list[float]:
-    """The p values of one family after Holm's correction (Scand. J. Statist. 6, 1979), in their order.
+    """Return the p values of one family after Holm's correction (Scand. J. Statist. 6, 1979), in the given order.
 
-    In order of size, p_(i) of m becomes max_{j <= i} min(1, (m - j + 1) p_(j)). NaN, which is no test, stays NaN and
-    does not count among the m."""
+    In ascending order, p_(i) of m becomes max_{j <= i} min(1, (m - j + 1) p_(j)). NaN (not tested) stays NaN and is not
+    counted in m."""
     values = np.asarray(p, dtype=np.float64)
     corrected = np.full(len(values), np.nan)
     order = [row for row in np.argsort(values, kind="stable") if not np.isnan(values[row])]
@@ -121,8 +121,10 @@ def holm(p: Sequence[float] | pd.Series) -> list[float]:
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Read a CSV table. Names stay text even where they look like numbers or like "NA"; only in columns of numbers
-    is an empty field a missing value. Raises UserError naming the file and what it lacks."""
+    """Read a CSV table that must have `columns`.
+
+    Text columns stay text even if they look like numbers or "NA"; an empty field is missing only in numeric columns.
+    Raises UserError with the file and the missing or malformed column."""
     try:
         header = pd.read_csv(path, nrows=0).columns
         lacking = [column for column in columns if column not in header]
@@ -135,14 +137,14 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         raise UserError(f"{path}: cannot be read as a table ({' '.join(str(error).split())})") from None
     for column in columns:
         if len(table) and column not in TEXT and not pd.api.types.is_numeric_dtype(table[column]):
-            raise UserError(f"{path}: column '{column}' has something that is not a number")
+            raise UserError(f"{path}: column '{column}' must be numeric; found text")
     return table
 
 
 def gather(params: Params, stage: str, file: str, columns: tuple[str, ...]) -> pd.DataFrame:
-    """The tables `<out>/<stage>/<job>/<file>` of all jobs under each other, with a column `job` in front.
+    """Concatenate the tables `<out>/<stage>/<job>/<file>` of all jobs, with `job` as first column.
 
-    Jobs that do not have the file are left out; with none at all the table is empty."""
+    Jobs without the file are skipped; without any file the table is empty."""
     tables = []
     for job in params.jobs:
         path = params.path(stage, job) / file
@@ -154,52 +156,55 @@ def gather(params: Params, stage: str, file: str, columns: tuple[str, ...]) -> p
 
 
 def metric_key(metric: str) -> str:
-    """The name under which `evaluate` writes a metric of the papers: they compute mAP in the form `released`."""
+    """Return the name that stage evaluate gives a metric of the papers, whose mAP is the form `released`."""
     return f"{metric}/released" if metric.startswith("mAP@") and "/" not in metric else metric
 
 
 def by_seed(measured: pd.DataFrame, run: str | None, metric: str) -> pd.Series:
-    """Values of one metric of a run (index: seed), as `evaluate` wrote them; empty where there are none."""
+    """Return the values of one metric of a run (index: seed), in the units of stage evaluate; empty if missing."""
     rows = measured[(measured["run"] == run) & (measured["metric"] == metric_key(metric))]
     return rows.set_index("seed")["value"].astype(float)
 
 
 def comparable(params: Params, run: str, other: str) -> bool:
-    """Whether two runs train the same student on the same input in the same way, so that only the method differs."""
+    """Return whether two runs have the same dataset, input and recipe, so that only the method differs."""
     first, second = (params.jobs[params.runs()[name][0]] for name in (run, other))
     return (first.dataset, first.input, first.recipe) == (second.dataset, second.input, second.recipe)
 
 
 def counterpart(params: Params, run: str, of: str) -> str | None:
-    """The run that stands for `of` beside `run`: itself where they are comparable, else the first run of its method
-    that is comparable with `run` (on another dataset, say); None where there is none."""
+    """Return the run to compare `run` with in place of `of`.
+
+    This is `of` itself if comparable, else the first run of the same method that is comparable with `run` (for example
+    on the dataset of `run`); None if there is none."""
     method = params.jobs[params.runs()[of][0]].method
     candidates = [of, *(name for name, (job, _) in params.runs().items() if params.jobs[job].method == method)]
     return next((name for name in candidates if comparable(params, run, name)), None)
 
 
-def beside_baseline(params: Params) -> list[str]:
-    """The runs that can be compared with the report's baseline, without itself, in the order of params."""
+def comparable_to_baseline(params: Params) -> list[str]:
+    """Return the runs comparable with the report's baseline, without the baseline, in the order of params."""
     baseline = params.report.baseline
     return [run for run in params.runs() if run != baseline and comparable(params, run, baseline)]
 
 
 def reported(table: Table) -> pd.DataFrame:
-    """The rows of the paper's table: method, setup, metric, value (percent; NaN where the paper gives none)."""
+    """Return the rows of the paper's table: method, setup, metric, value (percent; NaN if not reported)."""
     facts = read_table(REPORTED, ("source", "table", "dataset", "setup", "method", "metric", "value"))
     chosen = (facts["source"] == table.source) & (facts["table"] == table.table)
     return facts[chosen & (facts["dataset"] == table.reported_dataset)].reset_index(drop=True)
 
 
 def paper_tables(source: str) -> list[int]:
-    """Numbers of the tables of a paper."""
+    """Return the numbers of the tables of a paper."""
     facts = read_table(REPORTED, ("source", "table"))
     return sorted(set(facts[facts["source"] == source]["table"].astype(int)))
 
 
 def check_tables(params: Params) -> None:
-    """Compare the report's tables with what the papers have, and the runs of the table of costs with what the suite
-    has. Raises UserError naming the key in params."""
+    """Check `report.tables` against the papers' tables, and that each run of `report.cost` has a baseline.
+
+    Raises UserError with the key in params."""
     for run in params.report.cost:
         if counterpart(params, run, params.report.baseline) is None:
             method = params.jobs[params.runs()[params.report.baseline][0]].method
@@ -210,7 +215,7 @@ def check_tables(params: Params) -> None:
     for name, table in params.report.tables.items():
         key = f"{params.suite.file}: report.tables.{name}"
         if name in RESERVED or name.startswith("dataset-"):
-            raise UserError(f"{key}: the report has a table of that name already; choose another")
+            raise UserError(f"{key}: the name is reserved for a table of the report; choose another")
         facts = reported(table)
         if facts.empty:
             held = read_table(REPORTED, ())
@@ -231,11 +236,11 @@ def check_tables(params: Params) -> None:
 
 
 def compare(params: Params, table: Table, measured: pd.DataFrame) -> pd.DataFrame:
-    """A paper's table beside ours: a row for each of its methods, setups and metrics, in its order.
+    """Compare a paper's table with our runs: one row per method, setup and metric, in the order of the paper.
 
-    Columns: method, setup, row (the method, with its setup where the table has several), run (empty: we have none),
-    metric; reported (percent), ours (percent, an interval), difference (ours less reported, in points);
-    reported_gain and gain (an interval): the same over the table's baseline, ours over run `base` paired by seed."""
+    Columns: method, setup, row (the method, with its setup if the table has several), run (empty if none), metric;
+    reported (percent), ours (percent, an interval), difference (ours - reported, points); base, reported_gain (points
+    over the table's baseline) and gain (an interval: our run - run `base`, paired by seed)."""
     facts = reported(table)
     values = facts.set_index(["method", "setup", "metric"])["value"].to_dict()
     several = facts["setup"].nunique() > 1
@@ -244,8 +249,8 @@ def compare(params: Params, table: Table, measured: pd.DataFrame) -> pd.DataFram
         run, base = table.run_of(method, setup), table.run_of(table.base, setup)
         for metric in table.metrics:
             ours = by_seed(measured, run, metric)
-            level = student_interval(ours)
-            compared = level.seeds > 0 and base and method != table.base and comparable(params, run or "", base)
+            score = student_interval(ours)
+            compared = score.seeds > 0 and base and method != table.base and comparable(params, run or "", base)
             gain = paired_difference(ours, by_seed(measured, base, metric)) if compared else UNKNOWN
             value = values.get((method, setup, metric), np.nan)
             rows.append(
@@ -253,14 +258,14 @@ def compare(params: Params, table: Table, measured: pd.DataFrame) -> pd.DataFram
                     "method": method,
                     "setup": setup,
                     "row": f"{method} ({setup})" if several else method,
-                    "run": run if level.seeds else "",
+                    "run": run if score.seeds else "",
                     "metric": metric,
                     "reported": value,
-                    **named("ours", percent(level)),
-                    "difference": 100 * level.mean - value,
+                    **interval_columns("ours", percent(score)),
+                    "difference": 100 * score.mean - value,
                     "base": base if gain.seeds else "",
                     "reported_gain": value - values.get((table.base, setup, metric), np.nan),
-                    **named("gain", percent(gain)),
+                    **interval_columns("gain", percent(gain)),
                 }
             )
     return pd.DataFrame(rows)

@@ -1,14 +1,14 @@
-"""Which differences between runs may be claimed.
+"""Significance tests of differences between runs.
 
 Runs are compared seed by seed with the paired t test, in three kinds of comparison:
 
-  baseline   each run with the run of the baseline's method that trains the same student in the same way
-  proposed   the run `report.proposed` with those of each other method
-  table      a row of a paper's table with the table's own baseline, where that is neither of these; likewise the two
-             curves of accuracy against noise
+  baseline   each run with the run of the baseline's method that has the same dataset, input and recipe
+  proposed   the run `report.proposed` with the runs of the other methods
+  table      a row of a paper's table with the table's own baseline, unless covered above; also the two curves of
+             accuracy against noise
 
-The comparisons of one kind in one study (or table) and one metric are a *family*; Holm's correction keeps the chance
-of even one false claim among them below 5 %. A gain or a loss is claimed only if the corrected p is below 0.05.
+All comparisons of one kind, study (or table) and metric are a *family*. Holm's correction limits the family-wise error
+rate to 5 %: the verdict is higher or lower only if the corrected p is below 0.05, else undecided.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import pandas as pd
 
 from avdistill.config.schema import Params
 from avdistill.reporting import results
-from avdistill.reporting.results import named, percent
+from avdistill.reporting.results import interval_columns, percent
 
-LEVEL = 0.05
+ALPHA = 0.05  # significance level of the corrected p
 
 
 class Comparison(NamedTuple):
-    """A question that the suite asks: does `run` do better than `base`? `family` is a study or a table."""
+    """A comparison of `run` with `base` in one metric; `family` is a study or a table."""
 
     kind: str
     family: str
@@ -36,7 +36,7 @@ class Comparison(NamedTuple):
 
 
 def comparisons(params: Params) -> list[Comparison]:
-    """Every comparison of a suite, each once: a pair of runs and a metric is of the first kind that has it."""
+    """Return the comparisons of a suite; a pair of runs and a metric belongs to the first kind that contains it."""
     report, runs = params.report, params.runs()
     methods = {run: params.jobs[job].method for run, (job, _) in runs.items()}
     metrics = list(dict.fromkeys(["accuracy", *(m for table in report.tables.values() for m in table.metrics)]))
@@ -66,24 +66,24 @@ def comparisons(params: Params) -> list[Comparison]:
 
 
 def tests(params: Params, values: Callable[[str, str], pd.Series]) -> pd.DataFrame:
-    """Every comparison tested. `values(run, metric)` gives shares by seed; runs that have none are left out.
+    """Test every comparison of a suite. `values(run, metric)` returns fractions by seed; runs without any are skipped.
 
     Columns: those of `Comparison`; difference (points, an interval); p; p_holm; tests (the size of the family);
-    found: gain, loss, or empty where nothing can be claimed. With one seed there is no test: p is NaN."""
+    verdict (higher, lower or undecided). With one seed there is no test: p is NaN and the verdict undecided."""
     rows = []
     for comparison in comparisons(params):
         ours, base = (values(run, comparison.metric) for run in (comparison.run, comparison.base))
         difference = results.paired_difference(ours, base)
         if difference.seeds:
             p = results.paired_p(difference)
-            rows.append({**comparison._asdict(), **named("difference", percent(difference)), "p": p})
-    columns = [*Comparison._fields, *named("difference", results.UNKNOWN), "p"]
+            rows.append({**comparison._asdict(), **interval_columns("difference", percent(difference)), "p": p})
+    columns = [*Comparison._fields, *interval_columns("difference", results.UNKNOWN), "p"]
     table = pd.DataFrame(rows, columns=columns).astype({"difference": float, "p": float})
     families = table.groupby(["kind", "family", "metric"], sort=False)["p"]
     table["p_holm"] = families.transform(results.holm)
     table["tests"] = families.transform("count").astype(int)
-    claimed = table["p_holm"] < LEVEL
-    table["found"] = ""
-    table.loc[claimed & (table["difference"] > 0), "found"] = "gain"
-    table.loc[claimed & (table["difference"] < 0), "found"] = "loss"
+    significant = table["p_holm"] < ALPHA
+    table["verdict"] = "undecided"
+    table.loc[significant & (table["difference"] > 0), "verdict"] = "higher"
+    table.loc[significant & (table["difference"] < 0), "verdict"] = "lower"
     return table

@@ -1,6 +1,6 @@
-"""The report's tables of what the suite is made of: studies, runs, teachers, datasets, recipes.
+"""Tables of the report that describe the suite: studies, runs, teachers, datasets, recipes.
 
-`<name>_table` gives the data that goes to tables/<name>.csv, `<name>_sheet` what page and Markdown show of it.
+`<name>_table` returns the data of tables/<name>.csv, `<name>_sheet` its display on the page and in Markdown.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from avdistill.config.schema import Params
 from avdistill.config.types import NO_TEACHER
 from avdistill.reporting.page import (
     EMPTY,
+    MINUS,
     PLUS_MINUS,
     Column,
     Sheet,
@@ -25,14 +26,14 @@ from avdistill.reporting.page import (
     spread,
     with_dagger,
 )
-from avdistill.reporting.results import interval_of, named
+from avdistill.reporting.results import interval_columns, interval_of
 from avdistill.reporting.suite import EvaluatedSuite
 
 METRICS = ("accuracy", "R@1", "mAP@100/released", "mAP@100/hits", "mAP@100/standard", "mAP@500/released")
 
 
 def studies_table(suite: EvaluatedSuite) -> pd.DataFrame:
-    """The studies: which runs each has, how many of them are evaluated, and the command that runs it again."""
+    """Return one row per study: the numbers of runs, evaluated runs and trainings, and the command to reproduce it."""
     params, rows = suite.params, []
     for name, study in params.studies.items():
         runs = [run for job in study.jobs for run in params.jobs[job].runs]
@@ -50,9 +51,9 @@ def studies_table(suite: EvaluatedSuite) -> pd.DataFrame:
 
 
 def studies_sheet(table: pd.DataFrame) -> Sheet:
-    """The studies as the page shows them."""
-    columns = [Column("study", number=False), Column("what it asks", number=False)]
-    columns += [Column("runs"), Column("evaluated"), Column("trainings"), Column("runs it again", number=False)]
+    """Return the sheet of the studies."""
+    columns = [Column("study", number=False), Column("question", number=False)]
+    columns += [Column("runs"), Column("evaluated"), Column("trainings"), Column("command", number=False)]
     rows = [
         [
             *(TableCell(row[key]) for key in ("study", "title")),
@@ -61,11 +62,11 @@ def studies_sheet(table: pd.DataFrame) -> Sheet:
         ]
         for row in table.to_dict("records")
     ]
-    return Sheet("studies", "What each study runs", columns, rows)
+    return Sheet("studies", "Studies", columns, rows)
 
 
 def runs_table(suite: EvaluatedSuite) -> pd.DataFrame:
-    """All runs, a row each, study by study; shares in percent."""
+    """Return one row per evaluated run, ordered by study; metrics in percent, gains in points."""
     rows = []
     for study, runs in suite.studies().items():
         for run in runs:
@@ -83,17 +84,17 @@ def runs_table(suite: EvaluatedSuite) -> pd.DataFrame:
                 "seeds": " ".join(map(str, suite.seeds(run))),
             }
             for metric in METRICS:
-                row |= named(metric, suite.level(run, metric))
+                row |= interval_columns(metric, suite.score(run, metric))
             row["baseline"] = base or ""
-            row |= named("gain", suite.gain(run, base))
-            row["found"] = suite.found(run, base)
+            row |= interval_columns("gain", suite.gain(run, base))
+            row["verdict"] = suite.verdict(run, base)
             row["gallery"] = suite.values(run, "gallery").mean()
-            rows.append(row | {f"mlflow_{stage}": ids for stage, ids in suite.made_by(run).items()})
+            rows.append(row | {f"mlflow_{stage}": ids for stage, ids in suite.mlflow_ids(run).items()})
     return pd.DataFrame(rows)
 
 
 def runs_sheet(suite: EvaluatedSuite, study: str, table: pd.DataFrame) -> Sheet:
-    """The runs of a study as the page shows them."""
+    """Return the sheet of the runs of one study."""
     columns = [
         *(Column(heading, number=False) for heading in ("run", "method", "teachers", "options")),
         Column("seeds"),
@@ -104,51 +105,50 @@ def runs_sheet(suite: EvaluatedSuite, study: str, table: pd.DataFrame) -> Sheet:
         Column("mAP@500", first=True),
         Column("MLflow", number=False, first=True),
     ]
-    alone = suite.job(suite.params.report.baseline).method
+    baseline_method = suite.job(suite.params.report.baseline).method
     rows = []
     for row in table.to_dict("records"):
         run, title = row["run"], suite.tooltip(row["run"])
-        levels = [TableCell(spread(interval_of(row, metric)), title) for metric in METRICS]
-        made = row["mlflow_evaluate"] or row["mlflow_train"]
-        short = made.split()[0].partition(":")[2][:8] if made else EMPTY
-        more = f" +{len(made.split()) - 1}" if len(made.split()) > 1 else ""
-        gain = gain_cell(interval_of(row, "gain"), row["found"], suite.tooltip(run, row["baseline"]))
+        scores = [TableCell(spread(interval_of(row, metric)), title) for metric in METRICS]
+        ids = row["mlflow_evaluate"] or row["mlflow_train"]
+        short = ids.split()[0].partition(":")[2][:8] if ids else EMPTY
+        more = f" +{len(ids.split()) - 1}" if len(ids.split()) > 1 else ""
+        gain = gain_cell(interval_of(row, "gain"), row["verdict"], suite.tooltip(run, row["baseline"]))
         rows.append(
             [
                 *(TableCell(row[key] or EMPTY) for key in ("run", "method", "teachers", "options")),
                 TableCell(str(len(row["seeds"].split())), f"seeds {row['seeds']}"),
-                levels[0],
-                TableCell("baseline", look="dim") if row["method"] == alone else gain,
-                *levels[1:],
-                TableCell(short + more, title, "mono" if made else "dim"),
+                scores[0],
+                TableCell("baseline", look="dim") if row["method"] == baseline_method else gain,
+                *scores[1:],
+                TableCell(short + more, title, "mono" if ids else "dim"),
             ]
         )
     bases = [base for base in dict.fromkeys(table["baseline"]) if base]
-    notes = [f"Gain: over {listed(bases)}, in points of accuracy, seed by seed."] if bases else []
+    notes = [f"Gain: run {MINUS} baseline ({listed(bases)}), in points of accuracy, paired by seed."] if bases else []
     name = f"runs-{study}" if study else "runs"
     caption = f"Runs of study {study}" if study else "All runs"
     return Sheet(name, caption, columns, rows, with_dagger(rows, notes))
 
 
 def runs_notes(table: pd.DataFrame) -> list[str]:
-    """What the columns of the tables of runs mean."""
+    """Return the notes that explain the columns of the run tables."""
     notes = [
-        f"Percent on the test split: mean over seeds {PLUS_MINUS} half of its 95 % interval. A gain is over the run "
-        "without distillation that trains the same student on the same input by the same recipe; bold where it may be "
-        "claimed, coloured where it is below zero. Retrieval with test videos as queries and the training videos as "
-        "gallery, by the cosine of the students' features. The three forms of mAP divide by the hits in the top K with "
-        "queries without a hit left out (released), the same with such a query counting 0 (hits), and by the smaller "
-        "of K and the number of relevant videos (standard)."
+        f"Percent on the test split: mean {PLUS_MINUS} half of the 95 % interval over seeds. Gain: over the run "
+        "without distillation of the same student, input and recipe; bold if significant, coloured if negative. "
+        "Retrieval: test videos as queries, training videos as gallery, cosine similarity of student features. mAP "
+        "divides by the hits in the top K, ignoring queries without a hit (released) or counting them as 0 (hits), or "
+        "by the smaller of K and the number of relevant videos (standard)."
     ]
     capped = {size: [f"mAP@{k}" for k in (100, 500) if size < k] for size in sorted(set(table["gallery"].dropna()))}
     notes += [
-        f"Gallery of {size:.0f} videos: {listed(names)} over all of them." for size, names in capped.items() if names
+        f"Gallery of {size:.0f} videos: {listed(names)} ranks all of them." for size, names in capped.items() if names
     ]
     return notes
 
 
 def teachers_table(suite: EvaluatedSuite) -> pd.DataFrame:
-    """Linear heads on the teachers' features: how good each teacher is on its own; percent."""
+    """Return the accuracy (percent) of a linear layer on each teacher's features."""
     rows = []
     for name, entry in suite.params.features.items():
         path = suite.params.path("teacher_head", name) / "metrics.json"
@@ -172,7 +172,7 @@ def teachers_table(suite: EvaluatedSuite) -> pd.DataFrame:
 
 
 def teachers_sheet(table: pd.DataFrame) -> Sheet:
-    """The heads as the page shows them."""
+    """Return the sheet of the linear layers."""
     columns = [Column(heading, number=False) for heading in ("features", "teacher", "input")]
     columns += [
         Column("val", "accuracy", first=True),
@@ -191,18 +191,17 @@ def teachers_sheet(table: pd.DataFrame) -> Sheet:
         for row in table.to_dict("records")
     ]
     notes = [
-        "Percent of the clips that the teacher has an input for; most frequent class: what always "
-        "guessing it would give."
+        "Accuracy in percent on clips with an input for the teacher. Most frequent class: accuracy of always "
+        "predicting it."
     ]
     return Sheet("teachers", "A linear layer on each teacher's features", columns, rows, notes)
 
 
 def dataset_table(index: pd.DataFrame) -> pd.DataFrame:
-    """Clips of a dataset by split, and of all: how many, what sound, how many cannot be used, and the truth where
-    known.
+    """Return the clip counts of a dataset by split and in total: sound, unusable clips, and ground truth if known.
 
-    All datasets have a column `broken`; `gone` and `excluded` are there where a clip is that."""
-    unusable = ["broken", *(status for status in ("gone", "excluded") if (index["status"] == status).any())]
+    Column `corrupt` is always present; `unavailable` and `excluded` only if a clip has that status."""
+    unusable = ["corrupt", *(status for status in ("unavailable", "excluded") if (index["status"] == status).any())]
     rows = []
     for split in ("train", "val", "test", "all"):
         clips = index if split == "all" else index[index["split"] == split]
@@ -223,12 +222,12 @@ def dataset_table(index: pd.DataFrame) -> pd.DataFrame:
 
 
 def dataset_sheet(name: str, table: pd.DataFrame) -> Sheet:
-    """The counts as the page shows them."""
-    groups = {"sound": "sound", "relevant": "sound belongs", "correlation": "correlation"}
+    """Return the sheet of the clip counts."""
+    groups = {"sound": "sound", "relevant": "sound relevant", "correlation": "correlation"}
     columns = []
     for heading in table.columns:
         group, _, value = heading.partition(" ")
-        first = heading in ("sound yes", "relevant yes", "correlation strong", "broken")
+        first = heading in ("sound yes", "relevant yes", "correlation strong", "corrupt")
         columns.append(Column(value or group, groups.get(group, ""), heading != "split", first))
     rows = []
     for row in table.to_dict("records"):
@@ -238,19 +237,19 @@ def dataset_sheet(name: str, table: pd.DataFrame) -> Sheet:
 
 
 def reasons_sheet(name: str, index: pd.DataFrame) -> Sheet:
-    """Why clips are broken or have no usable sound."""
-    marked_clips = index[(index["reason"] != "") | (index["status"] == "broken")]
+    """Return the sheet of the reasons why clips are unusable or lack usable sound."""
+    marked_clips = index[(index["reason"] != "") | (index["status"] == "corrupt")]
     counts = marked_clips.groupby(["status", "audio", "reason"]).size().sort_values(ascending=False, kind="stable")
     rows = [
         [TableCell(status), TableCell(audio), TableCell(reason), TableCell(str(n))]
         for (status, audio, reason), n in counts.items()
     ]
     columns = [*(Column(heading, number=False) for heading in ("status", "sound", "reason")), Column("clips")]
-    return Sheet(f"reasons-{name}", f"Marked clips of {name}, by reason", columns, rows)
+    return Sheet(f"reasons-{name}", f"Clips of {name} with problems, by reason", columns, rows)
 
 
 def recipes_sheet(params: Params) -> Sheet:
-    """How the students are trained: a column a recipe that a job uses."""
+    """Return the sheet of the training recipes: one column per recipe in use."""
     used = [name for name in params.recipes if any(job.recipe == name for job in params.jobs.values())]
     values = {name: params.recipes[name].model_dump(mode="json") for name in used}
     columns = [Column("", number=False), *(Column(name) for name in used)]

@@ -1,1 +1,1 @@
-"""The trained student as a model that answers for videos."""
+"""Serving of a trained student through MLflow."""

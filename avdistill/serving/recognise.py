@@ -1,16 +1,16 @@
-"""A trained student as a model of use: a video file in; class, probabilities and the nearest training videos out.
+"""MLflow model of a trained student: predicts class, probabilities and nearest training videos of a video file.
 
-Stage export writes what this module reads. MLflow loads it as a model of its pyfunc flavour (`loader_module` in
-MLmodel), so that `mlflow models serve` and `mlflow models predict` work:
+Reads the folder written by stage export. MLflow loads it as a pyfunc model (`loader_module` in MLmodel), so
+`mlflow models serve` and `mlflow models predict` work:
 
     mlflow models serve -m models:/student-<dataset>@best --env-manager local
     curl 127.0.0.1:5000/invocations -H 'Content-Type: application/json' \\
         -d '{"dataframe_records": [{"video": "/some/clip.mp4"}], "params": {"nearest": 3}}'
 
-`video` is the path of a file on the serving machine, or a file's bytes in base64. Nothing is ever fetched.
+`video` is the path of a file on the serving machine, or the bytes of a file in base64. URLs are not fetched.
 
-Environment: AV_SERVE_PATHS=off refuses paths, for a server that strangers reach; AV_SERVE_MB (64) and AV_SERVE_SECONDS
-(600) bound what base64 may hold and how long a video may be.
+Environment: AV_SERVE_PATHS=off rejects paths, for servers reachable by untrusted clients; AV_SERVE_MB (64) and
+AV_SERVE_SECONDS (600) limit the size of a base64 file and the duration of a video.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from avdistill.pipeline.errors import UserError
 COLUMNS = ("class", "probability", "probabilities", "nearest", "error")
 NEAREST = 5
 BATCH = 64  # windows
-# What files begin with that hold their own pictures. All else is refused unread: a text may be a playlist to FFmpeg,
-# a list of other files to open.
+# Signatures of self-contained video files. All other files are rejected unread, because FFmpeg would treat some text
+# files as playlists and open the files they list.
 SIGNATURES = re.compile(
     rb".{4}(?:ftyp|moov|mdat|wide|free|skip|pnot)"  # MP4, MOV, 3GP
     rb"|\x1aE\xdf\xa3"  # Matroska, WebM
@@ -58,7 +58,7 @@ BASE64 = re.compile(r"(?:data:[\w./+-]*;base64,)?(?P<data>[A-Za-z0-9+/]+={0,2})\
 
 
 class Recogniser:
-    """An exported student. `folder` is what stage export made."""
+    """An exported student. `folder` is the output of stage export."""
 
     def __init__(self, folder: Path) -> None:
         about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
@@ -70,32 +70,32 @@ class Recogniser:
         self.gallery = F.normalize(torch.from_numpy(gallery["features"]), dim=1)
 
     def predict(self, videos: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """A row of COLUMNS for each value of column `video`; `params["nearest"]` training videos are named.
+        """Return one row of COLUMNS per value of column `video`, with the `params["nearest"]` nearest training videos.
 
-        What cannot be read has a line in `error` and nothing else. Raises MlflowException, whose message MLflow's
-        server answers with status 400, if no video of the request can be read, or it has no column `video`."""
+        A video that cannot be read has only a one-line `error`. Raises MlflowException, which MLflow's server returns
+        with status 400, if no video can be read or column `video` is missing."""
         if "video" not in videos:
             raise _refusal(f"expected the column 'video', found {', '.join(map(str, videos)) or 'none'}")
         shown = int((params or {}).get("nearest", NEAREST))
         rows = [self._row(value, shown) for value in videos["video"]]
         if rows and all(row["error"] for row in rows):
-            raise _refusal(f"no video can be read; the first: {rows[0]['error']}")
+            raise _refusal(f"no video can be read; first error: {rows[0]['error']}")
         return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
     def recognise(self, path: Path) -> tuple[Tensor, Tensor]:
-        """Probabilities (C,) and feature (D,) of a video file, averaged over its windows, as stage evaluate does.
+        """Return probabilities (C,) and feature (D,) of a video file, averaged over its windows as in stage evaluate.
 
-        Raises UserError if it is no video or is too long."""
+        Raises UserError if it is not a video or too long."""
         with path.open("rb") as file:
             if not SIGNATURES.match(file.read(256)):
                 raise UserError("not a video file; expected MP4, MOV, Matroska, WebM, AVI, WMV, FLV, Ogg or MPEG")
         settings, longest = self.preprocessing, _limit("AV_SERVE_SECONDS", 600)
         fps, short_side, reader = (settings[name] for name in ("fps", "short_side", "reader"))
-        # One picture more than allowed tells a video that is too long, without reading the rest of it.
+        # Reading one frame more than allowed detects a video that is too long without decoding the rest.
         frames = read_frames(path, fps, short_side, end=longest + 1 / fps, reader=reader)
         if len(frames) > longest * fps:
             raise UserError(f"longer than {longest} s (AV_SERVE_SECONDS)")
-        # The student learned from pictures that were compressed.
+        # The student was trained on JPEG frames, so compress here too.
         clip = JpegClip(encode(frames, settings["quality"])) if settings["encoding"] == "jpeg" else frames
         length, stride = settings["frames"], settings["stride"]
         starts = range(0, max(1, len(frames) - length + 1), stride)
@@ -133,14 +133,14 @@ class Recogniser:
 
 
 def load_program(path: Path) -> nn.Module:
-    """A torch.export program that can be called."""
+    """Load a torch.export program as a module."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable")  # the weights are only read
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # the weights are never written
         return torch.export.load(path).module()
 
 
 def _refusal(reason: str) -> Exception:
-    """Of any other exception MLflow's server would show its traceback, whose last line is the reason."""
+    """Return an exception with status 400; for any other type, MLflow's server would return a traceback."""
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
@@ -148,15 +148,15 @@ def _refusal(reason: str) -> Exception:
 
 
 def _load_pyfunc(path: str) -> Recogniser:
-    """What MLflow calls to load the model."""
+    """Load the model; called by MLflow."""
     return Recogniser(Path(path))
 
 
 @contextmanager
 def _file(value: object) -> Iterator[Path]:
-    """The file that a value of column `video` names, or that its base64 holds: then it lies there for the block."""
+    """Yield the path of a value of column `video`; base64 is decoded to a temporary file. Raises UserError."""
     if not isinstance(value, str):
-        raise UserError(f"expected a text, found {type(value).__name__}")
+        raise UserError(f"expected a string, found {type(value).__name__}")
     paths = os.environ.get("AV_SERVE_PATHS", "on") != "off"
     if paths and len(value) < 4096 and "\0" not in value and Path(value).is_file():
         yield Path(value)
@@ -170,7 +170,7 @@ def _file(value: object) -> Iterator[Path]:
     except binascii.Error:
         data = b""
     if not data:
-        expected = "the path of a file on this machine, or a file's bytes in base64" if paths else "a file in base64"
+        expected = "the path of a file on this machine, or a file in base64" if paths else "a file in base64"
         raise UserError(f"expected {expected}; found {value[:40]!r}")
     with tempfile.NamedTemporaryFile(prefix="video-") as file:
         file.write(data)
@@ -179,7 +179,7 @@ def _file(value: object) -> Iterator[Path]:
 
 
 def _limit(name: str, default: int) -> int:
-    """A limit from the environment."""
+    """Return a limit from the environment. Raises UserError unless it is a positive integer."""
     value = os.environ.get(name) or str(default)
     if not (value.isdecimal() and int(value) > 0):
         raise UserError(f"{name}: expected a whole number above 0, found {value!r}")

@@ -1,26 +1,21 @@
-"""python -m avdistill.tracking sync PARAMS... | mirror FOLDER"""
+"""Command line: python -m avdistill.tracking sync PARAMS... | mirror FOLDER."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from avdistill.config.loading import load
 from avdistill.pipeline.errors import UserError, redact
-
-if TYPE_CHECKING:
-    pass
 from avdistill.tracking.mirror import mirror, sync
 from avdistill.tracking.shared import tracking_uri
 
 
 def _main(arguments: list[str]) -> None:
-
     match arguments:
         case ["mirror", folder]:
-            os.nice(10)  # the stages have the machine first
+            os.nice(10)  # stages take priority
             mirror(Path(folder))
         case ["sync", first, *others]:
             failed = False

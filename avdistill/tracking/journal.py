@@ -1,4 +1,4 @@
-"""Journals: the events of a run, appended to a file by the stage that the run belongs to."""
+"""Journals: files of the events of a run, one per line, written by its stage."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from avdistill.tracking.shared import (
     unreachable_marker,
 )
 
-# The section of params that a stage's item names; its entry says to which dataset the item belongs.
+# The section of params that contains a stage's items; its entries have the dataset.
 SECTIONS = {
     "frames": "frames",
     "mix_noise": "noise_mixes",
@@ -45,7 +45,7 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run that is going on. It is only a name, so it can be sent to worker processes and used there."""
+    """Handle of an active run. It holds no open file, so it can be pickled and used in worker processes."""
 
     folder: Path
     id: str
@@ -53,15 +53,15 @@ class TrackedRun:
     tags: Mapping[str, object]
 
     def log_params(self, values: Mapping[str, object]) -> None:
-        """Log params; nested mappings become names with dots. A param's first value stays."""
+        """Log params; keys of nested mappings are joined by dots. The first value of a param is kept."""
         self._write("params", values=_flat(values))
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics of a step. NaN and infinities are kept; MLflow shows an infinity as the largest double."""
+        """Log metrics of a step. NaN and infinity are kept; MLflow shows infinity as the largest double."""
         self._write("metrics", step=step, values={name: float(value) for name, value in values.items()})
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Log a file. It is copied at once: its original may be renamed or deleted afterwards."""
+        """Log a copy of a file, made immediately; the original may be renamed or deleted afterwards."""
         target = self.folder / self.id / folder / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}")
@@ -70,21 +70,23 @@ class TrackedRun:
         self._write("artifact", folder=folder, name=path.name)
 
     def log_dataset(self, name: str, path: Path, digest: str, context: str) -> None:
-        """Log a dataset that the run read. MLflow keeps 36 characters of `digest`; `context` says what it was for."""
+        """Log a dataset read by the run, such as context `training`. MLflow stores 36 characters of `digest`."""
         self._write("dataset", name=name, path=str(path), digest=digest[:36], context=context)
 
     def log_model(self, name: str, folder: Path, alias: str, description: str, tags: Mapping[str, object]) -> None:
-        """Log a folder that holds a model in MLflow's format, as a new version of the registered model `name`.
+        """Log a folder with a model in MLflow's format as a new version of the registered model `name`.
 
-        Its source is the newest training of the `run` and `seed` among `tags`, or this run where MLflow has no such
-        training. `alias` points to it from then on. The folder is copied at once, as files are."""
+        Its source is the newest training with the `run` and `seed` of `tags`, or this run if MLflow has none. `alias`
+        is set to the new version. The folder is copied immediately."""
         shutil.copytree(folder, self.folder / self.id / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         values = {key: str(value) for key, value in tags.items()}
         self._write("model", name=name, alias=alias, description=description, tags=values)
 
     def log_system(self, step: int) -> None:
-        """Log how busy the machine is, by the names of MLflow's own system metrics: the processors since the last call
-        in this process (0 at the first), memory and GPUs now."""
+        """Log system metrics under MLflow's names.
+
+        CPU utilisation is the mean since the last call in this process (0 at the first); memory and GPU values are
+        current."""
         import psutil  # type: ignore[import-untyped]
 
         memory = psutil.virtual_memory()
@@ -96,23 +98,23 @@ class TrackedRun:
         self.log_metrics({f"system/{name}": value for name, value in (values | _gpus()).items()}, step)
 
     def set_tags(self, values: Mapping[str, object]) -> None:
-        """Set tags; later values replace earlier ones."""
+        """Set tags, replacing earlier values."""
         self._write("tags", values={name: str(value) for name, value in values.items()})
 
     def describe(self, markdown: str) -> None:
-        """Set the description that MLflow shows on top of the run's page."""
+        """Set the description of the run in MLflow."""
         self.set_tags({"mlflow.note.content": markdown})
 
     @contextmanager
     def child(self, name: str, tags: Mapping[str, object]) -> Iterator[TrackedRun]:
-        """A nested run with the tags of this one and its own; `run` and `seed` among them put it in the ledger."""
-        name = f"{self.tags['stage']} {name}"  # a flat list of runs has trainings and evaluations
+        """Open a nested run with the tags of this one and `tags`; tags `run` and `seed` are its keys in the ledger."""
+        name = f"{self.tags['stage']} {name}"  # tells trainings from evaluations in a flat list of runs
         with _journal(self.folder, name, self.suite, {**self.tags, **tags}, self.id) as run:
             yield run
 
     def _write(self, event: str, **fields: object) -> None:
-        # One write at the end of the file is atomic, so workers may log to one run. No O_CREAT: logging to a run
-        # that has ended and was sent is an error.
+        # A single write with O_APPEND is atomic, so several workers may log to one run. Without O_CREAT, logging to a
+        # run that has ended and been sent is an error.
         file = os.open(self.folder / f"{self.id}.jsonl", os.O_WRONLY | os.O_APPEND)
         try:
             os.write(file, _line(event, **fields))
@@ -122,7 +124,7 @@ class TrackedRun:
 
 @contextmanager
 def start(stage: str, item: str | None, params: Params) -> Iterator[TrackedRun]:
-    """The run of one execution of a stage. It ends as FINISHED, FAILED (an exception) or KILLED (interrupted)."""
+    """Open the run of one execution of a stage. It ends as FINISHED, FAILED (exception) or KILLED (interrupt)."""
     file = params.suite.file
     graph = f"{Path(file).parent}/dvc.yaml:" if "/" in file else ""
     tags = {
@@ -148,10 +150,10 @@ def start(stage: str, item: str | None, params: Params) -> Iterator[TrackedRun]:
 
 
 def ledger(params: Params, wait: float = 20.0) -> dict[tuple[str | int | None, ...], str]:
-    """Ids of the newest finished MLflow runs, by (stage, item) and, of nested runs, by (stage, run, seed).
+    """Return the ids of the newest finished MLflow runs by (stage, item); of nested runs by (stage, run, seed).
 
-    What is not sent has no id yet, so it waits up to `wait` seconds for the mirror to send what has ended, unless
-    MLflow cannot be reached."""
+    A run has no id until it is sent, so this waits up to `wait` seconds for the mirror to send all ended runs, unless
+    MLflow is unreachable."""
     folder = journal_folder(params)
     until = time.monotonic() + (wait if is_mirrored() else 0)
     while (
@@ -161,7 +163,7 @@ def ledger(params: Params, wait: float = 20.0) -> dict[tuple[str | int | None, .
     ):
         time.sleep(0.1)
     found: dict[tuple[str | int | None, ...], str] = {}
-    for file in sorted(folder.glob("*.sent.json")):  # names begin with the time of the start
+    for file in sorted(folder.glob("*.sent.json")):  # names start with the start time, so newer runs replace older ones
         sent = json.loads(file.read_text(encoding="utf-8"))
         if sent["status"] == "FINISHED":
             nested = sent["run"] is not None
@@ -174,12 +176,12 @@ def ledger(params: Params, wait: float = 20.0) -> dict[tuple[str | int | None, .
 def _journal(
     folder: Path, name: str, suite: str, tags: Mapping[str, object], parent: str | None
 ) -> Iterator[TrackedRun]:
-    """Open the journal of a new run, and end it as the block ends."""
+    """Open the journal of a new run; on exit, write its end event with the status."""
     run = TrackedRun(folder, f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{uuid.uuid4().hex[:8]}", suite, tags)
     partial = folder / f".{run.id}"
     with partial.open("ab", buffering=0) as file:
-        # The lock goes with the process, however that ends: it tells a run that goes on from one that was killed.
-        with contextlib.suppress(OSError):  # a file system without locks
+        # The lock is released even if the process is killed, so it tells active runs from killed ones.
+        with contextlib.suppress(OSError):  # file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
         file.write(_line("start", name=name, suite=suite, parent=parent, tags=dict(tags)))
         partial.rename(folder / f"{run.id}.jsonl")
@@ -197,10 +199,10 @@ def _journal(
 
 
 def _start_mirror(folder: Path) -> None:
-    """Start a mirror, detached from this process, if none is running."""
-    with file_lock(folder / "mirror.lock") as none_runs:
+    """Start a detached mirror process unless one is running."""
+    with file_lock(folder / "mirror.lock") as free:
         pass
-    if none_runs:
+    if free:
         with (folder / "mirror.log").open("ab") as log:
             subprocess.Popen(
                 [sys.executable, "-m", "avdistill.tracking", "mirror", str(folder)],
@@ -217,7 +219,7 @@ def _line(event: str, **fields: object) -> bytes:
 
 
 def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """{"a": {"b": 1}} -> {"a.b": "1"}."""
+    """Flatten nested mappings: {"a": {"b": 1}} -> {"a.b": "1"}."""
     flat: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -228,7 +230,7 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def _dataset(stage: str, item: str | None, params: Params) -> str | None:
-    """The dataset that an item belongs to; None for what belongs to none (a teacher) or to all (the report)."""
+    """Return the dataset of an item; None for items of no single dataset (a teacher, the report)."""
     if item is None:
         return None
     entry = getattr(params, SECTIONS[stage]).get(item) if stage in SECTIONS else None
@@ -238,8 +240,9 @@ def _dataset(stage: str, item: str | None, params: Params) -> str | None:
 
 
 def _description(stage: str, item: str | None, params: Params) -> str:
-    """What a run does, as Markdown, from a docstring: the method of its job with the equation, or what its stage
-    makes. Read without importing the module, which would take seconds."""
+    """Return the docstring of the job's method, or the first paragraph of the stage's, as Markdown.
+
+    The source is parsed, not imported, because the import takes seconds."""
     job = params.jobs.get(item or "") if SECTIONS.get(stage) == "jobs" else None
     path = ROOT / f"models/distillers/{job.method}.py" if job else ROOT / f"stages/{stage}.py"
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -247,7 +250,7 @@ def _description(stage: str, item: str | None, params: Params) -> str:
 
 
 def _gpus() -> dict[str, float]:
-    """Use, memory and power of the machine's NVIDIA GPUs; nothing where there is none."""
+    """Return utilisation, memory and power of the NVIDIA GPUs; empty without any."""
     names = {
         "utilization.gpu": "utilization_percentage",
         "memory.used": "memory_usage_megabytes",
@@ -269,12 +272,12 @@ def _gpus() -> dict[str, float]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a user without a name, as in containers
         return str(os.getuid())
 
 
 def _commit() -> dict[str, str]:
-    """The commit, and whether there are changes beside it (DVC's record of results does not count)."""
+    """Return tags of the git commit and of uncommitted changes, dvc.lock excluded; empty outside a repository."""
     status = ["status", "--porcelain=v2", "--branch", "--", ".", ":(exclude,glob)**/dvc.lock"]
     try:
         found = subprocess.run(

@@ -1,4 +1,4 @@
-"""The mirror: the one process per suite that sends journals to MLflow."""
+"""The mirror: one process per suite that sends journals to MLflow."""
 
 from __future__ import annotations
 
@@ -33,26 +33,27 @@ from avdistill.tracking.shared import (
 
 
 class Delivery(NamedTuple):
-    """What one round of sending did: lines of journals sent, runs that are complete in MLflow now."""
+    """Result of one delivery: number of events sent, and of runs completed in MLflow."""
 
     events: int
     completed: int
 
 
 def deliver(folder: Path) -> Delivery:
-    """Send all that journals of a suite hold and MLflow has not. Raises whatever keeps it from being sent; then the
-    rest stays on disk."""
+    """Send all unsent events of a suite's journals to MLflow.
+
+    A journal that fails stays on disk; the others are still sent, then the first error is raised."""
     events = completed = 0
     failed: Exception | None = None
     with file_lock(folder / "send.lock", wait=True):
-        # Names begin with the time of the start: a parent comes before its children.
-        news = [file for file in sorted(folder.glob("*.jsonl")) if _size_left(file) or not is_running(file)]
-        if news:
-            _client().search_experiments(max_results=1)  # one look whether the server is there, not one a journal
-        for file in news:
+        # Names start with the start time, so a parent precedes its children.
+        pending = [file for file in sorted(folder.glob("*.jsonl")) if _unsent_bytes(file) or not is_running(file)]
+        if pending:
+            _client().search_experiments(max_results=1)  # fail once if the server is unreachable, not once per journal
+        for file in pending:
             try:
                 sent = _send(file)
-            except Exception as error:  # noqa: BLE001 - one journal that cannot be sent must not hold back the others
+            except Exception as error:  # noqa: BLE001 - one failing journal must not block the others
                 failed = failed or error
             else:
                 events += sent.events
@@ -64,12 +65,12 @@ def deliver(folder: Path) -> Delivery:
 
 
 def mirror(folder: Path, idle: float = 15.0, patience: float = 120.0) -> None:
-    """Send what journals get as they get it, until no run has gone on and nothing has come for `idle` seconds.
+    """Send events as they are written, until no run is active and no event has arrived for `idle` seconds.
 
-    While MLflow cannot be reached it tries again at growing intervals: as long as a run goes on, then for `patience`
-    seconds more. What it could not send stays on disk. A second mirror of the same folder ends at once."""
-    os.nice(10)  # trainings come first
-    # The second look is for a stage that came between the last round and the end of the lock, and started no mirror.
+    While MLflow is unreachable, retry with exponential backoff as long as a run is active, then for `patience` more
+    seconds; unsent events stay on disk. Return immediately if another mirror of the folder is running."""
+    os.nice(10)  # trainings take priority
+    # Loop: a stage may start between the last delivery and the release of the lock, and then starts no mirror itself.
     while any(folder.glob("*.jsonl")):
         with file_lock(folder / "mirror.lock") as mine:
             if not mine or not _follow(folder, idle, patience):
@@ -77,25 +78,27 @@ def mirror(folder: Path, idle: float = 15.0, patience: float = 120.0) -> None:
 
 
 def sync(params: Params) -> Delivery:
-    """Send all that is left of a suite's journals; also creates the database where there is none.
+    """Send all unsent events of a suite to MLflow; create the SQLite database if missing.
 
-    Raises UserError if MLflow cannot be reached; then all stays on disk."""
+    Raises UserError if MLflow is unreachable; the journals stay on disk."""
     try:
         _client().search_experiments(max_results=1)
         folder = journal_folder(params)
         return deliver(folder) if folder.exists() else Delivery(0, 0)
     except Exception as error:
-        raise UserError(f"MLflow at {tracking_uri()}: {one_line(error)}; nothing is lost, sync later") from error
+        raise UserError(
+            f"MLflow at {tracking_uri()}: {one_line(error)}; the journals stay on disk, sync later"
+        ) from error
 
 
 def _follow(folder: Path, idle: float, patience: float) -> bool:
-    """Rounds of sending until nothing comes any more. False: gave up."""
+    """Deliver until idle. Return False if it gave up on an unreachable MLflow."""
     delay, quiet_since = 0.5, time.monotonic()
     while True:
         problem = None
         try:
             sent = deliver(folder)
-        except Exception as error:  # noqa: BLE001 - the server's, the network's, the database's: all may pass
+        except Exception as error:  # noqa: BLE001 - errors of server, network and database may be transient
             problem, delay = error, min(2 * delay, 30.0)
             unreachable_marker(folder).touch()
         else:
@@ -106,7 +109,7 @@ def _follow(folder: Path, idle: float, patience: float) -> bool:
             quiet_since = time.monotonic()
         quiet = time.monotonic() - quiet_since
         if problem and quiet > patience:
-            _note(folder, f"gave up, the rest stays on disk: {one_line(problem)}")
+            _note(folder, f"gave up, unsent events stay on disk: {one_line(problem)}")
             return False
         if not problem and quiet > idle:
             return True
@@ -114,25 +117,25 @@ def _follow(folder: Path, idle: float, patience: float) -> bool:
 
 
 def _send(file: Path) -> Delivery:
-    """Send what a journal has gained, and clean up behind a run that is complete."""
+    """Send the unsent events of a journal; delete the journal of a completed run."""
     folder, sent = file.parent, read_sent(file)
-    ended = not is_running(file)  # asked first: whatever an ended run has written is then in what is read below
+    ended = not is_running(file)  # checked before reading, so that all events of an ended run are read below
     with file.open("rb") as stream:
         stream.seek(sent.get("offset", 0))
         data = stream.read()
-    data = data[: data.rfind(b"\n") + 1]  # a process that was killed may leave half a line
+    data = data[: data.rfind(b"\n") + 1]  # a killed process may leave a partial line
     events = list(_events(folder, file.stem, data))
     run_id = sent.get("run_id")
     if run_id is None:
         if not events or events[0]["event"] != "start":
-            _note(folder, f"{file.name}: not a journal; left out")
+            _note(folder, f"{file.name}: not a journal, skipped")
             file.rename(file.with_suffix(".unreadable"))
             return Delivery(0, 0)
         sent = _create(folder, file.stem, events[0])
-        _replace(file.with_suffix(".sent.json"), sent)  # its children need it, whatever becomes of the rest
+        _replace(file.with_suffix(".sent.json"), sent)  # nested runs need the run id even if sending fails below
         run_id = sent["run_id"]
     if ended and sent["status"] == "RUNNING" and not any(event["event"] == "end" for event in events):
-        # Its process is gone and had no time to say so.
+        # The process was killed before it could write its end event.
         events.append({"event": "end", "status": "KILLED", "time": int(file.stat().st_mtime * 1000)})
 
     _log(folder, file.stem, run_id, sent["experiment_id"], events)
@@ -146,12 +149,12 @@ def _send(file: Path) -> Delivery:
 
 
 def _create(folder: Path, journal: str, begin: dict[str, Any]) -> dict[str, Any]:
-    """The MLflow run of a journal, new or found by its tag, as the first state of <journal>.sent.json."""
+    """Find the MLflow run of a journal by its tag, or create it; return the initial <journal>.sent.json."""
     from mlflow.entities import ViewType
     from mlflow.exceptions import MlflowException
 
     client, tags, experiment_id = _client(), begin["tags"], _experiment(begin["suite"])
-    # An earlier mirror may have been killed after it had created the run and before it could write that down.
+    # An earlier mirror may have been killed after creating the run but before saving its id.
     filter_string = f"tags.journal = '{journal}'"
     found = client.search_runs([experiment_id], filter_string, run_view_type=ViewType.ALL, max_results=1)
     if found:
@@ -160,7 +163,7 @@ def _create(folder: Path, journal: str, begin: dict[str, Any]) -> dict[str, Any]
         above = folder / f"{begin['parent']}.jsonl"
         parent = read_sent(above).get("run_id")
         if parent is None and above.exists():
-            raise MlflowException(f"{journal}: its parent could not be sent")  # both are next time
+            raise MlflowException(f"{journal}: its parent run could not be sent")  # retried with the parent
         nested = {"mlflow.parentRunId": parent} if parent else {}
         everything = {_key(name): _text(value) for name, value in tags.items()} | {"journal": journal} | nested
         run_id = client.create_run(experiment_id, begin["time"], everything, _text(begin["name"])).info.run_id
@@ -169,7 +172,7 @@ def _create(folder: Path, journal: str, begin: dict[str, Any]) -> dict[str, Any]
 
 
 def _experiment(suite: str) -> str:
-    """Id of a suite's experiment, which is made where there is none."""
+    """Return the id of a suite's experiment; create or restore it if needed."""
     from mlflow.exceptions import MlflowException
 
     client = _client()
@@ -181,14 +184,14 @@ def _experiment(suite: str) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        return _experiment(suite)  # another checkout's mirror was faster
+        return _experiment(suite)  # created meanwhile by the mirror of another checkout
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return str(experiment.experiment_id)
 
 
 def _log(folder: Path, journal: str, run_id: str, experiment_id: str, events: list[dict[str, Any]]) -> None:
-    """Bring events to MLflow. What it refuses for good is noted in mirror.log and left out."""
+    """Send events to MLflow. Requests that it rejects permanently are logged to mirror.log and skipped."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
     from mlflow.exceptions import MlflowException
 
@@ -226,7 +229,7 @@ def _log(folder: Path, journal: str, run_id: str, experiment_id: str, events: li
                 if path.exists():
                     send(client.log_artifact, str(path), event["folder"] or None)
                 else:
-                    _note(folder, f"{journal}: {path} is gone; left out")
+                    _note(folder, f"{journal}: {path} is missing, skipped")
             case "dataset":
                 source = json.dumps({"uri": event["path"]})
                 dataset = Dataset(_text(event["name"]), _text(event["digest"]), "local", _text(source))
@@ -239,8 +242,7 @@ def _log(folder: Path, journal: str, run_id: str, experiment_id: str, events: li
 
 
 def _register(run_id: str, experiment_id: str, journal: str, path: Path, event: dict[str, Any]) -> None:
-    """A logged model, the version of a registered model that it is, and the alias. Each step looks first whether an
-    earlier mirror has done it."""
+    """Create a logged model, its registered version and the alias; steps done by an earlier mirror are skipped."""
     from mlflow.exceptions import MlflowException
 
     client, name, tags = _client(), event["name"], event["tags"] | {"journal": journal}
@@ -274,28 +276,28 @@ def _register(run_id: str, experiment_id: str, journal: str, path: Path, event: 
 
 @cache
 def _client() -> MlflowClient:
-    """The one client of this process; creates a SQLite database that is not there."""
+    """Return the MLflow client of this process; create the SQLite database if missing."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
-    # Sending again is up to the mirror, which looks first what has arrived. A request whose answer got lost has done
-    # its work, and MLflow's own second try would make a second run.
+    # The mirror retries itself, after checking what has arrived. If the response of a create request is lost, MLflow's
+    # own retry would create a second run.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     from mlflow import MlflowClient
 
     uri = tracking_uri()
     if not uri.startswith(SQLITE):
         return MlflowClient(uri)
-    # Two processes that open a database that is not there yet would both create its tables.
+    # Without the lock, two processes opening a missing database would both create its tables.
     database = Path(uri.removeprefix(SQLITE))
     database.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(database.with_name(f"{database.name}.lock"), wait=True):
         if not database.exists():
-            # Under another name until it is whole: with half of its tables, which a process that is killed may leave,
-            # MLflow would never open it.
-            for left in database.parent.glob(f"{database.name}.new*"):
-                left.unlink()
+            # Created under another name and renamed: MLflow cannot open a database with only some of its tables, as
+            # left by a killed process.
+            for leftover in database.parent.glob(f"{database.name}.new*"):
+                leftover.unlink()
             new = database.with_name(f"{database.name}.new")
             MlflowClient(f"{SQLITE}{new}").search_experiments(max_results=1)
             new.replace(database)
@@ -304,8 +306,8 @@ def _client() -> MlflowClient:
     return client
 
 
-def _size_left(file: Path) -> int:
-    """Bytes of a journal that are not sent."""
+def _unsent_bytes(file: Path) -> int:
+    """Return the number of unsent bytes of a journal."""
     return int(file.stat().st_size - read_sent(file).get("offset", 0))
 
 
@@ -314,16 +316,16 @@ def _events(folder: Path, journal: str, data: bytes) -> Iterator[dict[str, Any]]
         try:
             yield json.loads(line)
         except ValueError:
-            _note(folder, f"{journal}: a line is damaged; left out")
+            _note(folder, f"{journal}: damaged line, skipped")
 
 
 def _key(name: str) -> str:
-    """A name that MLflow accepts: R@1 -> R_at_1, and `_` for other characters that it does not."""
+    """Return a name that MLflow accepts: R@1 -> R_at_1, other invalid characters -> `_`."""
     return re.sub(r"[^/\w.\- :]", "_", name.replace("@", "_at_"))[:250]
 
 
 def _text(value: object) -> str:
-    """Text that every database accepts: file names may hold bytes that are no characters."""
+    """Return valid Unicode, as databases require; file names may contain undecodable bytes."""
     return str(value).encode("utf-8", "replace").decode()
 
 

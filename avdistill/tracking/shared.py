@@ -1,4 +1,4 @@
-"""Files that journals and mirror share, and where MLflow is."""
+"""Paths and locks shared by journals and mirror, and the location of MLflow."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ SQLITE = "sqlite:///"
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else the database in the repository's root. Paths of SQLite databases are absolute."""
+    """Return MLFLOW_TRACKING_URI, or the database in the repository's root; SQLite paths are made absolute."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     return f"{SQLITE}{ROOT / uri.removeprefix(SQLITE)}" if uri.startswith(SQLITE) else uri
 
 
 def artifact_location() -> str | None:
-    """URI of the folder mlartifacts beside a SQLite database; None leaves the place to the tracking server."""
+    """Return the URI of the folder mlartifacts beside a SQLite database; None for a server, which has its own."""
     uri = tracking_uri()
     return Path(uri.removeprefix(SQLITE)).with_name("mlartifacts").as_uri() if uri.startswith(SQLITE) else None
 
 
 def is_mirrored() -> bool:
-    """Whether runs are sent to MLflow."""
+    """Return whether runs are sent to MLflow."""
     return os.environ.get("AV_TRACKING") != "off"
 
 
 def is_running(file: Path) -> bool:
-    """Whether the process that writes a journal still holds it."""
+    """Return whether the run of a journal is active, that is, its writer still holds the lock."""
     try:
         with file.open("rb+") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -51,7 +51,7 @@ def is_running(file: Path) -> bool:
 
 @contextmanager
 def file_lock(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock file. Yields whether it was to be had; with `wait` it always is, in the end."""
+    """Hold a lock file; yield whether the lock was acquired. With `wait`, block until it is."""
     with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,17 +62,17 @@ def file_lock(path: Path, wait: bool = False) -> Iterator[bool]:
 
 
 def journal_folder(params: Params) -> Path:
-    """Folder of a suite's journals."""
+    """Return the folder of a suite's journals."""
     return (Path(params.suite.out) / ".tracking").resolve()
 
 
 def unreachable_marker(folder: Path) -> Path:
-    """The file that is there while MLflow cannot be reached."""
+    """Return the path of the file that exists while MLflow is unreachable."""
     return folder / "unreachable"
 
 
 def read_sent(file: Path) -> dict[str, Any]:
-    """What <journal>.sent.json says; nothing if there is none."""
+    """Read <journal>.sent.json; empty if it is missing."""
     try:
         state: dict[str, Any] = json.loads(file.with_suffix(".sent.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -81,5 +81,5 @@ def read_sent(file: Path) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error as one line without passwords."""
+    """Return the message of an error as one line of at most 500 characters, without passwords."""
     return redact(" ".join(str(error).split()))[:500]

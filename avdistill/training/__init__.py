@@ -1,1 +1,1 @@
-"""Training of students, their predictions, and what their teachers know."""
+"""Training and inference of students, and the teacher outputs they learn from."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from avdistill.config.schema import Params, Recipe
 from avdistill.data.loader import ClipSet, test_windows, to_input
+from avdistill.pipeline.errors import UserError
 from avdistill.training.precision import autocast
 from avdistill.training.tensors import load_state
 from models import students
@@ -16,13 +17,27 @@ from models.outputs import StudentOutput
 from models.students import Student
 
 
+class NotConvergedError(UserError):
+    """The training of a student diverged, so it has no weights."""
+
+
+class NotFiniteError(UserError):
+    """The output of a student contains NaN or infinity."""
+
+
 def load_student(
     params: Params, job: str, run: str, seed: int, classes: int, device: torch.device
 ) -> tuple[Student, dict[str, Any]]:
-    """A trained student on `device`, and all that was saved with it."""
+    """Load a trained student to `device`; return it with the saved state.
+
+    Raises NotConvergedError if its training diverged, UserError for a missing or damaged file."""
     recipe = params.recipes[params.jobs[job].recipe]
     path = params.path("train", job) / run / f"seed-{seed}.pt"
     state = load_state(path, device, run, seed)
+    if not state.get("converged", True):
+        raise NotConvergedError(
+            f"{path}: the training did not converge: its loss was not finite in epoch {state['epoch']}"
+        )
     student = students.build_student(recipe.student, classes, recipe.width)
     student.to(device)
     student.load_state_dict(state["student"])
@@ -33,7 +48,9 @@ def load_student(
 def predict(
     student: Student, clips: ClipSet, recipe: Recipe, device: torch.device, batch: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """Softmax (N, C) and feature (N, D) of each clip, both averaged over its windows; on the CPU."""
+    """Return probabilities (N, C) and features (N, D) of the clips, averaged over their windows; on the CPU.
+
+    Raises NotFiniteError with the first clip if the output contains NaN or infinity."""
     student.eval()
     probabilities = torch.zeros(len(clips), clips.classes)
     features = torch.zeros(len(clips), student.feature_dim)
@@ -44,4 +61,10 @@ def predict(
         probabilities.index_add_(0, rows, output.logits.float().softmax(1).cpu())
         features.index_add_(0, rows, output.feature.float().cpu())
         counts.index_add_(0, rows, torch.ones(len(rows), 1))
+    bad = ~(probabilities.isfinite().all(1) & features.isfinite().all(1))
+    if bad.any():
+        first = clips.ids[int(bad.nonzero()[0])]
+        raise NotFiniteError(
+            f"clip {first!r}: the student's output is not finite ({int(bad.sum())} of {len(clips)} clips)"
+        )
     return probabilities / counts, features / counts

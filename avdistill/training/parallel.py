@@ -1,9 +1,9 @@
-"""One student trained by several processes, a GPU each: the same losses and gradients as one process has.
+"""Data-parallel training of one student, one process per GPU, with the losses and gradients of a single process.
 
-The student is data-parallel: each process sees its share of every batch, and its batch norms take their statistics
-from all shares. The method is not: the outputs of all shares are gathered, so every process computes the loss of the
-whole batch, with the same random numbers, and relations between clips, memory banks and the method's own batch norms
-need no thought. Backward, each process follows the gradient of its own share; the sum over processes is the student's.
+The student is data-parallel: each rank processes its shard of every batch, and batch norm statistics are synchronised.
+The method is not: student outputs are gathered, and every rank computes the loss of the whole batch with the same
+random numbers. Relations between clips, memory banks and the method's own batch norms thus need no special handling. In
+the backward pass, each rank propagates the gradient of its own shard; the student's gradient is the sum over ranks.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from torch import Tensor, distributed, nn
 from avdistill.pipeline.processes import end_with_parent
 
 
-def place() -> tuple[int, int]:
-    """Number of this process among those that train one student, and how many they are; (0, 1) for one alone."""
+def rank_and_world_size() -> tuple[int, int]:
+    """Return the rank of this process and the world size; (0, 1) without distributed training."""
     if not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
 
 
 class _Gather(torch.autograd.Function):
-    """Shares (n, …) to the whole batch (N, …) in the order of the processes; the gradient of its own share back."""
+    """Gather shards (n, …) into the batch (N, …) in rank order; backward returns the gradient of the own shard."""
 
     @staticmethod
-    def forward(ctx: Any, share: Tensor) -> Tensor:
-        parts = [torch.empty_like(share) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, share.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, shard: Tensor) -> Tensor:
+        shards = [torch.empty_like(shard) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(shards, shard.contiguous())
+        return torch.cat(shards)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient.chunk(distributed.get_world_size())[distributed.get_rank()]
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over processes, both ways."""
+class _AllReduce(torch.autograd.Function):
+    """Sum over ranks, in the forward and in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -60,23 +60,23 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm whose statistics are those of all processes' shares; for CPU, where torch's own refuses to work."""
+class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm with statistics over all ranks, for the CPU, which nn.SyncBatchNorm does not support."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` (n, C, …), the same shape in every process."""
+        """Normalise `x` (n, C, …), which must have the same shape on every rank."""
         if not self.training:
             return super().forward(x)
         over = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = x.numel() // x.shape[1] * distributed.get_world_size()
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = _Sum.apply(wide.sum(over)) / count
+        mean = _AllReduce.apply(wide.sum(over)) / count
         centred = wide - mean.view(shape)
-        variance = _Sum.apply(centred.square().sum(over)) / count
+        variance = _AllReduce.apply(centred.square().sum(over)) / count
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
             assert self.num_batches_tracked is not None
@@ -87,25 +87,25 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         return (normal * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
 
 
-def share_batch_norms(module: nn.Module) -> None:
-    """Make every batch norm of a module take its statistics from all processes."""
+def sync_batch_norms(module: nn.Module) -> None:
+    """Replace every batch norm in a module by one with statistics over all ranks."""
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            kind = nn.SyncBatchNorm if child.weight.is_cuda else SharedBatchNorm
-            shared = kind(child.num_features, child.eps, child.momentum).to(child.weight)
-            shared.load_state_dict(child.state_dict())
-            setattr(module, name, shared)
+            kind = nn.SyncBatchNorm if child.weight.is_cuda else CpuSyncBatchNorm
+            synced = kind(child.num_features, child.eps, child.momentum).to(child.weight)
+            synced.load_state_dict(child.state_dict())
+            setattr(module, name, synced)
         else:
-            share_batch_norms(child)
+            sync_batch_norms(child)
 
 
-def gather(share: Tensor) -> Tensor:
-    """The whole batch (N, …) of all processes' shares (n, …), in the order of the processes."""
-    return _Gather.apply(share)
+def gather(shard: Tensor) -> Tensor:
+    """Gather the shards (n, …) of all ranks into the batch (N, …), in rank order."""
+    return _Gather.apply(shard)
 
 
-def add_gradients(module: nn.Module) -> None:
-    """Sum the gradients of a module over processes, in one message."""
+def all_reduce_gradients(module: nn.Module) -> None:
+    """Sum the gradients of a module over ranks, in one all-reduce."""
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
@@ -114,27 +114,27 @@ def add_gradients(module: nn.Module) -> None:
 
 
 def launch(function: Callable[..., None], arguments: tuple[Any, ...], processes: int, device: str) -> None:
-    """Run `function(*arguments)` in several processes that can gather and sum; ends when all of them have.
+    """Run `function(*arguments)` in `processes` ranks of one process group, and wait for all of them.
 
-    On `cuda` process r has GPU r. They speak over this machine's loopback only. Raises RuntimeError if one fails;
-    the others are ended then."""
+    On `cuda`, rank r uses GPU r. Communication is limited to the loopback interface. If a rank fails, the others are
+    terminated and RuntimeError is raised."""
     context = multiprocessing.get_context("spawn")
     with TemporaryDirectory() as folder:
-        place = (Path(folder) / "store").as_uri()
+        store = (Path(folder) / "store").as_uri()
         ranks = [
-            context.Process(target=_run, args=(function, arguments, rank, processes, device, place))
+            context.Process(target=_run, args=(function, arguments, rank, processes, device, store))
             for rank in range(processes)
         ]
         for process in ranks:
             process.start()
         try:
-            # Asked once a round who is alive: to wait for no process at all would be to wait for ever.
+            # Collect the live processes once per round: `wait` on an empty list would block forever.
             while alive := [process.sentinel for process in ranks if process.is_alive()]:
                 multiprocessing.connection.wait(alive)
                 if any(process.exitcode for process in ranks):
                     break
             if failed := [process.exitcode for process in ranks if process.exitcode]:
-                raise RuntimeError(f"a training process ended with {failed[0]}")
+                raise RuntimeError(f"a training process exited with code {failed[0]}")
         finally:
             for process in ranks:
                 process.terminate()
@@ -142,7 +142,7 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], processes:
 
 
 def _run(
-    function: Callable[..., None], arguments: tuple[Any, ...], rank: int, processes: int, device: str, place: str
+    function: Callable[..., None], arguments: tuple[Any, ...], rank: int, world_size: int, device: str, store: str
 ) -> None:
     end_with_parent()
     loopback = "lo0" if sys.platform == "darwin" else "lo"
@@ -152,6 +152,6 @@ def _run(
     else:
         torch.cuda.set_device(rank)
     backend = "gloo" if device == "cpu" else "nccl"
-    distributed.init_process_group(backend, init_method=place, rank=rank, world_size=processes)
+    distributed.init_process_group(backend, init_method=store, rank=rank, world_size=world_size)
     function(*arguments)
     distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Precision of computing."""
+"""Mixed precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextlib.contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Mixed precision where the recipe asks for it; similarities and exponentials stay in float32 by themselves."""
+    """Enable autocast unless `precision` is float32. Autocast itself keeps operations such as exp in float32."""
     enabled = precision != "float32"
     with torch.autocast(device.type, getattr(torch, precision) if enabled else None, enabled=enabled):
         yield

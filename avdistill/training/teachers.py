@@ -1,4 +1,4 @@
-"""What the teachers of a run know of each clip, and the distiller that learns from it."""
+"""Teacher outputs of every clip for a run, and its distiller."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.students import Student
 def teacher_tables(
     params: Params, job: Job, run: Run, clips: ClipSet, seed: int, device: torch.device
 ) -> dict[str, TeacherBatch]:
-    """What the teachers of a run know of each clip, by letter."""
+    """Return the outputs of a run's teachers for each clip, on `device`, by letter (A, I or S)."""
     tables = {}
     for letter in run.teachers:
         name = getattr(job, letter)
@@ -29,7 +29,7 @@ def teacher_tables(
 
 
 def earlier_student(params: Params, name: str, clips: ClipSet, seed: int, device: torch.device) -> TeacherBatch:
-    """What the student of run `name` ("<job>/<run>") and the same seed knows of each clip, on its test windows."""
+    """Return the outputs of the student of `name` ("<job>/<run>") and `seed` for each clip, over its test windows."""
     job, run = name.split("/")
     student, _ = load_student(params, job, run, seed, clips.classes, device)
     probabilities, features = predict(student, clips, params.recipes[params.jobs[job].recipe], device)
@@ -39,7 +39,7 @@ def earlier_student(params: Params, name: str, clips: ClipSet, seed: int, device
 def build_distiller(
     job: Job, run: Run, student: Student, teachers: dict[str, TeacherBatch], clips: ClipSet
 ) -> Distiller:
-    """The distiller of a run, with the widths that its student and teachers have."""
+    """Build the distiller of a run for the widths of its student and teachers."""
     return distillers.build(
         job.method,
         student_dim=student.feature_dim,

@@ -22,7 +22,7 @@ from avdistill.data.loader import ClipSet, to_input, training_loader
 from avdistill.pipeline.errors import UserError
 from avdistill.tracking.journal import TrackedRun
 from avdistill.training import parallel
-from avdistill.training.inference import predict
+from avdistill.training.inference import NotFiniteError, predict
 from avdistill.training.precision import autocast
 from avdistill.training.teachers import build_distiller, teacher_tables
 from avdistill.training.tensors import load_state, save_tensors
@@ -48,7 +48,9 @@ class Task(NamedTuple):
 
 
 class Trainer:
-    """One student, its distiller, and everything that must survive an interruption."""
+    """One student, its distiller, and everything that must survive an interruption.
+
+    `diverged`: a loss or an output was not finite; the training has ended without a result."""
 
     def __init__(self, task: Task) -> None:
         params, job = task.params, task.params.jobs[task.job]
@@ -58,15 +60,15 @@ class Trainer:
         index, store = params.path("split", job.dataset) / "index.csv", params.path(*job.input.split("/"))
         self.clips = ClipSet(index, store, ("train",), self.recipe.train_groups)
         self.val = ClipSet(index, store, (selection_split(self.recipe),))
-        share = number, self.processes = parallel.place()
-        self.is_main = number == 0  # of several processes, the one that writes and logs
-        self.loader, self.sampler = training_loader(self.clips, self.recipe, task.seed, share)
+        shard = rank, self.processes = parallel.rank_and_world_size()
+        self.is_main = rank == 0  # only this rank writes files and logs
+        self.loader, self.sampler = training_loader(self.clips, self.recipe, task.seed, shard)
         self.teachers = teacher_tables(params, job, self.run, self.clips, task.seed, self.device)
         torch.manual_seed(task.seed)
         self.student = students.build_student(self.recipe.student, self.clips.classes, self.recipe.width)
         self.student.to(self.device)
         if self.processes > 1:
-            parallel.share_batch_norms(self.student)
+            parallel.sync_batch_norms(self.student)
         try:
             distiller = build_distiller(job, self.run, self.student, self.teachers, self.clips)
         except ValueError as error:  # what only the widths of student and teacher tell
@@ -80,17 +82,19 @@ class Trainer:
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
+        self.diverged = False
 
     def fit(self, epochs: int | None = None) -> None:
-        """Train up to `epochs` epochs (the recipe's number if None), from wherever the checkpoint had come."""
+        """Train up to `epochs` epochs (the recipe's number if None) from the last checkpoint, or until it diverges."""
         self.load()
         saved = time.monotonic()
-        while self.epoch < (epochs or self.recipe.epochs):
+        while self.epoch < (epochs or self.recipe.epochs) and not self.diverged:
             started = time.perf_counter()
             measured = self.train_epoch()
             self.scheduler.step()
             self.epoch += 1
             measured |= self.validate()
+            self.diverged = not all(map(math.isfinite, measured.values()))
             self.history.append({"run": self.task.run, "seed": self.task.seed, "epoch": self.epoch, **measured})
             if not self.is_main:
                 continue
@@ -131,7 +135,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.processes > 1:
-            parallel.add_gradients(self.student)
+            parallel.all_reduce_gradients(self.student)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         right = (output.logits.detach().argmax(1) == labels).float().mean()
@@ -140,7 +144,10 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Accuracy on the split that selects the epoch; keeps the weights if they are the best so far."""
-        probabilities = predict(self.student, self.val, self.recipe, self.device)[0]
+        try:
+            probabilities = predict(self.student, self.val, self.recipe, self.device)[0]
+        except NotFiniteError:
+            return {"val_accuracy": math.nan, "val_loss": math.nan}
         labels = self.val.labels
         accuracy = float((probabilities.argmax(1) == labels).float().mean())
         loss = float(F.nll_loss(probabilities.clamp_min(1e-12).log(), labels))
@@ -259,11 +266,17 @@ def train_student(task: Task) -> None:
     if trainer.is_main:
         best, final = trainer.best, task.folder / task.run / f"seed-{task.seed}.pt"
         write_csv(final.with_suffix(".csv"), pd.DataFrame(trainer.history))
-        kept = {name: best[name] for name in ("epoch", "student", "distiller")}
-        save_tensors(final, {"run": task.run, "seed": task.seed} | kept)
+        kept = {name: best[name] for name in ("epoch", "student", "distiller")} if not trainer.diverged else {}
+        about = {"run": task.run, "seed": task.seed, "converged": not trainer.diverged, "epoch": trainer.epoch}
+        save_tensors(final, about | kept)
         for checkpoint in trainer.checkpoints:
             checkpoint.unlink(missing_ok=True)
-        task.tracked.log_metrics({"selected_epoch": best["epoch"]}, step=trainer.recipe.epochs)
+        task.tracked.set_tags({"converged": not trainer.diverged})
+        if trainer.diverged:
+            place = f"{task.run} seed {task.seed}"
+            print(f"{place}: not converged: the loss is not finite in epoch {trainer.epoch}", file=sys.stderr)
+        else:
+            task.tracked.log_metrics({"selected_epoch": best["epoch"]}, step=trainer.recipe.epochs)
 
 
 def count_parameters(module: nn.Module) -> int:

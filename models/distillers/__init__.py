@@ -1,13 +1,13 @@
-"""Ways of distilling, one file each; a file's name is the method's name in params.yaml, and adding one takes no more.
+"""Distillation methods, one file each, named as in params.yaml. To add a method, add its file here.
 
-`build` makes a method; its `forward` returns `{term: weighted loss}` and the trainer adds the terms up for one
-backward. This holds for methods too whose authors run two optimizers, one for the student and one for a module of
-the method's own: the loss of the module alone is computed on *detached* outputs of the student.
+`build` creates a method. Its `forward` returns `{term: weighted loss}`; the trainer adds the terms up and runs one
+backward pass. Methods whose authors use two optimizers, one for the student and one for a module of the method, fit
+this contract too: the loss that only the module learns from is computed on *detached* outputs of the student.
 
-Proof. Let the student's loss be S(a, b) and the module's M(a, b), a the student's parameters and b the module's; two
-backward passes, in which the student keeps the gradient of S alone and the module that of both, give it dS/da and
-dS/db + dM/db. The sum S(a, b) + M(stopgrad a, b) has exactly these derivatives, because the stop removes dM/da and
-nothing else; different learning rates are two parameter groups of one optimizer.
+Proof. Let S(a, b) be the student's loss and M(a, b) the module's, with parameters a of the student and b of the
+module. The authors run two backward passes; the student keeps the gradient of S alone, the module those of both. The
+gradients are dS/da and dS/db + dM/db. The sum S(a, b) + M(stopgrad a, b) has the same derivatives, because the
+stop-gradient removes dM/da and nothing else. Different learning rates are two parameter groups of one optimizer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Distiller", "Sizes", "build", "check_options", "methods"]
 
 @cache
 def methods() -> dict[str, type[Distiller]]:
-    """Every method by name: the `Distiller` that each file of this package defines."""
+    """Return every method by name: the `Distiller` subclass that each file of this package defines."""
     found = {}
     for file in pkgutil.iter_modules(__path__):
         for _, kind in inspect.getmembers(import_module(f"{__name__}.{file.name}"), inspect.isclass):
@@ -51,34 +51,34 @@ def build(
     clips: int,
     options: Mapping[str, Any],
 ) -> Distiller:
-    """A new distiller, its own parameters initialised from torch's random state.
+    """Build a distiller, its parameters initialised from torch's global random state.
 
-    `teacher_dims` maps the letters of the teachers that it shall listen to ("A", "I") to the widths of their features;
-    `clips` is the number of training clips. Raises ValueError as `check_options` does, and where the widths do not
-    suit the method."""
+    `teacher_dims` maps the letter of each teacher ("A", "I", "S") to the width of its feature; `clips` is the number
+    of training clips. Raises ValueError as `check_options` does, and if the method does not support the widths."""
     _check_names(name, options, "".join(sorted(teacher_dims)))
     return methods()[name](Sizes(student_dim, stage_dims, teacher_dims, classes, clips), **options)
 
 
 def check_options(name: str, options: Mapping[str, Any], teachers: str | None = None) -> None:
-    """Check a method's name and options, and the letters of its teachers where given ("", "A", "I" or "AI").
+    """Check a method's name, its options and, if given, the letters of its teachers (such as "", "A", "I" or "AI").
 
-    Raises ValueError, one line that names the option, what was expected and the nearest valid choice."""
+    Raises ValueError with one line that names the option, what is expected and the nearest valid choice."""
     _check_names(name, options, teachers)
     letters = methods()[name].accepts[0] if teachers is None else teachers
-    small = Sizes(840, (105, 210, 420, 840), dict.fromkeys(letters, 840), 3, 9)  # 840: divisible by up to 8 heads
-    with torch.device("meta"):  # ranges are checked by the class itself; nothing is allocated, no random number drawn
+    small = Sizes(840, (105, 210, 420, 840), dict.fromkeys(letters, 840), 3, 9)  # 840: divisible by 1..8 heads
+    # The class checks the ranges. On the meta device nothing is allocated and the random state does not change.
+    with torch.device("meta"):
         methods()[name](small, **options)
 
 
 def _check_names(name: str, options: Mapping[str, Any], teachers: str | None) -> None:
-    """All that can be checked without building the method."""
+    """Check everything that can be checked without building the method."""
     if name not in methods():
         raise ValueError(f"there is no method '{name}'; {_nearest(name, methods())}")
     method = methods()[name]
     if teachers is not None and teachers not in method.accepts:
         accepted = " or ".join(repr(letters) for letters in method.accepts)
-        raise ValueError(f"method {name} cannot listen to teachers '{teachers}'; it takes {accepted}")
+        raise ValueError(f"method {name} does not support teachers '{teachers}'; expected {accepted}")
     hints = typing.get_type_hints(method.__init__)
     known = [p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option, value in options.items():
@@ -89,10 +89,12 @@ def _check_names(name: str, options: Mapping[str, Any], teachers: str | None) ->
 
 
 def _mismatch(value: object, hint: Any) -> str | None:
-    """What is wrong with a value for an annotation: bool, int, float (which an int may stand for) or Literal."""
+    """Return what is wrong with a value for an annotation, or None if it fits.
+
+    The annotation is bool, int, float (an int is accepted) or Literal."""
     if typing.get_origin(hint) is typing.Literal:
         choices = typing.get_args(hint)
-        return None if value in choices else f"{value!r} is none of the choices; {_nearest(value, choices)}"
+        return None if value in choices else f"{value!r} is not a valid choice; {_nearest(value, choices)}"
     accepted = (int, float) if hint is float else (hint,)
     if isinstance(value, accepted) and (hint is bool or not isinstance(value, bool)) and math.isfinite(value):
         return None
@@ -100,9 +102,9 @@ def _mismatch(value: object, hint: Any) -> str | None:
 
 
 def _nearest(name: object, valid: Iterable[str]) -> str:
-    """A hint for a wrong name: the nearest valid one, or all of them."""
+    """Return a hint for a wrong name: the nearest valid one, or all of them."""
     choices = sorted(valid)
     close = get_close_matches(str(name), choices, n=1, cutoff=0.5)
     if close:
         return f"did you mean '{close[0]}'?"
-    return f"valid: {', '.join(choices)}" if choices else "it has none"
+    return f"valid: {', '.join(choices)}" if choices else "it has no options"

@@ -1,21 +1,21 @@
-"""Contrast against memory banks, which `crd` and `cmc` share; they differ in the slots that negatives come from:
+"""Contrast against memory banks, shared by `crd` and `cmc`, which differ in the slots that negatives come from.
 
     L = CE(z^s, y) + weight * (contrast)
 
-Each training clip owns a slot in two banks, m^s and m^t. A clip y is to be found among K other slots, by noise
-contrastive estimation with uniform noise over the N clips:
+Each training clip has a slot in each of two banks, m^s and m^t. The contrast identifies a clip's own slot among K
+others, by noise-contrastive estimation with uniform noise over the N clips:
 
     v^s = n(W_s s),   v^t = n(W_t t)
     o^s_k = exp(v^s.m^t_k / tau) / Z_s,   o^t_k = exp(v^t.m^s_k / tau) / Z_t
     L = -mean_i [ log o_ii / (o_ii + K/N) + sum_k log (K/N) / (o_ik + K/N) ],   both sides added
     m_y <- n(momentum m_y + (1 - momentum) v)
 
-Z is N times the mean of the first batch's exponentials, positives and negatives, and constant from then on. With
-x = log(o N / K), the two fractions are sigmoid(x) and sigmoid(-x): computed so they need no epsilon (the authors'
-program adds 1e-7) and never overflow. K is the number that was drawn, which may be less than was asked for.
+Z is N times the mean exponential of the first batch, over positives and negatives, and constant from then on. With
+x = log(o N / K), the two fractions are sigmoid(x) and sigmoid(-x). In this form they need no epsilon (the authors'
+program adds 1e-7) and do not overflow. K is the number of negatives sampled, which may be less than `negatives`.
 
-A slot holds a random vector until its clip has been seen with sound. Such slots are negatives throughout the first
-epoch, as in the authors' program, and never after it: a clip without sound leaves the contrast.
+A slot holds a random vector until its clip has been seen with audio. Such slots serve as negatives during the first
+epoch, as in the authors' program, but not afterwards. Clips without audio take no part in the contrast.
 """
 
 from __future__ import annotations
@@ -33,22 +33,24 @@ from models.outputs import StudentOutput, TeacherBatch
 
 
 def draw(candidates: Tensor, most: int) -> Tensor:
-    """Uniformly and without replacement, at most `most` of each row's candidates: bool (B, N) to bool (B, N).
+    """Sample at most `most` candidates per row, uniformly and without replacement: bool (B, N) to bool (B, N).
 
-    One random order of the slots serves all rows, so a draw does not depend on the order of the clips."""
+    All rows share one random permutation of the slots, so a sample does not depend on the order of the clips."""
     order = torch.rand(candidates.shape[1], device=candidates.device).argsort()
     shuffled = candidates[:, order]
     return (shuffled & (shuffled.cumsum(1) <= most))[:, order.argsort()]
 
 
 def log_normaliser(logits: Tensor, used: Tensor) -> Tensor:
-    """log(N mean exp(logits)) over the pairs in use, without gradient; logits (B, N), used bool (B, N)."""
+    """Compute log(N mean exp(logits)) over the `used` pairs, without gradient; logits (B, N), used bool (B, N)."""
     total = logits.detach().masked_fill(~used, -torch.inf).flatten().logsumexp(0)
     return total - used.sum().log() + math.log(logits.shape[1])
 
 
 def noise_contrast(logits: Tensor, own: Tensor, drawn: Tensor, log_z: Tensor) -> Tensor:
-    """One side of L: logits v.m / tau (B, N), masks of each clip's own slot and of its negatives, bool (B, N)."""
+    """Compute one side of L from the logits v.m / tau (B, N) and the logarithm of Z.
+
+    `own` and `drawn`, bool (B, N), mark each clip's own slot and its negatives."""
     share = drawn.sum(1, keepdim=True).clamp(min=1) / logits.shape[1]
     odds = logits - log_z - share.log()
     losses = functional.softplus(torch.where(own, -odds, odds))
@@ -56,7 +58,7 @@ def noise_contrast(logits: Tensor, own: Tensor, drawn: Tensor, log_z: Tensor) ->
 
 
 class Banks(nn.Module):
-    """The embeddings and banks of the student and one teacher; side 0 is the student's, side 1 the teacher's."""
+    """Embeddings and banks of the student and one teacher; side 0 is the student's, side 1 the teacher's."""
 
     vectors: Tensor
     log_z: Tensor
@@ -74,21 +76,21 @@ class Banks(nn.Module):
             raise ValueError(f"momentum must be at least 0 and below 1, not {momentum}")
         self.temperature, self.negatives, self.momentum = temperature, negatives, momentum
         self.embed_student, self.embed_teacher = nn.Linear(sizes.student, dim), nn.Linear(teacher_dim, dim)
-        bound = math.sqrt(3 / dim)  # slots of about unit length
+        bound = math.sqrt(3 / dim)  # gives vectors of about unit length
         self.register_buffer("vectors", torch.empty(2, sizes.clips, dim).uniform_(-bound, bound))
-        self.register_buffer("log_z", torch.full((2,), -torch.inf))  # Z = 0 until the first batch
-        self.register_buffer("labels", torch.full((sizes.clips,), -1))  # -1 until the clip has been seen with sound
+        self.register_buffer("log_z", torch.full((2,), -torch.inf))  # -inf until the first batch sets it
+        self.register_buffer("labels", torch.full((sizes.clips,), -1))  # -1 until the clip has been seen with audio
         self.first_epoch = True
 
     @property
     def usable(self) -> Tensor:
-        """Slots that may be drawn as negatives, bool (N,)."""
+        """Slots that may be sampled as negatives, bool (N,)."""
         return torch.ones_like(self.labels, dtype=torch.bool) if self.first_epoch else self.labels >= 0
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor, index: Tensor, candidates: Tensor) -> Tensor:
-        """L of features (B, Ds) and (B, Dt), B >= 1; then writes the clips into their slots.
+        """Compute L of features (B, Ds) and (B, Dt), B >= 1, then update the slots of these clips.
 
-        `candidates`, bool (N,) or (B, N), are the slots that negatives are drawn from, a clip's own never."""
+        `candidates`, bool (N,) or (B, N), are the slots to sample negatives from; a clip's own slot is excluded."""
         v = functional.normalize(torch.stack([self.embed_student(student), self.embed_teacher(teacher)]), dim=2)
         own = index[:, None] == torch.arange(len(self.labels), device=index.device)
         drawn = draw(candidates & ~own, self.negatives)
@@ -96,7 +98,7 @@ class Banks(nn.Module):
         found = torch.stack([log_normaliser(side, own | drawn) for side in logits])
         self.log_z = torch.where(self.log_z.isinf(), found, self.log_z)
         loss = torch.stack([noise_contrast(side, own, drawn, z) for side, z in zip(logits, self.log_z, strict=True)])
-        # Into new tensors: backward still needs the old ones.
+        # Assign new tensors instead of writing in place, because backward still needs the old ones.
         mixed = self.momentum * self.vectors[:, index] + (1 - self.momentum) * v.detach()
         self.vectors = self.vectors.index_copy(1, index, functional.normalize(mixed, dim=2))
         self.labels = self.labels.index_copy(0, index, labels)
@@ -104,9 +106,9 @@ class Banks(nn.Module):
 
 
 class BankContrast(Distiller):
-    """Contrast with banks of its own for each teacher; a subclass names its term and says where negatives come from.
+    """Contrast with separate banks for each teacher; a subclass names the term and chooses the candidate negatives.
 
-    Clips without sound keep the cross-entropy alone."""
+    Clips without audio contribute to the cross-entropy only."""
 
     term: ClassVar[str]
 
@@ -122,7 +124,7 @@ class BankContrast(Distiller):
     ) -> None:
         super().__init__()
         if weight < 0:
-            raise ValueError(f"weight must not be negative, not {weight}")
+            raise ValueError(f"weight must not be negative, but is {weight}")
         self.weight = weight
         self.banks = nn.ModuleDict(
             {
@@ -133,17 +135,17 @@ class BankContrast(Distiller):
 
     @abstractmethod
     def candidates(self, banks: Banks, labels: Tensor) -> Tensor:
-        """The slots that clips with `labels` (B,) may have as negatives: bool (N,), or (B, N)."""
+        """Return the slots that clips with `labels` (B,) may use as negatives: bool (N,) or (B, N)."""
 
     def start_epoch(self, epoch: int) -> None:
-        """From the second epoch on, clips that have not been seen with sound are no negatives."""
+        """Restrict negatives to clips that have been seen with audio, from the second epoch on."""
         for banks in self.banks.values():
             cast(Banks, banks).first_epoch = epoch == 0
 
     def terms(
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
-        """`ce` and the contrast, with `_A` and `_I` after its name where there are two teachers."""
+        """Compute `ce` and the contrast, whose name ends in `_A` or `_I` if there are two teachers."""
 
         def distil(letter: str, rows: Tensor) -> list[Tensor]:
             banks, y = cast(Banks, self.banks[letter]), labels[rows]

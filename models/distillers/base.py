@@ -1,4 +1,4 @@
-"""What every way of distilling shares."""
+"""Base class and helpers that all distillation methods share."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from models.outputs import StudentOutput, TeacherBatch
 
 
 class Sizes(NamedTuple):
-    """The dimensions that a method is built for: width of the student's feature, of its four stages and of each
-    teacher's feature by letter; number of classes; number of training clips."""
+    """Dimensions that a method is built for.
+
+    `student` is the width of the student's feature, `stages` the widths of its four stages, `teachers` the width of
+    each teacher's feature by letter, `classes` the number of classes, `clips` the number of training clips."""
 
     student: int
     stages: tuple[int, ...]
@@ -25,24 +27,24 @@ class Sizes(NamedTuple):
 
 
 class Distiller(nn.Module, ABC):
-    """One way of distilling: a subclass, alone in a file that bears its name in params.yaml.
+    """Base class of a distillation method; each subclass has a file of its own, named as in params.yaml.
 
-    A subclass lists in `accepts` the sets of teachers that it can listen to ("" for none, "A" audio, "I" image, "S" a
-    student that was trained before, with the same seed),
-    takes `Sizes` and then its options as annotated keyword-only arguments whose defaults are the published ones,
-    raises ValueError for an option out of range, and implements `terms`.
+    A subclass lists in `accepts` the sets of teachers that it supports ("" for none, "A" audio, "I" image, "S" a
+    student trained earlier with the same seed). It takes `Sizes` and then its options as annotated keyword-only
+    arguments whose defaults are the published ones, raises ValueError for an option out of range, and implements
+    `terms`.
     """
 
     accepts: ClassVar[tuple[str, ...]] = ("A", "I", "AI")
-    uses_blocks: ClassVar[bool] = False  # whether teachers have to bring their blocks, which are large
+    uses_blocks: ClassVar[bool] = False  # whether teachers must provide their blocks, which are large
 
     def forward(
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
-        """The loss as `{term: weighted loss}`, scalars in float32 that the trainer adds up: one sum, one backward.
+        """Compute the loss as `{term: weighted loss}`, float32 scalars that the trainer adds up for one backward pass.
 
-        `labels` (B,) are the classes, `index` (B,) the numbers of the clips within the training set. Runs in float32
-        whatever the autocast: similarities, exponentials and logarithms lose too much in half precision."""
+        `labels` (B,) are class indices, `index` (B,) the indices of the clips in the training set. Runs in float32
+        even under autocast, because similarities, exponentials and logarithms lose too much in half precision."""
         with torch.autocast(labels.device.type, enabled=False):
             teachers = {letter: batch.each(_detached) for letter, batch in teachers.items()}
             return self.terms(student.float(), teachers, labels, index)
@@ -51,46 +53,47 @@ class Distiller(nn.Module, ABC):
     def terms(
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
-        """The equation itself, on float32 tensors; see `forward`."""
+        """Compute the terms on float32 tensors; arguments and result as in `forward`."""
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The method's own parameters as an optimizer takes them, with their learning rate; empty if it has none."""
+        """Return the method's own parameters as optimizer groups with learning rate `lr`; empty if it has none."""
         parameters = list(self.parameters())
         return [{"params": parameters, "lr": lr}] if parameters else []
 
     def scores(self, student: StudentOutput, teachers: dict[str, TeacherBatch]) -> dict[str, Tensor]:
-        """Diagnostics by clip, (B,) each, NaN where the teacher had no input.
+        """Compute diagnostics per clip, (B,) each, NaN where the teacher had no input.
 
-        To be called in eval mode and without gradient."""
+        Call it in eval mode and without gradient."""
         return {}
 
     def attend(self, student: StudentOutput, teachers: dict[str, TeacherBatch]) -> Tensor | None:
-        """Where in the student's map (B, P, D) the method looks, (B, P), NaN where nowhere; None if it never does.
+        """Compute the attention weights (B, P) over the positions of the student's map (B, P, D).
 
-        To be called in eval mode and without gradient."""
+        Rows without attention are NaN; the result is None if the method has none at all. Call it in eval mode and
+        without gradient."""
         return None
 
     def start_epoch(self, epoch: int) -> None:
-        """Told before each epoch, counted from 0: for warm-ups and weights that fade."""
+        """Prepare for an epoch, counted from 0; for warm-ups and weights that decay. Called before each epoch."""
 
 
 def _detached(tensor: Tensor) -> Tensor:
-    """What a teacher says, as a fact in float32 (masks stay masks): no gradient leads to it."""
+    """Detach a tensor and cast it to float32; masks, which are bool, are returned unchanged."""
     return tensor.detach().float() if tensor.is_floating_point() else tensor
 
 
 def zero_loss(student: StudentOutput) -> Tensor:
-    """A loss of exactly 0 that is connected to the student: for a batch in which no clip has what a term needs."""
+    """Return a zero that keeps the graph to the student, for a batch without a clip that a term applies to."""
     return student.feature.sum() * 0
 
 
 def valid_rows(batch: TeacherBatch) -> Tensor:
-    """Numbers (N,) of the clips for which the teacher has something to say, in order."""
+    """Return the indices (N,) where the teacher's mask is true, in ascending order."""
     return batch.mask.nonzero().flatten()
 
 
 def term_name(name: str, letter: str, teachers: Mapping[str, TeacherBatch]) -> str:
-    """What a teacher's term is called: its plain name, with `_A` or `_I` after it where there are two teachers."""
+    """Return the name of a teacher's term: `name`, with `_A` or `_I` appended if there are two teachers."""
     return name if len(teachers) == 1 else f"{name}_{letter}"
 
 
@@ -101,10 +104,10 @@ def by_teacher(
     distil: Callable[[str, Tensor], Sequence[Tensor]],
     least: int = 1,
 ) -> dict[str, Tensor]:
-    """The terms `names` of each teacher, called as `term_name` says.
+    """Compute the terms `names` for each teacher; `term_name` gives their names in the result.
 
-    `distil(letter, rows)` gives their values on the clips (N,) for which that teacher has something to say. A batch
-    with fewer than `least` of them has terms of 0."""
+    `distil(letter, rows)` returns their values on the clips `rows` (N,) where that teacher's mask is true. With fewer
+    than `least` such clips in the batch, the terms are 0."""
     terms: dict[str, Tensor] = {}
     for letter, teacher in teachers.items():
         rows = valid_rows(teacher)
@@ -115,8 +118,9 @@ def by_teacher(
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Within it, batch norm normalises as ever but leaves its running statistics as they are: for a second look at
-    the same batch."""
+    """Leave the running statistics of batch norms unchanged inside the `with` block.
+
+    For a second forward pass over the same batch: it is normalised as usual but must not be counted twice."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [norm.momentum for norm in norms]
     for norm in norms:

@@ -1,17 +1,19 @@
 """CCKD: Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019 (COR in Chen's tables).
 
-The batch's matrix of similarities, under a Gaussian kernel, shall be the same for the student and the teacher:
+The similarity matrix of the batch, under a Gaussian kernel, is matched between student and teacher:
 
     e    = n(x W) in 128 dimensions
     K_ij = exp(-2 gamma) * sum_{p=0..P} (2 gamma)^p / p! * (e_i . e_j)^p      (exp(-gamma ||e_i - e_j||^2) for P -> inf)
     L    = CE(z^s, y) + w * ||K^s - K^t||_F^2 / B^2
 
-gamma = 0.4 and P = 2 are the paper's values. The weight has none that carries over: 0.003 of a widely used program
-belongs to the unsquared norm of embeddings of any length. With 20, the gradient at the student's feature was 0.4 to 3
-times that of CE, on Chen's audio features of UCF51 with made-up students; RKD's two terms had 1 to 2.5 times each.
+gamma = 0.4 and P = 2 are given in the paper. No published weight carries over: the 0.003 of a widely used program
+belongs to the unsquared norm of embeddings that are not normalised. The default of 20 is ours: with it, the gradient
+at the student's feature was 0.4 to 3 times that of CE, on Chen's audio features of UCF51 with synthetic students; the
+gradients of RKD's two terms were 1 to 2.5 times that of CE each.
 
-Where the paper leaves a choice: W is a linear layer for the student, and for the teacher a fixed random projection with
-orthonormal columns (rows, where Dt < 128), drawn with the seed. Were it learned, both sides could agree on a constant.
+The paper does not specify W. Here it is a linear layer for the student and, for the teacher, a fixed random projection
+with orthonormal columns (rows if Dt < 128), initialised with the seed. If the teacher's were learned, both sides could
+collapse to a constant.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from models.outputs import StudentOutput, TeacherBatch
 
 
 def kernel(embedding: Tensor, gamma: float, order: int) -> Tensor:
-    """K (N, N) of (N, E) embeddings, which are taken to unit length first."""
+    """Compute K (N, N) of (N, E) embeddings, after normalising them to unit length."""
     unit = functional.normalize(embedding, dim=1)
     cosines = unit @ unit.T
     series = [(2 * gamma) ** p / math.factorial(p) * cosines**p for p in range(order + 1)]
@@ -35,12 +37,12 @@ def kernel(embedding: Tensor, gamma: float, order: int) -> Tensor:
 
 
 def congruence_loss(student: Tensor, teacher: Tensor, gamma: float, order: int) -> Tensor:
-    """Mean squared difference of the kernels of (N, E) embeddings, N >= 1."""
+    """Compute the mean squared difference of the kernels of (N, E) embeddings, N >= 1."""
     return functional.mse_loss(kernel(student, gamma, order), kernel(teacher, gamma, order))
 
 
 class Cckd(Distiller):
-    """Correlation congruence. Clips without sound keep the cross-entropy alone and are left out of K."""
+    """Correlation congruence. Clips without audio contribute to the cross-entropy only and are not part of K."""
 
     def __init__(
         self, sizes: Sizes, *, weight: float = 20.0, gamma: float = 0.4, order: int = 2, dim: int = 128
@@ -60,7 +62,7 @@ class Cckd(Distiller):
     def terms(
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
-        """`ce` and `correlation`, or `correlation_A` and `correlation_I`."""
+        """Compute `ce` and `correlation`; with two teachers `correlation_A` and `correlation_I`."""
 
         def distil(letter: str, rows: Tensor) -> list[Tensor]:
             ours = self.embed[letter](student.feature[rows])

@@ -1,12 +1,12 @@
-"""CMC: Tian, Krishnan, Isola, "Contrastive Multiview Coding", ECCV 2020; the frozen teacher is one of two views.
+"""CMC: Tian, Krishnan, Isola, "Contrastive Multiview Coding", ECCV 2020. The frozen teacher is the second view.
 
-    L = CE(z^s, y) + weight * (contrast against banks, whose equation stands in banks.py)
+    L = CE(z^s, y) + weight * (contrast against banks; see banks.py for the equation)
 
-Negatives are drawn from all other clips, those of the same class among them: all that sets it apart from CRD.
+Negatives are sampled from all other clips, including those of the same class. This is the only difference from CRD.
 
-Defaults are those of CRD, so that the two differ in nothing else: 128 dimensions, temperature 0.07, 16384 negatives
-(or all that there are), banks that keep half of the old vector, weight 0.8. Where the paper leaves a choice: its
-program may draw a clip as its own negative, and one clip twice; here neither happens.
+Defaults are those of our CRD, so that the two differ in nothing else: 128 dimensions, temperature 0.07, 16384
+negatives (or all that there are, if fewer), momentum 0.5 of the banks, weight 0.8. The authors' program may sample a
+clip as its own negative, and one clip twice; here neither happens.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from models.distillers.banks import BankContrast, Banks
 
 
 class Cmc(BankContrast):
-    """Contrast with all other clips."""
+    """Contrast with negatives from all other clips."""
 
     term = "cmc"
 
     def candidates(self, banks: Banks, labels: Tensor) -> Tensor:
-        """All slots, (N,); a clip's own is never drawn."""
+        """Return all usable slots, (N,); `Banks` excludes a clip's own."""
         return banks.usable

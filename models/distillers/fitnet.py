@@ -2,11 +2,11 @@
 
     L = CE(z^s, y) + beta * mean( (r(s) - t)^2 ),   r = ReLU(BN(Linear(s)))
 
-The mean is over clips and channels. The paper trains with the hint of a middle layer first and with soft labels
-afterwards; here, as in the CRD benchmark (Tian 2020), from which beta = 100 comes, one stage does both. The hint is the
-teacher's last feature.
+The mean is over clips and channels. The paper trains in two stages, first with the hint of a middle layer, then with
+soft labels. Here both are one stage, as in the CRD benchmark (Tian 2020), which beta = 100 comes from. The hint is
+the teacher's last feature.
 
-The paper leaves the scale of t alone. PANNs' embeddings are long (16 on average), so `normalise` takes r(s) and t to
+The paper does not normalise t. PANNs' embeddings have a norm of about 16, so option `normalise` scales r(s) and t to
 unit length first; a clip's mean over the Dt channels is then 2 (1 - cos(r(s), t)) / Dt.
 """
 
@@ -20,16 +20,16 @@ from models.outputs import StudentOutput, TeacherBatch
 
 
 def hint_loss(regressed: Tensor, teacher: Tensor, normalise: bool) -> Tensor:
-    """Mean squared difference of (N, Dt) features, N >= 1, each of unit length first if `normalise`."""
+    """Compute the mean squared difference of (N, Dt) features, N >= 1; `normalise` scales each to unit length first."""
     if normalise:
         regressed, teacher = functional.normalize(regressed, dim=1), functional.normalize(teacher, dim=1)
     return functional.mse_loss(regressed, teacher)
 
 
 class FitNet(Distiller):
-    """The student's feature, through a regressor for each teacher, shall be the teacher's.
+    """Regression of each teacher's feature from the student's, with one regressor per teacher.
 
-    Clips without sound keep the cross-entropy alone; the hint is the mean over the others."""
+    Clips without audio contribute to the cross-entropy only; the hint loss is the mean over the others."""
 
     def __init__(self, sizes: Sizes, *, weight: float = 100.0, normalise: bool = False) -> None:
         super().__init__()
@@ -46,11 +46,11 @@ class FitNet(Distiller):
     def terms(
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
-        """`ce` and `hint`, or `hint_A` and `hint_I`."""
+        """Compute `ce` and `hint`; with two teachers `hint_A` and `hint_I`."""
 
         def distil(letter: str, rows: Tensor) -> list[Tensor]:
             regressed = self.regress[letter](student.feature[rows])
             return [self.weight * hint_loss(regressed, teachers[letter].feature[rows], self.normalise)]
 
         ce = functional.cross_entropy(student.logits, labels)
-        return {"ce": ce} | by_teacher(["hint"], student, teachers, distil, least=2)  # batch norm needs two
+        return {"ce": ce} | by_teacher(["hint"], student, teachers, distil, least=2)  # batch norm needs two clips

@@ -1,26 +1,32 @@
 """MNF + CSC: Xia et al., "Robust Cross-Modal Knowledge Distillation for Unconstrained Videos", ICASSP 2023.
 
-Modality noise filter: a mask purifies the teacher's feature, and attention picks from the student's map what agrees:
+Modality noise filter (MNF): a mask purifies the teacher's feature, which then attends to the student's feature map M:
 
     g  = sigmoid(W2 ReLU(BN(W1 [t; s]))),   t~ = g * t
     h  = MultiHeadAttention(q = t~, k = v = M),   s~ = ReLU(BN(W3 h)),   z~ = W_c s~
-    L_t    = mean_i max(cos(t_i, s_i) - cos(t~_i, s_i) + margin, 0)        (Eq. 3; only the mask learns from it)
+    L_t    = mean_i max(cos(t_i, s_i) - cos(t~_i, s_i) + margin, 0)        (Eq. 3; trains the mask alone)
     L_ce^c = CE(z~, y)
 
-Contrastive semantic calibration, with a temperature for each pair that grows with how well its sound agrees:
+Contrastive semantic calibration (CSC): the temperature of a pair grows with the similarity of s_i and t~_j:
 
-    tau_ij = stopgrad(cos(s_i, t~_j)) + delta                                                          (Eq. 5)
-    L_cl   = -mean_i mean_{j in Pos_i} log softmax_j( cos(s_i, s~_j) / tau_ij )                        (Eq. 6)
+    L_cl   = -mean_i mean_{j in Pos_i} log softmax_j( cos(s_i, s~_j) / tau_ij )                        (Eq. 5)
+    tau_ij = stopgrad(cos(s_i, t~_j)) + delta                                                          (Eq. 6)
     L      = L_ce^v + lambda (L_t + L_ce^c + L_cl)                                                     (Eq. 8)
 
-Defaults: margin 0.2, delta 0.07 (UCF51; 0.2 for ActivityNet), lambda 1, 2 heads, module at 0.2 times the learning
-rate, as in the paper and its program. `gradients: released` follows that program: the student learns from
-L_ce^v + L_cl only, and the module, beside these, from L_t, L_ce^c and `mask_l1` / Dt * sum |W2|.
+Defaults are those of the authors' program and are not given in the paper: margin 0.2, delta 0.07 on UCF51 (0.2 on
+ActivityNet), lambda (option `weight`) 1, 2 heads, the module at 0.2 times the student's learning rate (`module_lr`),
+`mask_l1` 1e-3. The stop-gradient in Eq. 6 is the program's, too.
 
-Where the paper leaves a choice: cos in tau_ij is taken as at least 0, so that tau_ij >= delta. This changes nothing
-while all features are non-negative, as after a ReLU, and keeps the loss defined when they are not. Strategy
-`audio_visual` distils ReLU(BN(Linear [t~; s~])) in place of s~, `audio` distils t itself: no mask, no attention. A
-`projector` (where Dt is not Ds) takes t to Ds before all else, and ends in a ReLU for the reason above.
+`gradients: paper` is the sum L. `gradients: released` follows the authors' program: the student learns from
+L_ce^v + L_cl only; the module learns from these and from L_t, L_ce^c and `mask_l1` / Dt * sum |W2|.
+
+Choices of this implementation:
+
+- The cosine in tau_ij is clamped at 0, so that tau_ij >= delta. This changes nothing while all features are
+  non-negative, as they are after a ReLU, and keeps the loss defined if they are not.
+- Strategy `audio_visual` (Xia, Fig. 3) distils ReLU(BN(Linear [t~; s~])) in place of s~. Strategy `audio` distils t
+  itself, without mask and attention.
+- A `projector`, needed if Dt differs from Ds, maps t to Ds first and ends in a ReLU, which keeps t non-negative.
 """
 
 from __future__ import annotations
@@ -36,30 +42,30 @@ from models.outputs import StudentOutput, TeacherBatch
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
-    """cos(a_i, b_j) for all pairs: (N, D) and (M, D) to (N, M)."""
+    """Compute cos(a_i, b_j) for all pairs: (N, D) and (M, D) to (N, M)."""
     return functional.normalize(a, dim=1) @ functional.normalize(b, dim=1).T
 
 
 def triplet_loss(student: Tensor, teacher: Tensor, purified: Tensor, margin: float) -> Tensor:
-    """Eq. 3, on (N, D) each: purified features must be nearer to the student's than the raw ones are."""
+    """Compute L_t (Eq. 3) of (N, D) features each: the purified teacher is to be nearer to the student than the raw."""
     raw, pure = (functional.cosine_similarity(x, student) for x in (teacher, purified))
     return functional.relu(raw - pure + margin).mean()
 
 
 def temperatures(student: Tensor, purified: Tensor, delta: float) -> Tensor:
-    """Eq. 5: tau_ij (N, N), without gradient, at least `delta`."""
+    """Compute tau_ij (Eq. 6), (N, N), without gradient and at least `delta`."""
     return cosines(student, purified).detach().clamp(min=0) + delta
 
 
 def calibrated_contrast(student: Tensor, target: Tensor, tau: Tensor, labels: Tensor) -> Tensor:
-    """Eq. 6: supervised contrast of (N, D) features with a temperature tau_ij for each pair."""
+    """Compute L_cl (Eq. 5), the supervised contrast of (N, D) features with a temperature tau_ij per pair."""
     log_p = functional.log_softmax(cosines(student, target) / tau, dim=1)
     positive = (labels[:, None] == labels).to(log_p.dtype)
     return -((positive * log_p).sum(1) / positive.sum(1)).mean()
 
 
 class Mask(nn.Module):
-    """g = sigmoid(W2 ReLU(BN(W1 [t; s]))), (N, D) in 0..1, of a teacher's and a student's feature, (N, D) each."""
+    """The mask g = sigmoid(W2 ReLU(BN(W1 [t; s])))."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -67,12 +73,12 @@ class Mask(nn.Module):
         self.w1, self.norm, self.w2 = nn.Linear(2 * dim, half), nn.BatchNorm1d(half), nn.Linear(half, dim)
 
     def forward(self, teacher: Tensor, feature: Tensor) -> Tensor:
-        """The mask."""
+        """Compute g (N, D), in 0..1, of the teacher's and the student's features, (N, D) each."""
         return torch.sigmoid(self.w2(functional.relu(self.norm(self.w1(torch.cat([teacher, feature], dim=1))))))
 
 
 class Filtered(NamedTuple):
-    """What the module makes of N clips: purified t~ (N, Ds), target of the contrast (N, Ds), logits z~ (N, C)."""
+    """Outputs of the module for N clips: purified t~ (N, Ds), target of the contrast (N, Ds), logits z~ (N, C)."""
 
     purified: Tensor
     target: Tensor
@@ -80,7 +86,7 @@ class Filtered(NamedTuple):
 
 
 class MnfCsc(Distiller):
-    """Modality noise filter with contrastive semantic calibration. Clips without sound keep L_ce^v alone."""
+    """Modality noise filter with contrastive semantic calibration. Clips without audio contribute to L_ce^v only."""
 
     accepts = ("A", "I")
 
@@ -108,7 +114,7 @@ class MnfCsc(Distiller):
         if min(margin, weight, mask_l1) < 0:
             raise ValueError("margin, weight and mask_l1 must not be negative")
         if heads < 1 or dim % heads:
-            raise ValueError(f"heads must divide the student's {dim} channels, {heads} does not")
+            raise ValueError(f"heads must divide the student's {dim} channels, but is {heads}")
         if projector == "none" and teacher_dim != dim:
             raise ValueError(
                 f"projector none needs equal widths, but the teacher has {teacher_dim} channels and the student {dim}; "
@@ -131,11 +137,11 @@ class MnfCsc(Distiller):
         self.classify = nn.Linear(dim, sizes.classes)
 
     def purify(self, feature: Tensor, teacher: Tensor) -> Tensor:
-        """t~ (N, Ds) of the student's feature and the projected teacher's, (N, Ds) each; t itself without a mask."""
+        """Compute t~ (N, Ds) from the student's and the projected teacher's feature, (N, Ds) each; t without a mask."""
         return teacher if self.mask is None else self.mask(teacher, feature) * teacher
 
     def filter(self, feature: Tensor, positions: Tensor, teacher: Tensor) -> Filtered:
-        """The module: student's feature (N, Ds) and map (N, P, Ds), projected teacher (N, Ds)."""
+        """Run the module on the student's feature (N, Ds) and map (N, P, Ds) and the projected teacher (N, Ds)."""
         purified = self.purify(feature, teacher)
         target = purified
         if self.strategy != "audio":
@@ -148,13 +154,13 @@ class MnfCsc(Distiller):
     def terms(
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
-        """`ce` (L_ce^v), `guided_ce` (L_ce^c), `triplet`, `contrast`, and `mask_l1` in released mode."""
+        """Compute `ce` (L_ce^v), `guided_ce` (L_ce^c), `triplet`, `contrast` and, in released mode, `mask_l1`."""
         (teacher,) = teachers.values()
         rows = valid_rows(teacher)
         terms = {"ce": functional.cross_entropy(student.logits, labels)}
         names = ["guided_ce"] + ["triplet"] * self.triplet + ["contrast"] * self.contrast
         names += ["mask_l1"] * (self.released and self.mask is not None)
-        if len(rows) < 2:  # batch norm needs two
+        if len(rows) < 2:  # batch norm needs two clips
             return terms | {name: zero_loss(student) for name in names}
 
         labels = labels[rows]
@@ -162,7 +168,7 @@ class MnfCsc(Distiller):
         t = self.project(teacher.feature[rows])
         live = self.filter(s, m, t)
         with statistics_kept(self):
-            # What only the module may learn from is computed on detached copies of what it must not change.
+            # Terms that only the module learns from use detached inputs, so that the student gets no gradient.
             own = self.filter(s.detach(), m.detach(), t) if self.released else live
             purified = self.purify(s.detach(), t.detach()) if self.triplet else t
         loss = {"guided_ce": functional.cross_entropy(own.logits, labels)}
@@ -177,12 +183,14 @@ class MnfCsc(Distiller):
         return terms
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The module, at `module_lr` times the student's learning rate, in both gradient modes."""
+        """Return the module's parameters, at `module_lr` times the student's learning rate in both gradient modes."""
         return [{"params": list(self.parameters()), "lr": self.module_lr * lr}]
 
     def scores(self, student: StudentOutput, teachers: dict[str, TeacherBatch]) -> dict[str, Tensor]:
-        """`mask`, the mean of g (absent without a mask), and `tau`, tau_ii. Low where the sound does not belong."""
-        rows, s, _, t = self._heard(student, teachers)
+        """Compute `tau` (tau_ii) and, if there is a mask, `mask` (mean of g) per clip, (B,) each.
+
+        Both are meant to be low where the audio does not belong to the action. NaN for clips without audio."""
+        rows, s, _, t = self._valid_inputs(student, teachers)
         with torch.autocast(s.device.type, enabled=False):
             t = self.project(t)
             values = {"tau": functional.cosine_similarity(s, self.purify(s, t)).clamp(min=0) + self.delta}
@@ -192,8 +200,8 @@ class MnfCsc(Distiller):
         return {name: missing[name].index_copy(0, rows, value) for name, value in values.items()}
 
     def attend(self, student: StudentOutput, teachers: dict[str, TeacherBatch]) -> Tensor:
-        """Attention (B, P) over the map's positions, mean of the heads; NaN where there is no sound or attention."""
-        rows, s, m, t = self._heard(student, teachers)
+        """Compute the attention (B, P) over map positions, averaged over heads; NaN without audio or attention."""
+        rows, s, m, t = self._valid_inputs(student, teachers)
         weights = m.new_full(student.map.shape[:2], torch.nan)
         if self.strategy == "audio" or len(rows) == 0:
             return weights
@@ -202,8 +210,10 @@ class MnfCsc(Distiller):
             return weights.index_copy(0, rows, self.attention(query, m, m)[1][:, 0])
 
     @staticmethod
-    def _heard(student: StudentOutput, teachers: dict[str, TeacherBatch]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Numbers (N,) of the clips with sound, and their s, M and t in float32."""
+    def _valid_inputs(
+        student: StudentOutput, teachers: dict[str, TeacherBatch]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the indices (N,) of the clips where the mask is true, and their s, M and t in float32."""
         (teacher,) = teachers.values()
         rows = valid_rows(teacher)
         return rows, student.feature[rows].float(), student.map[rows].float(), teacher.feature[rows].float()

@@ -1,22 +1,26 @@
-"""RC-MC: Hu et al., "Learning Cross-Modal Retrieval with Noisy Labels", CVPR 2021 (robust clustering, multi-modal
-contrast).
+"""RC-MC: Hu et al., "Learning Cross-Modal Retrieval with Noisy Labels", CVPR 2021 (robust clustering and
+multi-modal contrast).
 
-Student and teacher, the modalities m, are embedded in one space, z^m = n(f_m(x^m)), that has a centre c_k for each
-class, shared by all modalities, of unit length, orthogonal at the start:
+Student and teacher are the modalities m. Both are embedded in one space, z^m = n(f_m(x^m)). It has a centre c_k of
+unit length for each class, shared by the modalities and initialised orthogonal:
 
     p(k|z) = softmax_k(c_k . z / tau)
     L_r = 1/N sum_m sum_i log(1 - p(y_i | z^m_i))
     L_c = -1/N sum_m sum_i log( sum_l exp(z^l_i . z^m_i / tau) / sum_l sum_t exp(z^l_t . z^m_i / tau) )
     L   = CE(z^s, y) + weight (beta L_r + (1 - beta) L_c)
 
-L_r is negative. Its derivative by the label's logit is -p(y_i | z_i), so that clips far from their centre, as those
-with a wrong label are, are pulled least.
+L_r is negative. Its derivative with respect to the label's logit is -p(y_i | z_i), so clips far from their centre,
+such as those with a wrong label, get the smallest gradient.
 
-Defaults: beta 0.7, tau 1, a space of 512 dimensions, as in the authors' program. Where the paper leaves a choice: the
-program leaves the similarity of z^m_i to itself out of both sums of L_c, which for two modalities is NT-Xent; the
-paper keeps it (`self_similarity: true`). f_m is a linear layer, for the features come from whole networks. Centres are
-normalised where they are used. Two teachers are two pairs with the student, whose f and centres they share. CE and
-`weight` are ours: the paper trains embeddings for retrieval alone.
+Defaults are those of the authors' program. tau 1 and 512 dimensions are defaults of its arguments; beta 0.7, which the
+paper does not give, is the value in its README's command (the argument's default is 0.5).
+
+The paper keeps the similarity of z^m_i to itself in both sums of L_c (`self_similarity: true`). The authors' program
+leaves it out, which for two modalities is NT-Xent; this is the default here.
+
+Choices of this implementation: f_m is a linear layer, because the features already come from deep networks. Centres
+are normalised where they are used. Two teachers form one pair each with the student and share its f and the centres.
+CE and `weight` are added here; the paper trains embeddings for retrieval alone.
 """
 
 from __future__ import annotations
@@ -30,14 +34,14 @@ from models.outputs import StudentOutput, TeacherBatch
 
 
 def robust_clustering(z: Tensor, centres: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """mean_i log(1 - p(y_i | z_i)) of unit vectors z (N, D) and centres (C, D), C >= 2; finite where p is 1."""
+    """Compute mean_i log(1 - p(y_i | z_i)) of unit vectors z (N, D) and centres (C, D), C >= 2; finite where p is 1."""
     x = z @ centres.T / temperature
     right = functional.one_hot(labels, len(centres)).bool()
     return (x.masked_fill(right, -torch.inf).logsumexp(1) - x.logsumexp(1)).mean()
 
 
 def multimodal_contrast(student: Tensor, teacher: Tensor, temperature: float, self_similarity: bool) -> Tensor:
-    """L_c of two modalities, unit vectors (N, D) each."""
+    """Compute L_c of two modalities, unit vectors (N, D) each."""
     z, clip = torch.cat([student, teacher]), torch.arange(len(student), device=student.device).repeat(2)
     x = z @ z.T / temperature
     if not self_similarity:
@@ -47,7 +51,7 @@ def multimodal_contrast(student: Tensor, teacher: Tensor, temperature: float, se
 
 
 class RcMc(Distiller):
-    """Robust clustering with multi-modal contrast. Clips without sound keep the cross-entropy alone."""
+    """Robust clustering with multi-modal contrast. Clips without audio contribute to the cross-entropy only."""
 
     def __init__(
         self,
@@ -65,9 +69,9 @@ class RcMc(Distiller):
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, not {temperature}")
         if dim < sizes.classes:
-            raise ValueError(f"dim must be at least {sizes.classes}, for as many orthogonal centres, not {dim}")
+            raise ValueError(f"dim must be at least {sizes.classes}, the number of orthogonal centres, not {dim}")
         if weight < 0:
-            raise ValueError(f"weight must not be negative, {weight} is")
+            raise ValueError(f"weight must not be negative, but is {weight}")
         self.beta, self.temperature, self.self_similarity, self.weight = beta, temperature, self_similarity, weight
         self.student = nn.Linear(sizes.student, dim)
         self.teachers = nn.ModuleDict({letter: nn.Linear(width, dim) for letter, width in sizes.teachers.items()})
@@ -76,7 +80,7 @@ class RcMc(Distiller):
     def terms(
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
-        """`ce`, `clustering` and `contrast`, the latter with _A and _I after the name where there are two teachers."""
+        """Compute `ce`, `clustering` and `contrast`; with two teachers the last two end in `_A` or `_I`."""
         centres = functional.normalize(self.centres, dim=1)
 
         def distil(letter: str, rows: Tensor) -> list[Tensor]:

@@ -10,7 +10,7 @@ from models.outputs import StudentOutput, TeacherBatch
 
 
 class UniModal(Distiller):
-    """Cross-entropy, no teacher."""
+    """Cross-entropy on the labels, without a teacher."""
 
     accepts = ("",)
 
@@ -20,5 +20,5 @@ class UniModal(Distiller):
     def terms(
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
-        """`ce`."""
+        """Compute `ce`."""
         return {"ce": functional.cross_entropy(student.logits, labels)}

@@ -1,24 +1,25 @@
 """xID: Morgado, Misra, Vasconcelos, "Robust Audio-Visual Instance Discrimination", CVPR 2021.
 
-Cross-modal instance discrimination, each clip against the others of its batch:
+Cross-modal instance discrimination of each clip against the others of its batch:
 
     v = n(W_s s),   a = n(W_t t),   P(j|i) = softmax_j( v_i.a_j / tau )
-    L_i = -sum_j T(j|i) log P(j|i),   L = sum_i w_i L_i / sum_i w_i,   the two directions v to a and a to v averaged
+    L_i = -sum_j T(j|i) log P(j|i),   L = sum_i w_i L_i / sum_i w_i,   averaged over the directions v to a and a to v
 
-Pairs whose sound may not belong count less, and negatives that may be positives become soft targets:
+Pairs whose audio may not belong to the video (faulty positives) get a lower weight w. Negatives that may be positives
+(faulty negatives) become soft targets T:
 
     w_i    = w_min + (1 - w_min) Phi( (v_i.a_i - (mu + delta sigma)) / (sigma sqrt(kappa)) )
     T(j|i) = (1 - lambda) [i = j] + lambda S(j|i)
     S(j|i) ~ exp( v_i.a_i / tau_t + a_i.v_j / tau_s + v_j.a_j / tau_t )        (cycle consistency, j = i included)
 
-Phi is the Gaussian distribution function. Neither w nor T carries a gradient, and in the first `warmup` epochs w = 1
-and T(j|i) = [i = j]. Total loss: CE(z^s, y) + weight * L.
+Phi is the Gaussian distribution function. Neither w nor T carries a gradient; in the first `warmup` epochs w = 1 and
+T(j|i) = [i = j]. Total loss: CE(z^s, y) + weight * L.
 
 Defaults are the paper's: tau 0.07; w_min (`min_weight`) 0.25, kappa 0.5, delta 0; lambda (`softness`) 0.5, tau_s 0.02,
-tau_t 0.07; 128 dimensions; one epoch of warm-up. Its weight beside labels, which the paper does without, is 1.
+tau_t 0.07; 128 dimensions; one epoch of warm-up. `weight` 1 is ours, because the paper trains without labels.
 
-Where the paper leaves a choice: negatives are those of the batch, not of a bank: nothing to store, never out of date.
-mu and sigma are those of the training set, over the latest v_i.a_i of each clip that was seen so far.
+Choices of this implementation: negatives come from the batch instead of a bank, so none is out of date and nothing has
+to be stored. mu and sigma are taken over the training set, from the latest v_i.a_i of each clip seen so far.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from models.outputs import StudentOutput, TeacherBatch
 
 
 def positive_weights(agreement: Tensor, known: Tensor, least: float, spread: float, shift: float) -> Tensor:
-    """w_i of similarities v_i.a_i (B,), given those of the training set (N,), infinite where there is none yet."""
+    """Compute w_i from v_i.a_i of the batch (B,) and of the training set (N,), which is infinite for unseen clips."""
     known = known.masked_fill(known.isinf(), torch.nan)
     mean = known.nanmean()
     deviation = (known - mean).square().nanmean().sqrt().clamp(min=1e-6)
@@ -43,20 +44,20 @@ def positive_weights(agreement: Tensor, known: Tensor, least: float, spread: flo
 
 
 def soft_targets(similarity: Tensor, softness: float, tau_s: float, tau_t: float) -> Tensor:
-    """T(j|i) (B, B) of the direction whose similarities v_i.a_j are given, (B, B); the constant v_i.a_i cancels."""
+    """Compute T(j|i) (B, B) for one direction with similarities v_i.a_j (B, B); the constant v_i.a_i cancels."""
     cycle = similarity.T / tau_s + similarity.diag() / tau_t
     hard = torch.eye(len(similarity), dtype=similarity.dtype, device=similarity.device)
     return (1 - softness) * hard + softness * cycle.softmax(1)
 
 
 def weighted_cross_entropy(similarity: Tensor, targets: Tensor, weights: Tensor, temperature: float) -> Tensor:
-    """L of one direction: similarities and targets (B, B), weights (B,)."""
+    """Compute L of one direction from similarities and targets (B, B) and weights (B,)."""
     losses = -(targets * functional.log_softmax(similarity / temperature, dim=1)).sum(1)
     return (weights * losses).sum() / weights.sum()
 
 
 class Pair(nn.Module):
-    """The embeddings of the student and one teacher, and how well each training clip's two agree."""
+    """Embeddings of the student and one teacher, and the latest similarity v_i.a_i of each training clip."""
 
     agreement: Tensor
 
@@ -66,7 +67,7 @@ class Pair(nn.Module):
         self.register_buffer("agreement", torch.full((sizes.clips,), torch.inf))  # infinite until the clip is seen
 
     def forward(self, student: Tensor, teacher: Tensor, index: Tensor) -> Tensor:
-        """Similarities v_i.a_j (B, B) of features (B, Ds) and (B, Dt); notes those of the clips themselves."""
+        """Compute the similarities v_i.a_j (B, B) of features (B, Ds) and (B, Dt), and store each clip's v_i.a_i."""
         v = functional.normalize(self.embed_student(student), dim=1)
         a = functional.normalize(self.embed_teacher(teacher), dim=1)
         similarity = v @ a.T
@@ -75,9 +76,9 @@ class Pair(nn.Module):
 
 
 class Xid(Distiller):
-    """Robust instance discrimination, with embeddings of its own for each teacher.
+    """Robust instance discrimination, with separate embeddings for each teacher.
 
-    Clips without sound keep the cross-entropy alone."""
+    Clips without audio contribute to the cross-entropy only."""
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class Xid(Distiller):
         if not 0 < min_weight <= 1:
             raise ValueError(f"min_weight must be above 0 and at most 1, not {min_weight}")
         if not 0 <= softness <= 1:
-            raise ValueError(f"softness must be within 0 and 1, not {softness}")
+            raise ValueError(f"softness must be in 0..1, not {softness}")
         if dim < 1:
             raise ValueError(f"dim must be at least 1, not {dim}")
         self.weight, self.temperature, self.warmup = weight, temperature, warmup
@@ -112,11 +113,11 @@ class Xid(Distiller):
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
-        """Weights and soft targets start after `warmup` epochs."""
+        """Switch weights and soft targets on after `warmup` epochs."""
         self.warm = epoch >= self.warmup
 
     def contrast(self, pair: Pair, student: Tensor, teacher: Tensor, index: Tensor) -> Tensor:
-        """L of features (B, Ds) and (B, Dt) of clips with these numbers."""
+        """Compute L of features (B, Ds) and (B, Dt) of the clips at these indices (B,) of the training set."""
         similarity = pair(student, teacher, index)
         fixed = similarity.detach()
         weights, softness = torch.ones_like(fixed[0]), 0.0
@@ -132,7 +133,7 @@ class Xid(Distiller):
     def terms(
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
-        """`ce` and `xid`, or `xid_A` and `xid_I`."""
+        """Compute `ce` and `xid`; with two teachers `xid_A` and `xid_I`."""
 
         def distil(letter: str, rows: Tensor) -> list[Tensor]:
             pair, s, t = cast(Pair, self.pairs[letter]), student.feature[rows], teachers[letter].feature[rows]

@@ -1,4 +1,4 @@
-"""Students by name. Each maps a batch of clips to a `models.outputs.StudentOutput`."""
+"""Student networks by name. Each maps a batch of clips to a `models.outputs.StudentOutput`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ Student = R2Plus1d | AudioResNet
 
 STUDENTS: dict[str, Callable[[int, float], Student]] = {
     "r2plus1d_10": lambda classes, width: R2Plus1d(classes, (1, 1, 1, 1), width, "paper"),
+    "r2plus1d_10_factored": lambda classes, width: R2Plus1d(classes, (1, 1, 1, 1), width, "paper", factored=True),
     "r2plus1d_18": lambda classes, width: R2Plus1d(classes, (2, 2, 2, 2), width, "torchvision"),
     "resnet10_audio": lambda classes, width: AudioResNet(classes, 10, width),
     "resnet34_audio": lambda classes, width: AudioResNet(classes, 34, width),
@@ -21,16 +22,16 @@ STUDENTS: dict[str, Callable[[int, float], Student]] = {
 
 
 def build_student(name: str, classes: int, width: float = 1.0) -> Student:
-    """A new student, initialised from torch's random state.
+    """Build a student, initialised from torch's global random state.
 
     `width` multiplies the published number of channels, 0 < width <= 1. The student has the attributes
-    `feature_dim: int` and `stage_dims: tuple[int, ...]` (channels of its four residual stages); its weights lie with
-    the channels last, which convolutions run faster with. Raises ValueError for an unknown name or a width out of
+    `feature_dim: int` and `stage_dims: tuple[int, ...]`, the channels of its four residual stages. Its weights have
+    channels-last layout, which makes convolutions faster. Raises ValueError for an unknown name or a width out of
     range."""
     if name not in STUDENTS:
-        raise ValueError(f"there is no student '{name}'; valid: {', '.join(STUDENTS)}")
+        raise ValueError(f"there is no student '{name}'; expected one of {', '.join(STUDENTS)}")
     if not 0 < width <= 1:
-        raise ValueError(f"student {name} cannot have width {width}; expected 0 < width <= 1")
+        raise ValueError(f"student {name}: width must be above 0 and at most 1, not {width}")
     student = STUDENTS[name](classes, width)
     last = torch.channels_last if isinstance(student, AudioResNet) else torch.channels_last_3d
     return student.to(memory_format=last)  # type: ignore[call-overload]

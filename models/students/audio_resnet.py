@@ -1,4 +1,4 @@
-"""Students that hear: residual networks on log-mel spectrograms (audio tagging, Xia 2023, Table 4)."""
+"""Audio students: residual networks on log-mel spectrograms, for audio tagging (Xia 2023, Table 4)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from models.resnet import initialise, residual_stages, stage_dims
 
 
 class AudioResNet(nn.Module):
-    """ResNet-34, -50 or -10 with one input channel and `width` times the published number of channels.
+    """ResNet-10, -34 or -50 with one input channel and `width` times the published number of channels.
 
-    Decibels are brought to zero mean and unit variance by a batch norm over the mel bands, as PANNs do."""
+    A batch norm over the mel bands normalises the decibels, as in PANNs."""
 
     def __init__(self, classes: int, depth: Literal[10, 34, 50], width: float = 1.0) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class AudioResNet(nn.Module):
         initialise(self)
 
     def forward(self, logmel: Tensor) -> StudentOutput:
-        """`logmel` (B, 1, T, 64) in dB, T frames of 10 ms."""
+        """Compute the output for `logmel` (B, 1, T, 64) in dB, one frame every 10 ms."""
         x = self.stem(self.bands(logmel.transpose(1, 3)).transpose(1, 3))
         pooled = []
         for stage in self.stages:

@@ -1,4 +1,4 @@
-"""Teachers by kind. Each maps a batch to a `models.outputs.TeacherOutput`; features are taken in eval mode."""
+"""Teacher networks by kind. Each maps a batch to a `models.outputs.TeacherOutput`; extract features in eval mode."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ KINDS = ("cnn14", "resnet10", "resnet34", "resnet50")
 
 
 def build_teacher(kind: str, classes: int, width: float = 1.0, embedding: int | None = None) -> Teacher:
-    """A new teacher, initialised from torch's random state, with `feature_dim: int` and `block_dims: tuple[int, ...]`.
+    """Build a teacher, initialised from torch's global random state.
 
-    `classes`: what its own head tells apart (527 AudioSet classes, 1000 of ImageNet). `width` multiplies the published
-    number of channels, 0 < width <= 1; `embedding` is CNN14's (see there), a ResNet's is given by its width. Raises
-    ValueError for an unknown kind, or a width or embedding that the kind cannot have."""
+    `classes` is the number of classes of its own head: 527 for AudioSet, 1000 for ImageNet. `width` multiplies the
+    published number of channels, 0 < width <= 1. `embedding` is the width of CNN14's embedding (see `Cnn14`); that of
+    a ResNet follows from `width`. The teacher has the attributes `feature_dim: int` and `block_dims: tuple[int, ...]`.
+    Raises ValueError for an unknown kind, or for a width or an embedding that the kind does not support."""
     if kind not in KINDS:
-        raise ValueError(f"there is no teacher '{kind}'; valid: {', '.join(KINDS)}")
+        raise ValueError(f"there is no teacher '{kind}'; expected one of {', '.join(KINDS)}")
     if not 0 < width <= 1:
-        raise ValueError(f"teacher {kind} cannot have width {width}; expected 0 < width <= 1")
+        raise ValueError(f"teacher {kind}: width must be above 0 and at most 1, not {width}")
     if kind == "cnn14":
         return Cnn14(classes, embedding, width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = ImageResNet(classes, {"resnet10": 10, "resnet34": 34, "resnet50": 50}[kind], width)
     if embedding not in (None, model.feature_dim):
-        raise ValueError(f"teacher {kind} of width {width} has embedding {model.feature_dim}, not {embedding}")
+        raise ValueError(f"teacher {kind}: width {width} gives embedding {model.feature_dim}, not {embedding}")
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,7 +1,7 @@
 """CNN14, the audio teacher: Kong et al., "PANNs: Large-Scale Pretrained Audio Neural Networks", TASLP 2020.
 
-Parameters have the names of PANNs' published checkpoints. The front end that those carry (STFT and mel filters) is
-`models.logmel`; SpecAugment and mixup, which PANNs apply while pre-training, are left to whoever trains.
+Parameter names are those of PANNs' published checkpoints. `models.logmel` replaces the front end that the checkpoints
+contain (STFT and mel filters). SpecAugment and mixup, which PANNs uses in pre-training, are not implemented here.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch.nn import functional
 from models.logmel import MELS, mel_filters
 from models.outputs import TeacherOutput
 
-SHORTEST = 32  # frames that five poolings by two reduce to one
+SHORTEST = 32  # frames; five poolings by two reduce them to one
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3 convolutions, each with batch norm and ReLU."""
+    """Two 3x3 convolutions, each followed by batch norm and ReLU."""
 
     def __init__(self, planes_in: int, planes_out: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class ConvBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(planes_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, planes_in, T, F) to (B, planes_out, T, F)."""
+        """Map (B, planes_in, T, F) to (B, planes_out, T, F)."""
         x = functional.relu_(self.bn1(self.conv1(x)))
         return functional.relu_(self.bn2(self.conv2(x)))
 
@@ -36,8 +36,8 @@ class ConvBlock(nn.Module):
 class Cnn14(nn.Module):
     """CNN14 on log-mel spectrograms.
 
-    `classes`: AudioSet has 527. `embedding`: 2048, or 512 for the variant Cnn14_emb512 whose features CCL published;
-    None means 2048 * width. `width` multiplies the channels (64 to 2048)."""
+    `classes`: 527 for AudioSet. `embedding`: 2048, or 512 for the variant Cnn14_emb512, whose features Chen 2021
+    published; None means 2048 * width. `width` multiplies the channels (64 to 2048)."""
 
     def __init__(self, classes: int = 527, embedding: int | None = None, width: float = 1.0) -> None:
         super().__init__()
@@ -56,10 +56,11 @@ class Cnn14(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, logmel: Tensor) -> TeacherOutput:
-        """`logmel` (B, T, 64) in dB. Fewer than 32 frames are repeated, from the first on, until there are 32: the
-        poolings would leave nothing of them. Raises ValueError where T is 0. Logits are those before the sigmoid.
+        """Compute the output for `logmel` (B, T, 64) in dB; logits are those before the sigmoid.
 
-        In train mode dropout acts (0.2 after each block, 0.5 before and after fc1), on the embedding too."""
+        An input of fewer than 32 frames is repeated until it has 32, because the poolings would leave no frame.
+        Raises ValueError if T is 0. In train mode dropout is active (0.2 after each block, 0.5 before and after fc1)
+        and also applies to the embedding."""
         frames = logmel.shape[1]
         if frames == 0:
             raise ValueError("CNN14: the spectrogram has no frames")
@@ -81,12 +82,13 @@ class Cnn14(nn.Module):
 def load_panns(model: Cnn14, state_dict: Mapping[str, Tensor]) -> None:
     """Load the weights of a PANNs checkpoint (its entry "model") into `model`, strictly.
 
-    The checkpoint's front end is dropped, after its mel filters have been compared with ours. Raises ValueError where
-    these differ by more than 1e-4 of a band's peak, RuntimeError (torch's) where names or shapes do not fit."""
+    The checkpoint's front end is dropped after its mel filters have been compared with those of `models.logmel`.
+    Raises ValueError if they differ by more than 1e-4 of a band's peak, and torch's RuntimeError if names or shapes
+    do not match."""
     filters = state_dict.get("logmel_extractor.melW")
     if filters is not None:
         ours = mel_filters()
         if filters.shape != ours.shape or ((filters.cpu() - ours).abs() > 1e-4 * ours.amax(0)).any():
-            raise ValueError("the checkpoint has other mel bands than 64 Slaney bands of 50-14000 Hz")
+            raise ValueError("the checkpoint was trained on other mel bands; expected 64 Slaney bands of 50-14000 Hz")
     front_end = ("spectrogram_extractor.", "logmel_extractor.")
     model.load_state_dict({name: value for name, value in state_dict.items() if not name.startswith(front_end)})

@@ -9,9 +9,9 @@ from models.resnet import initialise, residual_stages, stage_dims
 
 
 class ImageResNet(nn.Module):
-    """ResNet-34, -50 or -10 (one basic block a stage), `width` times the published number of channels.
+    """ResNet-10 (one basic block per stage), -34 or -50 with `width` times the published number of channels.
 
-    At width 1 it takes torchvision's state dicts as they are."""
+    With width 1 it loads torchvision's state dicts."""
 
     def __init__(self, classes: int = 1000, depth: int = 34, width: float = 1.0) -> None:
         super().__init__()
@@ -24,7 +24,9 @@ class ImageResNet(nn.Module):
         initialise(self)
 
     def forward(self, images: Tensor) -> TeacherOutput:
-        """`images` (B, 3, H, W), normalised as the weights expect. Blocks are the four residual stages, pooled."""
+        """Compute the output for `images` (B, 3, H, W), normalised as the weights expect.
+
+        `blocks` are the pooled outputs of the four residual stages."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         blocks = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):

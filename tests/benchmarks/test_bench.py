@@ -141,11 +141,11 @@ def test_a_run_writes_both_files_and_names_what_failed(tmp_path: Path, monkeypat
     assert (tmp_path / "out/benchmarks/benchmarks.md").exists()
     with pytest.raises(UserError, match="--only goood: there is no such benchmark; did you mean 'good'"):
         command.main(["--only", "goood"])
-    with pytest.raises(UserError, match="--only suite: it needs --suite"):
+    with pytest.raises(UserError, match="--only suite: requires --suite"):
         command.main(["--only", "suite"])
-    with pytest.raises(UserError, match="--only before: it needs --against"):
+    with pytest.raises(UserError, match="--only before: requires --against"):
         command.main(["--only", "before"])
-    with pytest.raises(UserError, match="--against: it needs --suite"):
+    with pytest.raises(UserError, match="--against: requires --suite"):
         command.main(["--against", "HEAD"])
     ran: list[object] = []
     monkeypatch.setattr(pipeline, "run_suite", lambda tell, before: ran.append(before))

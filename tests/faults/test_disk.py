@@ -15,7 +15,7 @@ from tests.faults.record import count, record
 
 pytestmark = pytest.mark.faults
 
-FULL = re.compile(r"^error: (\S+): No space left on device \([\d.]+ MB are free in \S+\); make room and run it again$")
+FULL = re.compile(r"^error: (\S+): No space left on device \([\d.]+ MB are free in \S+\); make room and run again$")
 PAGE = 4096
 
 

@@ -64,9 +64,9 @@ def test_what_a_point_changes(
 ) -> None:
     changed = points.changes(params, [run], settings, [3, 4])
     found: Any = applied(params, changed, tmp_path).model_dump(mode="json")
-    job = found["jobs"][points.cell_of(run)]
+    job = found["jobs"][points.job_of(run)]
     assert job["seeds"] == [3, 4]
-    assert list(job["runs"]) == [points.cell_of(run)]
+    assert list(job["runs"]) == [points.job_of(run)]
     for part in key:
         found = found[part]
     assert found == value
@@ -82,7 +82,7 @@ def test_noise_goes_to_a_mix_beside_the_suites_own(params: Params, tmp_path: Pat
 
 
 def test_settings_that_change_nothing_are_refused(params: Params) -> None:
-    with pytest.raises(UserError, match=r"^delta: none of the runs uni_modal has what it changes"):
+    with pytest.raises(UserError, match=r"^delta: has no effect on the runs uni_modal"):
         points.changes(params, ["uni_modal"], {"delta": 0.1}, None)
     with pytest.raises(UserError, match="snr_db"):
         points.changes(params, ["mnf_csc"], {"snr_db": 0.0}, None)

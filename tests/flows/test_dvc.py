@@ -250,7 +250,7 @@ def test_what_a_killed_dvc_left_half_written_does_not_stop_the_next_one(
     lock.write_text(whole[:cut])
     table.write_text(json.dumps({"write": {"/x": {"pid": 1, "cmd": "dvc repro"}}})[: cut // 2])
     with Dvc(repo) as runner:
-        assert ("put aside" in capsys.readouterr().err) == (cut < len(whole))
+        assert ("moved to" in capsys.readouterr().err) == (cut < len(whole))
         assert runner.repro("check", log.append) in ("cached", "skipped")
         assert runner.locked()["check"] == before
     whole = lock.read_text()

@@ -142,7 +142,7 @@ def _index(rng: np.random.Generator) -> pd.DataFrame:
         for group in range(6):
             for clip in range(3):
                 audio = "silent" if (label, group, clip) == (2, 1, 1) else "yes"
-                broken = (label, group, clip) == (3, 5, 2)
+                corrupt = (label, group, clip) == (3, 5, 2)
                 rows.append(
                     {
                         "id": f"{name}/g{group}_c{clip}",
@@ -154,9 +154,9 @@ def _index(rng: np.random.Generator) -> pd.DataFrame:
                         "start": 0.0,
                         "end": 3.0,
                         "seconds": 3.0,
-                        "audio": "no" if broken else audio,
-                        "status": "broken" if broken else "ok",
-                        "reason": "moov atom not found" if broken else "digital silence" if audio != "yes" else "",
+                        "audio": "no" if corrupt else audio,
+                        "status": "corrupt" if corrupt else "ok",
+                        "reason": "moov atom not found" if corrupt else "digital silence" if audio != "yes" else "",
                         "relevant": "yes" if rng.random() < 0.7 else "no",
                         "correlation": "strong" if label % 3 else "weak",
                         "music_db": -10.0,

@@ -138,3 +138,18 @@ def test_accuracy():
     assert by_class[:2].tolist() == pytest.approx([2 / 3, 1.0])
     assert by_class[2].isnan()
     assert math.isnan(top1(probabilities[:0], labels[:0]))
+
+
+def test_what_is_not_finite_is_no_result():
+    """NaN logits had counted as class 0, and a NaN row of the gallery had been every query's nearest."""
+    labels = torch.tensor([0, 1, 2])
+    bad = torch.eye(3)
+    bad[1, 2] = torch.nan
+    with pytest.raises(ValueError, match="probabilities: row 1 of 3 is not finite"):
+        top1(bad, labels)
+    for queries, gallery, name in ((bad, torch.eye(3), "queries"), (torch.eye(3), bad, "gallery")):
+        with pytest.raises(ValueError, match=f"{name}: row 1 of 3"):
+            retrieval(queries, labels, gallery, labels)
+    bad[1, 2] = torch.inf
+    with pytest.raises(ValueError, match="row 1"):
+        top1(bad, labels)

@@ -98,7 +98,10 @@ JOBS = (
     "tagging-mnf_csc",
     "ccl",
 )
-RUNS = {"mnf_csc": ("mnf_csc", "mnf_csc-no_mnf", "mnf_csc-audio"), "ccl": ("ccl-A", "ccl-AI")}
+RUNS = {
+    "mnf_csc": ("mnf_csc", "mnf_csc-no_contrast", "mnf_csc-no_mnf-no_contrast", "mnf_csc-audio"),
+    "ccl": ("ccl-A", "ccl-AI"),
+}
 
 
 def keep_jobs(raw: dict[str, Any], jobs: tuple[str, ...], runs: dict[str, tuple[str, ...]]) -> None:
@@ -147,8 +150,8 @@ def tiny_params(raw: dict[str, Any]) -> None:
         "retrieval": {"runs": ["uni_modal", "mnf_csc"], "queries": 2, "shown": 3},
         "embedding": ["uni_modal", "mnf_csc"],
         "noise": {
-            "with MNF": {"clean": "mnf_csc", "0": "noise_0db-mnf"},
-            "without MNF": {"clean": "mnf_csc-no_mnf", "0": "noise_0db-no_mnf"},
+            "with MNF": {"clean": "mnf_csc-no_contrast", "0": "noise_0db-mnf"},
+            "without MNF": {"clean": "mnf_csc-no_mnf-no_contrast", "0": "noise_0db-no_mnf"},
         },
     }
     del report["figures"]["large"]

@@ -25,29 +25,29 @@ CCL = "/CCL/audiocnn14embed512_features.tar.gz"
 TEXT = b"<!DOCTYPE html><p>Not found"
 
 # The clips that something is amiss with: what the index has to say of their status and sound, and the reason's start.
-GONE = "Unable to download webpage: HTTP Error 404"
+UNAVAILABLE = "Unable to download webpage: HTTP Error 404"
 ODD: dict[str, dict[str, tuple[str, str, str]]] = {
     "ucf51": {
         "v_Archery_g08_c01": ("excluded", "no", "no audio stream"),
         "v_Archery_g09_c01": ("ok", "silent", "digital silence"),
-        "v_HandStandPushups_g10_c02": ("broken", "no", "mislabelled: text"),
+        "v_HandStandPushups_g10_c02": ("corrupt", "no", "mislabelled: text"),
     },
     "activitynet": {
-        "_gone-video_0": ("gone", "no", GONE),
-        "_gone-video_1": ("gone", "no", GONE),
+        "_gone-video_0": ("unavailable", "no", UNAVAILABLE),
+        "_gone-video_1": ("unavailable", "no", UNAVAILABLE),
         "silent-vid0_0": ("ok", "silent", "digital silence"),
         "nosound-vid_0": ("ok", "no", "no audio stream"),
-        "cut-off-vid_0": ("broken", "no", "truncated"),
-        "two-splits-1_1": ("broken", "no", "nothing between 9 s and 2 s"),
+        "cut-off-vid_0": ("corrupt", "no", "truncated"),
+        "two-splits-1_1": ("corrupt", "no", "nothing between 9 s and 2 s"),
     },
     "kinetics_sounds": {
-        kinetics_name("in-no-archi", 7): ("gone", "no", "in none of the archives"),
+        kinetics_name("in-no-archi", 7): ("unavailable", "no", "in none of the archives"),
         kinetics_name("silent-vid0", 8): ("ok", "silent", "digital silence"),
-        kinetics_name("a-text-file", 9): ("broken", "no", "mislabelled: text"),
+        kinetics_name("a-text-file", 9): ("corrupt", "no", "mislabelled: text"),
     },
     "vggsound": {
-        "_gone-video_000004": ("gone", "no", GONE),
-        "short-video_000030": ("gone", "no", "cannot be cut out of its video: no picture between 30 s"),
+        "_gone-video_000004": ("unavailable", "no", UNAVAILABLE),
+        "short-video_000030": ("unavailable", "no", "cannot be cut out of its video: no picture between 30 s"),
         "nosound-vid_000001": ("ok", "no", "no audio stream"),
     },
 }
@@ -86,7 +86,7 @@ class Sites:
                     name = ucf101_name(action, group, clip)
                     status, audio, _ = ODD["ucf51"].get(name, ("ok", "yes", ""))
                     sound = {"yes": tone(1, 300 + 10 * group), "silent": 0 * tone(1)}.get(audio)
-                    content = TEXT if status == "broken" else replicas.write_avi(made, ramp(8), 8, sound)
+                    content = TEXT if status == "corrupt" else replicas.write_avi(made, ramp(8), 8, sound)
                     members[f"UCF-101/{place}/{name}.avi"] = content
         made.unlink()
         (self.folder / "ucf101").mkdir()

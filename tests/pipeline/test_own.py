@@ -41,7 +41,7 @@ def write_videos(folder: Path) -> dict[str, str]:
     media.write_video(first / "a b_g0_c9.mp4", np.zeros((24, 48, 64, 3), np.uint8), 12, np.zeros(64000, np.float32))
     (second / "a b_g0_c9.avi").write_bytes(b"no video at all")
     (second / "notes.txt").write_text("not a video either")
-    return {"a b_g0_c8.mp4": "no", "a b_g0_c9.mp4": "silent", "a b_g0_c9.avi": "broken"}
+    return {"a b_g0_c8.mp4": "no", "a b_g0_c9.mp4": "silent", "a b_g0_c9.avi": "corrupt"}
 
 
 def test_make_own_makes_a_report_of_anybodys_videos(checkout: Checkout, tmp_path: Path) -> None:
@@ -63,12 +63,12 @@ def test_make_own_makes_a_report_of_anybodys_videos(checkout: Checkout, tmp_path
     for file, what in wrong.items():
         row = by_file[file]
         assert row["reason"], file
-        assert (row["status"] == "broken") if what == "broken" else (row["audio"] == what)
-    assert (index["status"] == "broken").sum() == 1
+        assert (row["status"] == "corrupt") if what == "corrupt" else (row["audio"] == what)
+    assert (index["status"] == "corrupt").sum() == 1
     assert index.groupby("group")["split"].nunique().max() == 1
     assert not list(checkout.folder.rglob("harm"))
     listed = checkout.make("check-videos", "SUITE=own")
-    assert "a b_g0_c9.avi" in listed and "broken" in listed
+    assert "a b_g0_c9.avi" in listed and "corrupt" in listed
     for job in ("uni_modal", "mnf_csc"):
         metrics = pd.read_csv(out / "evaluate" / job / "metrics.csv")
         assert metrics[metrics["metric"] == "accuracy"]["value"].between(0, 1).all()

@@ -143,7 +143,7 @@ def test_the_report_has_the_tables(paper: Checkout, web: Server) -> None:
         assert set(metrics["run"]) == set(job["runs"])
         assert metrics[metrics["metric"] == "accuracy"]["value"].between(0, 1).all()
     counts = pd.read_csv(out / "report/tables/dataset-vggsound.csv").set_index("split")
-    assert counts.loc["all", ["clips", "gone"]].tolist() == [19, 2]
+    assert counts.loc["all", ["clips", "unavailable"]].tolist() == [19, 2]
     split = json.loads((out / "metrics/split/ucf51.json").read_text())
     assert split["expected_clips"] == {"train": 4892, "test": 1944}
 
@@ -183,8 +183,8 @@ def test_a_folder_that_the_user_has_is_used_in_place(paper: Checkout, web: Serve
     assert not list((paper.folder / "out/paper/download/ucf51").rglob("*.avi")), "the videos were copied"
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
     assert len(web.requests) == asked
-    assert "ucf51: 28 clips: 26 ok, 1 excluded, 1 broken" in output
-    assert "kinetics_sounds: 22 clips: 1 broken, 20 ok, 1 gone" in output
+    assert "ucf51: 28 clips: 26 ok, 1 excluded, 1 corrupt" in output
+    assert "kinetics_sounds: 22 clips: 1 corrupt, 20 ok, 1 unavailable" in output
 
 
 def test_an_archive_that_writes_elsewhere_is_refused(paper: Checkout, web: Server) -> None:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.e2e
 # One process for all stages: each would import torch anew.
 RUN_STAGES = """
 from importlib import import_module
-from stages import params
+from avdistill.config import loading as params
 from avdistill.tracking import journal as tracking
 from avdistill.pipeline.stage import Stage
 suite = params.load("params.yaml")
@@ -125,7 +125,7 @@ def test_a_text_is_refused_and_the_server_goes_on(exported: Checkout, server: st
     (tmp_path / "text.mp4").write_text("this is no video\n")
     status, answer = post(server, str(tmp_path / "text.mp4"))
     assert status == 400
-    assert "no video can be read; the first: not a video file; expected MP4" in answer
+    assert "no video can be read; first error: not a video file; expected MP4" in answer
     assert "Traceback" not in answer and "unexpected" not in answer
     status, (good, bad) = post(server, str(next(iter(videos(exported).values()))), str(tmp_path / "text.mp4"))
     assert status == 200

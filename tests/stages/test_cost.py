@@ -59,7 +59,7 @@ def test_steps_take_turns_after_a_warm_up() -> None:
     def second(given: int) -> None:
         takes("second", 3.0, given)
 
-    theirs, ours = cost.in_turn(first, second, [7, 8, 9], lambda: now[0])
+    theirs, ours = cost.alternate(first, second, [7, 8, 9], lambda: now[0])
     assert theirs.tolist() == [1.0] * cost.STEPS and ours.tolist() == [3.0] * cost.STEPS
     assert len(called) == 2 * (cost.WARM_UP + cost.STEPS)
     for number in range(0, len(called), 2):
@@ -92,7 +92,7 @@ def test_what_is_kept_is_counted_by_hand(stage: Stage) -> None:
         expected += sum(b.numel() * b.element_size() for b in module.buffers())
     table = trainer.teachers["A"]
     expected += sum(t.numel() * t.element_size() for t in (table.feature, table.logits, table.mask))
-    assert sum(cost.storages(cost.kept(trainer)).values()) == expected
+    assert sum(cost.storages(cost.resident_tensors(trainer)).values()) == expected
 
 
 def test_a_run_without_a_baseline_has_no_cost(stage: Stage) -> None:

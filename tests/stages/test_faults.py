@@ -107,7 +107,7 @@ def test_a_stage_without_room_ends_with_one_line(tmp_path: Path, root: Path) -> 
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {tmp_path}/out/.partial/check: File too large (") and line.endswith(
-        "make room and run it again"
+        "make room and run again"
     )
 
 
@@ -204,7 +204,7 @@ def test_an_index_that_is_not_what_was_written(tiny: Params) -> None:
 
 def test_arrays_that_are_lacking_are_named(tmp_path: Path) -> None:
     write_arrays(tmp_path / "a.npz", ids=np.arange(3))
-    with pytest.raises(UserError, match=r"a.npz: damaged .*there is no logits"):
+    with pytest.raises(UserError, match=r"a.npz: damaged .*there is no array logits"):
         read_arrays(tmp_path / "a.npz", ("ids", "logits"))
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from avdistill.data import datasets, packing
 from avdistill.data.packed import Store
 from avdistill.pipeline.errors import UserError
+from avdistill.reporting.check_videos import check_videos
 from stages import download, frames, split
 from tests.helpers.little import folder_of_videos, levels, stage
 
@@ -30,7 +32,7 @@ def test_the_whole_stage(tmp_path: Path, origin: dict[str, object]) -> None:
     frames.main(running)
     store = Store(tmp_path / "out/frames/d")
     assert len(store) == 7
-    assert "class 2/it's_g0_é.mp4" not in store  # broken, so not even tried
+    assert "class 2/it's_g0_é.mp4" not in store  # corrupt, so not even tried
     for name in store:
         assert store[name].shape == (6, 16, 32, 3)
         assert store[name].dtype == np.uint8
@@ -87,3 +89,26 @@ def test_jpegs_are_read_as_the_same_pictures_are(tmp_path: Path, origin: dict[st
         raw, jpeg = stores[0][key], stores[1][key]
         assert jpeg.shape == raw.shape and len(jpeg) == len(raw)
         assert np.abs(jpeg[2:5].astype(int) - raw[2:5]).max() <= 3
+
+
+def test_damage_is_where_a_user_looks(tmp_path: Path) -> None:
+    """A packet that cannot be decoded costs that packet; the clip is named by check-videos and in problems.csv."""
+    origin = {"kind": "folder", "source": str(tmp_path / "videos")}
+    folder_of_videos(tmp_path / "videos")
+    path = next((tmp_path / "videos").glob("class 2/*g2*.mp4"))
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+        place, size = packets[10].pos, packets[10].size
+    content = bytearray(path.read_bytes())
+    content[place : place + size] = b"\xff" * size
+    path.write_bytes(content)
+    stages = {name: stage(name, "d", tmp_path, origin) for name in ("download", "split", "frames")}
+    for module in (download, split, frames):
+        module.main(stages[module.__name__.removeprefix("stages.")])
+    params = stages["frames"].params
+    problems = pd.read_csv(params.path("frames", "d") / "problems.csv")
+    (row,) = problems[problems["id"].str.contains("g2")].itertuples()
+    assert row.reason == "damaged: 1 video packets cannot be decoded"
+    assert row.id in Store(params.path("frames", "d"))
+    told = check_videos(params, "d")
+    assert f"{row.id}: damaged: 1 video packets cannot be decoded" in told

@@ -30,14 +30,14 @@ def heard(labels: list[int], splits: list[str]) -> pd.DataFrame:
 def test_partners_are_of_the_same_part_and_another_class(rows: list[tuple[int, str]], seed: int) -> None:
     table = heard([label for label, _ in rows], [split for _, split in rows])
     try:
-        partner = mix_noise.draw(table, seed)
+        partner = mix_noise.sample_partners(table, seed)
     except UserError as error:
         assert "of one class only" in str(error)
         assert (table.groupby("split")["label"].nunique() == 1).any()
         return
     assert (table["split"].to_numpy()[partner] == table["split"]).all()
     assert (table["label"].to_numpy()[partner] != table["label"]).all()
-    np.testing.assert_array_equal(partner, mix_noise.draw(table, seed))
+    np.testing.assert_array_equal(partner, mix_noise.sample_partners(table, seed))
     for _, own in table.groupby("split"):
         if own["label"].value_counts().max() <= len(own) / 2:
             assert sorted(partner[own.index]) == sorted(own.index), "each recording serves once"
@@ -45,7 +45,7 @@ def test_partners_are_of_the_same_part_and_another_class(rows: list[tuple[int, s
 
 def test_noise_says_nothing_about_the_class() -> None:
     table = heard([n % 4 for n in range(4000)], ["train"] * 4000)
-    partner = mix_noise.draw(table, 0)
+    partner = mix_noise.sample_partners(table, 0)
     counts = pd.crosstab(table["label"], table["label"].to_numpy()[partner]).to_numpy()
     assert np.abs(counts[~np.eye(4, dtype=bool)] - 1000 / 3).max() < 80
 
@@ -100,7 +100,7 @@ def test_both_stages_of_sound(tmp_path: Path) -> None:
 
 def test_real_sound(shared_data: Path) -> None:
     clip = datasets.Clip("x", shared_data / "ucf101/Surfing/v_Surfing_g01_c01.avi", 0.0, None)
-    sound = spectrogram.listen(clip)
+    sound = spectrogram.read_sound(clip)
     made = spectrogram.spectrogram(sound)
     assert made.shape == (len(sound) // 320 + 1, 64)
     assert -100 <= made.min() < made.max() < 60

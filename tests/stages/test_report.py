@@ -12,7 +12,7 @@ from avdistill.config.schema import Params
 from avdistill.data.index import read_index, write_index
 from avdistill.pipeline.errors import UserError
 from avdistill.reporting import page
-from avdistill.reporting.page import Column, TableCell, Sheet, claim, verdicts
+from avdistill.reporting.page import Column, Sheet, TableCell, claim, verdict_sentences
 from avdistill.reporting.results import Interval
 from stages import figures, report
 from tests.helpers import both_papers
@@ -76,7 +76,7 @@ def test_page_is_whole_and_loads_nothing(made: Path):
     assert len(read.ids) == len(set(read.ids))
     assert {link.removeprefix("#") for link in read.links} <= set(read.ids)
     assert "1970-01-01 00:00 UTC" in read.text
-    for words in ("A made-up suite", "not run", "Sound that does not belong", "Gallery of 108 videos: mAP@500"):
+    for words in ("A made-up suite", "not run", "Irrelevant sound", "Gallery of 108 videos: mAP@500"):
         assert words in read.text
     assert "nan" not in read.text.lower().split()
 
@@ -95,7 +95,7 @@ def test_table_beside_the_paper(made: Path):
     assert kd["ours_low"] < kd["ours"] < kd["ours_high"]
     assert kd["difference"] == pytest.approx(kd["ours"] - 65.8)
     assert kd["mlflow_evaluate"].split()[0] == "0:" + "0" * 32 and kd["mlflow_train"] == "all:abcdef0123456789"
-    markdown = (made / "tables" / "xia_1-levels.md").read_text()
+    markdown = (made / "tables" / "xia_1-scores.md").read_text()
     assert f"| KD | kd | 65.8 | {kd['ours']:.1f} \N{PLUS-MINUS SIGN} {kd['ours_high'] - kd['ours']:.1f} |" in markdown
     assert "| xID | not run | 67.0 |" in markdown
 
@@ -103,17 +103,18 @@ def test_table_beside_the_paper(made: Path):
 def test_words_follow_the_numbers(made: Path, params: Params):
     text = " ".join(Page((made / "index.html").read_text()).text.split())
     gains = pd.read_csv(made / "tables" / "runs.csv", keep_default_na=False).set_index("run")
-    claims = text[text.index("4 runs beside uni_modal") : text.index("How well a score")].split(". ")
+    claims = text[text.index("4 runs compared with uni_modal") : text.index("AUROC on the test split")].split(". ")
     differences = {run: seeds(params, run) - seeds(params, "uni_modal") for run in list(LEVELS)[1:]}
     p = {run: float(stats.ttest_1samp(values, 0).pvalue) for run, values in differences.items()}
     ordered = sorted(p, key=p.__getitem__)
     holm = {run: max((4 - i) * p[r] for i, r in enumerate(ordered[: ordered.index(run) + 1])) for run in p}
     for run, values in differences.items():
-        side = "No difference from" if holm[run] >= 0.05 else "A gain over" if values.mean() > 0 else "A loss against"
-        assert next(split for split in claims if f"{run} " in split).startswith(side)
-        assert gains.loc[run, "found"] == side.removeprefix("A ").split()[0].replace("No", "")
+        verdict = "undecided" if holm[run] >= 0.05 else "higher" if values.mean() > 0 else "lower"
+        start = "Undecided against" if verdict == "undecided" else f"Significantly {verdict} than"
+        assert next(claim for claim in claims if f"{run} " in claim).startswith(start)
+        assert gains.loc[run, "verdict"] == verdict
     assert "MNF+CSC is" in text and "points above Uni-modal" in text and "The paper reports +6.4" in text
-    assert "The datasets differ, so gains over the same baseline are compared" in text
+    assert "The datasets differ: compare gains over the same baseline" in text
 
 
 def seeds(params: Params, run: str) -> np.ndarray:
@@ -154,9 +155,9 @@ def test_one_seed_claims_nothing(tmp_path: Path):
                 table[table["seed"] == 0].to_csv(path, index=False)
     report.main(stage("report", params))
     text = " ".join(Page((tmp_path / "report" / "index.html").read_text()).text.split())
-    assert "(one seed): no difference can be claimed" in text and "\N{DAGGER} No interval" in text
-    assert "a gain." not in text and "a loss." not in text
-    assert "nothing was tracked" in text
+    assert "(one seed): not tested" in text and "\N{DAGGER} No interval" in text
+    assert "significantly higher" not in text.lower() and "significantly lower" not in text.lower()
+    assert "no tracked runs" in text
 
 
 def test_several_teachers_and_missing_numbers(tmp_path: Path):
@@ -171,7 +172,7 @@ def test_several_teachers_and_missing_numbers(tmp_path: Path):
     params = suite_params(tmp_path, tables={"chen_1": table})
     write_suite(params)
     report.main(stage("report", params))
-    levels = (tmp_path / "report" / "tables" / "chen_1-levels.md").read_text()
+    levels = (tmp_path / "report" / "tables" / "chen_1-scores.md").read_text()
     ccl, rkd = (next(line for line in levels.splitlines() if line.startswith(f"| {name} |")) for name in ("CCL", "RKD"))
     assert ccl.startswith("| CCL | mnf\\_csc | 36.5 | not run |  | 46.3 | not run |  | 47.3 | 6")
     assert rkd.startswith(f"| RKD | kd | {page.EMPTY} | 5") and rkd.endswith(
@@ -188,50 +189,49 @@ def test_what_is_not_evaluated_is_named(tmp_path: Path):
     write_suite(params)
     (params.path("evaluate", "kd") / "metrics.csv").unlink()
     report.main(stage("report", params))
-    assert "Not evaluated yet, and absent from this page: kd." in (tmp_path / "report" / "index.html").read_text()
-    assert "| KD | not run | 65.8 |" in (tmp_path / "report" / "tables" / "xia_1-levels.md").read_text()
+    assert "Not evaluated, absent from this page: kd." in (tmp_path / "report" / "index.html").read_text()
+    assert "| KD | not run | 65.8 |" in (tmp_path / "report" / "tables" / "xia_1-scores.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("interval", "found", "expected"),
+    ("interval", "verdict", "expected"),
     [
         (
             Interval(-1.2, -3, 0.6, 3),
-            "",
-            "1.2 points below b (95 % interval -3.0 to 0.6, 3 seeds): no difference can be",
+            "undecided",
+            "1.2 points below b (95 % interval -3.0 to 0.6, 3 seeds): not significant.",
         ),
-        (Interval(2.0, 0.5, 3.5, 5), "gain", "2.0 points above b (95 % interval 0.5 to 3.5, 5 seeds): a gain."),
+        (Interval(2.0, 0.5, 3.5, 5), "higher", "above b (95 % interval 0.5 to 3.5, 5 seeds): significantly higher."),
         (
             Interval(2.0, 0.5, 3.5, 5),
-            "",
-            "no difference can be claimed after correction for the number of comparisons.",
+            "undecided",
+            "not significant after correction for the number of comparisons.",
         ),
-        (Interval(-2.0, -3.5, -0.5, 5), "loss", "2.0 points below b (95 % interval -3.5 to -0.5, 5 seeds): a loss."),
-        (Interval(0.01, -1, 1, 5), "", "level with b"),
-        (Interval(4.0, np.nan, np.nan, 1), "", "(one seed): no difference can be claimed."),
-        (Interval(4.0, np.nan, np.nan, 2), "", "(the same difference in all 2 seeds, so its spread is unknown): no"),
+        (Interval(-2.0, -3.5, -0.5, 5), "lower", "below b (95 % interval -3.5 to -0.5, 5 seeds): significantly lower."),
+        (Interval(0.01, -1, 1, 5), "undecided", "equal to b"),
+        (Interval(4.0, np.nan, np.nan, 1), "undecided", "(one seed): not tested."),
+        (Interval(4.0, np.nan, np.nan, 2), "undecided", "(the same difference in all 2 seeds): not tested."),
     ],
 )
-def test_claims(interval: Interval, found: str, expected: str):
-    assert expected in claim("a", "b", interval, found).replace(page.MINUS, "-")
+def test_claims(interval: Interval, verdict: str, expected: str):
+    assert expected in claim("a", "b", interval, verdict).replace(page.MINUS, "-")
 
 
 def test_verdicts_name_winners_losers_and_the_rest():
     gains = {"x": Interval(3, 1, 5, 3), "y": Interval(-3, -5, -1, 3), "z": Interval(1, -1, 3, 3)}
-    words = verdicts(gains | {"w": Interval(-2, np.nan, np.nan, 1)}, {"x": "gain", "y": "loss", "z": ""}, "b")
+    gains |= {"w": Interval(-2, np.nan, np.nan, 1)}
+    words = verdict_sentences(gains, {"x": "higher", "y": "lower", "z": "undecided"}, "b")
     assert words.replace(page.MINUS, "-") == (
-        "A gain over b: x +3.0. A loss against b: y -3.0. No difference from b can be claimed for the others "
-        "(1 of them not tested: one seed): higher z +1.0; lower w -2.0."
+        "Significantly higher than b: x +3.0. Significantly lower than b: y -3.0. Undecided against b "
+        "(1 not tested: one seed): above z +1.0; below w -2.0."
     )
 
 
 def test_verdicts_sum_up_many_in_the_same_way_on_both_sides():
     gains = {f"r{n}": Interval(n, n - 9, n + 9, 3) for n in range(-8, 9)}
-    words = verdicts(gains, {}, "b").replace(page.MINUS, "-")
-    assert words.startswith(
-        "No difference from b can be claimed for any: higher 8 runs, from r8 +8.0 to r1 +1.0; level r0 0.0;"
-    )
-    assert words.endswith("lower 8 runs, from r-1 -1.0 to r-8 -8.0.")
+    words = verdict_sentences(gains, {}, "b").replace(page.MINUS, "-")
+    assert words.startswith("Undecided against b: above 8 runs, from r8 +8.0 to r1 +1.0; equal r0 0.0;")
+    assert words.endswith("below 8 runs, from r-1 -1.0 to r-8 -8.0.")
 
 
 def test_head_of_a_table_groups_columns():
@@ -280,7 +280,7 @@ def test_every_sheet_is_markdown_too(both: tuple[Params, Path]):
     sheets = {path.stem for path in folder.glob("*.md")}
     for name in both[0].report.tables:
         assert (folder / f"{name}.csv").exists() and any(sheet.startswith(f"{name}-gains") for sheet in sheets)
-    assert {"chen_2-gains-R@5", "chen_2-levels-R@10", "tests-baseline", "tests-proposed", "tests-table"} <= sheets
+    assert {"chen_2-gains-R@5", "chen_2-scores-R@10", "tests-baseline", "tests-proposed", "tests-table"} <= sheets
     assert {"noise", "detection", "cost", "studies", "runs-xia", "runs-chen", "runs-large"} <= sheets
     assert "nan" not in " ".join(path.read_text() for path in folder.glob("*.md")).split()
 
@@ -296,7 +296,7 @@ def test_a_table_of_several_teachers_has_a_row_a_method(both: tuple[Params, Path
 
 
 def test_rows_that_are_not_run_say_so(both: tuple[Params, Path]):
-    levels = (both[1] / "tables" / "xia_4-levels.md").read_text()
+    levels = (both[1] / "tables" / "xia_4-scores.md").read_text()
     assert "| KD-noise | not run | 51.4 | not run |  |" in levels and "| KD | tagging-kd | 50.6 | " in levels
 
 
@@ -312,7 +312,7 @@ def test_tests_in_the_report_are_those_of_scipy(both: tuple[Params, Path]):
     assert float(row["p"]) == pytest.approx(expected.pvalue, rel=1e-6)
     interval = 100 * np.array(expected.confidence_interval(0.95))
     assert [float(row["difference_low"]), float(row["difference_high"])] == pytest.approx(interval.tolist())
-    assert (row["kind"], row["family"], row["found"]) == ("proposed", "xia", "gain")
+    assert (row["kind"], row["family"], row["verdict"]) == ("proposed", "xia", "higher")
     assert table.loc[("large-ccl", "large-uni_modal", "accuracy"), "p"] == ""
     markdown = (folder / "tables" / "tests-baseline.md").read_text()
     assert "| xia | kd | uni\\_modal | **" in markdown and "large-ccl" in markdown.split("Not tested")[1]
@@ -320,9 +320,9 @@ def test_tests_in_the_report_are_those_of_scipy(both: tuple[Params, Path]):
 
 def test_runs_that_lose_are_named_as_such(both: tuple[Params, Path]):
     text = " ".join(Page((both[1] / "index.html").read_text()).text.split())
-    losses = text[text.index("A loss against uni_modal: ") :].split(". ")[0]
+    losses = text[text.index("Significantly lower than uni_modal: ") :].split(". ")[0]
     assert "kd " in losses and "mnf_csc" not in losses
-    lower = text[text.index("Chen's methods. 33 runs") :].split("lower ")[1].split(". ")[0]
+    lower = text[text.index("Chen's methods. 33 runs") :].split("below ")[1].split(". ")[0]
     tests = pd.read_csv(both[1] / "tables" / "runs.csv").set_index("run")
     below = tests[(tests["study"] == "chen") & (tests["gain"] < -0.05)]["gain"].sort_values(ascending=False)
     assert len(below) > 0

@@ -82,18 +82,18 @@ def test_the_seed_decides() -> None:
 
 def test_too_few_groups_names_the_class() -> None:
     clips = table({"Archery": ["a", "b", "c"], "Surfing": ["d", "e"]})
-    with pytest.raises(UserError, match="class 'Surfing' has 2 groups with usable clips, 3 are needed"):
+    with pytest.raises(UserError, match="class 'Surfing' has 2 groups with usable clips, expected at least 3"):
         split.assign(clips, Split())
     split.assign(clips, Split(val=0))
 
 
-def test_broken_clips_do_not_count_as_groups() -> None:
+def test_corrupt_clips_do_not_count_as_groups() -> None:
     clips = table({"a": ["a1", "a2", "a3", "a4"], "b": ["b1", "b2", "b3"]})
-    clips.loc[clips["group"] == "a4", "status"] = "broken"
+    clips.loc[clips["group"] == "a4", "status"] = "corrupt"
     index = split.assign(clips, Split(test=0.34, val=0.4))
     assert set(index[(index["class"] == "a") & (index["status"] == "ok")]["split"]) == {"train", "val", "test"}
-    clips.loc[clips["class"] == "b", "status"] = "broken"
-    with pytest.raises(UserError, match="class 'b': none of its 6 clips can be decoded"):
+    clips.loc[clips["class"] == "b", "status"] = "corrupt"
+    with pytest.raises(UserError, match="class 'b': none of its 6 clips is usable"):
         split.assign(clips, Split())
 
 
@@ -105,7 +105,7 @@ def test_given_parts_are_kept_and_select_is_cut_from_train() -> None:
     assert splits_of_groups(index)[["train", "val", "test"]].to_numpy().tolist() == [[3, 1, 2]] * 2
     all_given = np.where(clips["group"].str[1].astype(int) == 5, "val", given_)
     assert split.assign(clips.assign(split=all_given), Split())["split"].tolist() == all_given.tolist()
-    with pytest.raises(UserError, match=r"split 'tset' of clip 'a/a0/0': did you mean 'test'\?"):
+    with pytest.raises(UserError, match=r"clip 'a/a0/0': unknown split 'tset'; did you mean 'test'\?"):
         split.assign(clips.assign(split="tset"), Split())
 
 
@@ -122,15 +122,15 @@ def test_the_whole_stage(tmp_path: Path) -> None:
     assert index.loc["class 0/it's_g0_é.mp4", ["audio", "status", "reason"]].tolist() == ["no", "ok", "no audio stream"]
     assert index.loc["class 1/it's_g0_é.mp4", "audio"] == "silent"
     assert index.loc["class 1/it's_g0_é.mp4", "reason"].startswith("digital silence")
-    broken = index.loc["class 2/it's_g0_é.mp4"]
-    assert broken["status"] == "broken"
-    assert broken["reason"]
-    fine = index.drop(broken.name)
+    corrupt = index.loc["class 2/it's_g0_é.mp4"]
+    assert corrupt["status"] == "corrupt"
+    assert corrupt["reason"]
+    fine = index.drop(corrupt.name)
     assert fine["seconds"].to_numpy() == pytest.approx(1.5, abs=0.01)
     assert (fine["end"] == fine["seconds"]).all()
     assert (index["audio"] == "yes").sum() == 9
     metrics = (tmp_path / "out/metrics/split/d.json").read_text()
-    assert '"broken": 1' in metrics
+    assert '"corrupt": 1' in metrics
     assert '"silent": 1' in metrics
     assert "expected_clips" not in metrics
 
@@ -139,35 +139,35 @@ def test_segments_of_longer_files(tmp_path: Path) -> None:
     folder_of_videos(tmp_path, classes=1, groups=2)
     rows = [("a", 0.5, 1.0), ("b", 1.0, 9.0), ("c", 2.0, 3.0), ("d", float("nan"), 1.0)]
     clips = pd.DataFrame(rows, columns=["id", "start", "end"]).assign(file="class 0/it's_g1_é.mp4")
-    found = split.look(clips, tmp_path).set_index("id")
+    found = split.probe_clips(clips, tmp_path).set_index("id")
     assert found.loc["a", ["start", "end", "seconds"]].tolist() == [0.5, 1.0, 0.5]
     assert found.loc["b", ["start", "end", "seconds"]].tolist() == pytest.approx([1.0, 1.5, 0.5], abs=0.01)
     assert found.loc["d", ["start", "end", "seconds"]].tolist() == [0.0, 1.0, 1.0]
-    assert found["status"].to_dict() == {"a": "ok", "b": "ok", "c": "broken", "d": "ok"}
+    assert found["status"].to_dict() == {"a": "ok", "b": "ok", "c": "corrupt", "d": "ok"}
     assert found.loc["c", "reason"] == "nothing between 2 s and 1.5 s: the file is 1.5 s long"
 
 
 def test_missing_files_are_rows(tmp_path: Path) -> None:
     clips = pd.DataFrame({"id": ["a"], "file": ["nowhere.mp4"]})
-    row = split.look(clips, tmp_path).iloc[0]
-    assert (row["status"], row["reason"]) == ("broken", "No such file or directory")
+    row = split.probe_clips(clips, tmp_path).iloc[0]
+    assert (row["status"], row["reason"]) == ("corrupt", "No such file or directory")
     assert datasets.locate(clips, tmp_path)[0].path == tmp_path / "nowhere.mp4"
 
 
-def test_gone_clips_are_rows_that_nobody_looks_at(tmp_path: Path) -> None:
+def test_unavailable_clips_are_rows_and_not_probed(tmp_path: Path) -> None:
     folder_of_videos(tmp_path, classes=1, groups=2)
     rows = [("a", "class 0/it's_g1_é.mp4", "Private video"), ("b", "class 0/it's_g1_é.mp4", ""), ("c", "c.mp4", "NA")]
-    clips = pd.DataFrame(rows, columns=["id", "file", "gone"]).assign(group=["g1", "g1", "g2"], split="test")
-    found = split.look(clips, tmp_path)
-    assert found["status"].tolist() == ["gone", "ok", "gone"]
+    clips = pd.DataFrame(rows, columns=["id", "file", "unavailable"]).assign(group=["g1", "g1", "g2"], split="test")
+    found = split.probe_clips(clips, tmp_path)
+    assert found["status"].tolist() == ["unavailable", "ok", "unavailable"]
     assert found["reason"].tolist() == ["Private video", "", "NA"]
     assert found["seconds"].tolist() == pytest.approx([0, 1.5, 0], abs=0.01)
     assert found["audio"].tolist() == ["no", "yes", "no"]
-    assert "gone" not in found
+    assert "unavailable" not in found
     counts = split.summarise(found)
-    assert counts["status"] == {"ok": 1, "broken": 0, "gone": 2, "excluded": 0}
+    assert counts["status"] == {"ok": 1, "corrupt": 0, "unavailable": 2, "excluded": 0}
     assert counts["groups"] == {"train": 0, "val": 0, "test": 1}
-    assert counts["groups_gone"] == {"train": 0, "val": 0, "test": 1}
+    assert counts["groups_unavailable"] == {"train": 0, "val": 0, "test": 1}
 
 
 def test_real_clips(shared_data: Path) -> None:
@@ -176,6 +176,6 @@ def test_real_clips(shared_data: Path) -> None:
         "BasketballDunk/v_BasketballDunk_g15_c04.avi",
         "Surfing/v_Surfing_g01_c01.avi",
     ]
-    found = split.look(pd.DataFrame({"id": files, "file": files}), shared_data / "ucf101")
+    found = split.probe_clips(pd.DataFrame({"id": files, "file": files}), shared_data / "ucf101")
     assert found["audio"].tolist() == ["silent", "no", "yes"]
     assert found["status"].tolist() == ["ok"] * 3

@@ -224,7 +224,7 @@ def test_jobs_on_several_gpus_have_one_each(monkeypatch: pytest.MonkeyPatch) -> 
 def test_devices_and_cores_that_do_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="expected auto, cpu, cuda"):
         resolve_device("gpu")
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         resolve_device("cuda:99")
     monkeypatch.setenv("AV_CORES", "zero")
     with pytest.raises(UserError, match="AV_CORES"):

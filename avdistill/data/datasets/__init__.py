@@ -1,18 +1,20 @@
-"""Datasets: one module a kind of origin. To add one, write its module, and its class in avdistill/config.
+"""Datasets, one module per kind of origin.
 
-Videos come in many forms; every stage after download sees only a table of clips, with the columns
+To add a dataset, write its module here (see `DatasetModule`) and a class for its origin in avdistill/config/origins.py.
 
-    id       unique; the key of the clip in every store
-    file     relative to videos(…)
-    class    name of its class
-    group    clips of one source; a group never stands in two splits, whatever the class
-    split     train, val or test; the column is absent where the dataset does not say
-    start    seconds into the file; empty: its beginning
-    end      seconds into the file; empty: its end
-    gone     why the file cannot be had; empty where it is there; absent where a dataset has all its files
-    excluded why the clip is no part of the dataset though its file is there; likewise
+Stage download lists the clips of every dataset in clips.csv, with the columns
 
-and whatever else the dataset knows about a clip, which the index keeps.
+    id           unique; the key of the clip in every store
+    file         path relative to videos(…)
+    class        name of the class
+    group        clips of one recording; all clips of a group, of whatever class, are in one split
+    split        train, val or test; no such column if the dataset has no official splits
+    start        seconds into the file; empty: the beginning of the file
+    end          seconds into the file; empty: the end of the file
+    unavailable  why there is no file; empty if there is one; no such column if the dataset has all its files
+    excluded     why the clip is not used although there is a file; empty if it is used; column optional
+
+and any further columns of the dataset, which the index keeps.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ CLIPS = "clips.csv"
 
 
 class Clip(NamedTuple):
-    """Where a clip lies: from `start` to `end` (None: to its end) in a file, in seconds."""
+    """A clip: the seconds `start` to `end` (None: to the end) of a video file."""
 
     id: str
     path: Path
@@ -39,35 +41,37 @@ class Clip(NamedTuple):
     end: float | None
 
 
-class Kind(Protocol):
-    """What the module of a dataset offers. `origin` is from params.yaml, `folder` what download made."""
+class DatasetModule(Protocol):
+    """Interface of a dataset's module. `origin` is from params.yaml, `folder` is the output of stage download."""
 
     def check(self, origin: Any) -> None:
-        """Find what would stop the dataset, in little time and before any work. Raises UserError."""
+        """Check quickly, before any work, that the dataset can be made. Raises UserError."""
 
     def download(self, origin: Any, folder: Path) -> None:
-        """Fill `folder` with the videos and with clips.csv; goes on where an interrupted download stopped."""
+        """Write clips.csv, and the videos unless the user has them, to `folder`; resume an interrupted download."""
 
     def videos(self, origin: Any, folder: Path) -> Path:
-        """The folder that the column `file` starts from."""
+        """Return the folder that the column `file` is relative to."""
 
 
-def of(origin: Any) -> Kind:
-    """The module of an origin's kind."""
-    return cast(Kind, import_module(f"avdistill.data.datasets.{origin.kind}"))
+def of(origin: Any) -> DatasetModule:
+    """Return the module of the origin's kind."""
+    return cast(DatasetModule, import_module(f"avdistill.data.datasets.{origin.kind}"))
 
 
 def published(origin: Any) -> dict[str, int]:
-    """How many usable clips a split has in the papers, train and val together; empty where no module says so."""
+    """Return the published count of usable clips by split (train includes val); empty if it is unknown."""
     counts = getattr(of(origin), "published", None)
     return counts(origin) if counts else {}
 
 
 def clips(folder: Path) -> pd.DataFrame:
-    """The clips that download has listed in `folder`; see above for the columns. Text stays text, "NA" included."""
+    """Read clips.csv in `folder`; the module docstring lists the columns. Text such as "NA" is not read as missing.
+
+    Raises UserError if the file cannot be read."""
     import pandas as pd
 
-    names = ["id", "file", "class", "group", "split", "gone", "excluded"]
+    names = ["id", "file", "class", "group", "split", "unavailable", "excluded"]
     empty = {"start": "", "end": ""}
     path = folder / CLIPS
     try:
@@ -77,8 +81,7 @@ def clips(folder: Path) -> pd.DataFrame:
 
 
 def locate(table: pd.DataFrame, videos: Path) -> list[Clip]:
-    """The clips of a table (of download, or the index of split), in its order."""
-
+    """Return the clips of clips.csv or of the index, in row order."""
     rows = table.reindex(columns=["id", "file", "start", "end"])
     return [
         Clip(name, videos / file, 0.0 if isnan(start) else start, None if isnan(end) else end)

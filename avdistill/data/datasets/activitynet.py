@@ -1,11 +1,11 @@
-"""activitynet: ActivityNet v1.3 (Caba Heilbron et al., CVPR 2015), 200 activities in videos of YouTube.
+"""activitynet: ActivityNet v1.3 (Caba Heilbron et al., CVPR 2015), 200 activities in YouTube videos.
 
-One example a segment of its annotation: `<video>_<n>`, the n-th of the video, from `start` to `end` in its file
+One clip per annotated segment: `<video>_<n>` is the n-th segment of the video, `start` to `end` of the file
 `v_<video>`. The groups are the videos. The official training videos are the train split, the validation videos the
-test split; those for testing have no public labels and are left out.
+test split; the testing videos have no public labels and are left out.
 
-The numbers of videos that were there differ from paper to paper: Chen had all 10,024 and 4,926, Xia's program reads
-15,232 and 7,555 segments of 14,844 videos. Stage split counts what is there today.
+The papers had different numbers of videos: Chen et al. all 10,024 (training) and 4,926 (validation); the program of
+Xia et al. reads 15,232 and 7,555 segments of 14,844 videos. Stage split counts the clips available today.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 
 OFFICIAL = "http://ec2-52-25-205-214.us-west-2.compute.amazonaws.com/files"
 ANNOTATION = "activity_net.v1-3.min.json"
-PUBLISHED = {"train": 15_232, "test": 7_555}  # segments that Xia's program reads
+PUBLISHED = {"train": 15_232, "test": 7_555}  # segments that the program of Xia et al. reads
 SPLITS = {"training": "train", "validation": "test", "testing": None}
 
 
 def check(origin: ActivityNet) -> None:
-    """Raises UserError if something that the user has named is not there."""
+    """Check that the paths in the origin exist. Raises UserError."""
     youtube.check(origin, [ANNOTATION])
 
 
 def videos(origin: ActivityNet, folder: Path) -> Path:
-    """The user's own folder, or where the videos were downloaded to."""
-    return youtube.home(origin, folder)
+    """Return the user's folder, or that of the downloaded videos."""
+    return youtube.video_folder(origin, folder)
 
 
 def published(origin: ActivityNet) -> dict[str, int]:
-    """How many clips a split has in Xia et al."""
+    """Return the count of clips by split in Xia et al."""
     return PUBLISHED
 
 
 def download(origin: ActivityNet, folder: Path) -> None:
-    """Get the annotation and, if the user has not got them, whole videos by yt-dlp; write clips.csv."""
+    """Write clips.csv; download the annotation and, with yt-dlp, whole videos that the user does not have."""
     clips = segments(youtube.official(origin, OFFICIAL, ANNOTATION, folder))
     names = clips["group"].unique()
     wanted = [youtube.Wanted(f"v_{name}", name) for name in names]
@@ -51,9 +51,9 @@ def download(origin: ActivityNet, folder: Path) -> None:
 
 
 def segments(path: Path) -> pd.DataFrame:
-    """One row a segment of an official annotation file: id, class, group, split, start and end (s), stem.
+    """Read one row per segment of an official annotation file: id, class, group, split, start and end (s), stem.
 
-    Raises UserError naming the video whose entry is not as expected.
+    Raises UserError naming the video whose entry is malformed.
     """
     import pandas as pd
 
@@ -65,9 +65,9 @@ def segments(path: Path) -> pd.DataFrame:
     for name, video in database:
         try:
             split = SPLITS[video["subset"]]
-            for number, one in enumerate(video["annotations"] if split else ()):
-                start, end = map(float, one["segment"])
-                rows.append((f"{name}_{number}", name, split, one["label"], start, end))
+            for number, annotation in enumerate(video["annotations"] if split else ()):
+                start, end = map(float, annotation["segment"])
+                rows.append((f"{name}_{number}", name, split, annotation["label"], start, end))
         except (KeyError, TypeError, ValueError):
             raise UserError(
                 f"{path}: {name}: expected a subset ({', '.join(SPLITS)}) and annotations, each with a label and a "

@@ -1,10 +1,10 @@
-"""kinetics_sounds: the 31 classes of Kinetics-400 that can be seen and heard (Arandjelović and Zisserman, ICCV 2017).
+"""kinetics_sounds: Kinetics-Sounds (Arandjelović and Zisserman, ICCV 2017), 31 classes of Kinetics-400.
 
-Their list of 34 was drawn up on an earlier release; 31 of the names are classes of Kinetics-400 today. Clips of 10 s,
-`<video>_<start>_<end>.mp4` with times of six digits, come from the Common Visual Data Foundation's archives: about
-400 GB, of which a twelfth is kept; one archive at a time is on the disk. Their replacements for damaged files are
-taken, too. The official training clips are the train split, the validation clips the test split. The groups are the
-videos.
+The authors chose 34 classes of an earlier release that are recognisable both visually and aurally; 31 of them are
+classes of Kinetics-400. The clips of 10 s, `<video>_<start>_<end>.mp4` with six-digit times, come from the archives of
+the Common Visual Data Foundation: about 400 GB, of which a twelfth is kept; one archive at a time is on the disk. The
+foundation's replacements for damaged files are used. The official training clips are the train split, the validation
+clips the test split. The groups are the videos.
 """
 
 from __future__ import annotations
@@ -62,34 +62,36 @@ CLASSES = (
 
 
 def check(origin: KineticsSounds) -> None:
-    """Raises UserError if something that the user has named is not there."""
+    """Check that the paths in the origin exist. Raises UserError."""
     youtube.check(origin, list(LISTS))
 
 
 def videos(origin: KineticsSounds, folder: Path) -> Path:
-    """The user's own folder, or where the archives were unpacked to."""
-    return youtube.home(origin, folder)
+    """Return the user's folder, or that of the unpacked clips."""
+    return youtube.video_folder(origin, folder)
 
 
 def download(origin: KineticsSounds, folder: Path) -> None:
-    """Get the official lists and, if the user has not got them, the clips from the archives; write clips.csv."""
+    """Write clips.csv; download the official lists and the archives with clips that the user does not have."""
     import pandas as pd
 
     lists = [listed(youtube.official(origin, OFFICIAL, name, folder), split) for name, split in LISTS.items()]
     clips = pd.concat(lists, ignore_index=True)
     reasons = {}
     if youtube.downloads(origin):
-        home = videos(origin, folder)
-        missing = set(clips["stem"]) - set(youtube.there(home))
+        target = videos(origin, folder)
+        missing = set(clips["stem"]) - set(youtube.find_videos(target))
         if missing:
-            _unpack_archives(youtube.mirrored(origin, OFFICIAL), home, missing)
+            _unpack_archives(youtube.mirrored(origin, OFFICIAL), target, missing)
         reasons = dict.fromkeys(missing, "in none of the archives")
     youtube.save(clips, origin, folder, reasons)
 
 
 def listed(path: Path, split: str) -> pd.DataFrame:
-    """One row a clip of CLASSES in an official list: id, class, group, split, stem. Raises UserError for other
-    files."""
+    """Read one row per clip of CLASSES in an official list: id, class, group, split, stem.
+
+    Raises UserError if the file is no such list.
+    """
     import pandas as pd
 
     types = {"label": "string", "youtube_id": "string", "time_start": "int64", "time_end": "int64"}
@@ -107,18 +109,18 @@ def listed(path: Path, split: str) -> pd.DataFrame:
     return youtube.unique(clips, path)
 
 
-def _unpack_archives(base: str, home: Path, missing: Collection[str]) -> None:
-    """Fetch each archive, keep the files that are missing, delete it. Goes on where an earlier call stopped."""
+def _unpack_archives(base: str, target: Path, missing: Collection[str]) -> None:
+    """Download each archive, move its missing clips to `target`, delete it. Resumes an interrupted call."""
     from avdistill.data.sources.archives import unpack
     from avdistill.data.sources.http import fetch
 
-    archives = home / ".archives"
+    archives = target / ".archives"
 
     def is_missing(member: str) -> bool:
         name = PurePosixPath(member)
-        return name.stem in missing and not (home / name.name).exists()
+        return name.stem in missing and not (target / name.name).exists()
 
-    # The replacements come first: what they bring is not missing any more when the damaged files come by.
+    # The replacements come first, so that the damaged files of the same names are skipped as not missing.
     urls = [f"{base}/{REPLACEMENTS}"]
     for name in ARCHIVES:
         text = fetch(f"{base}/{name}", archives / PurePosixPath(name).name).read_text(encoding="utf-8")
@@ -130,6 +132,6 @@ def _unpack_archives(base: str, home: Path, missing: Collection[str]) -> None:
             continue
         archive = fetch(url, archives / name)
         for path in unpack(archive, archives / "unpacked", is_missing):
-            path.replace(home / path.name)
+            path.replace(target / path.name)
         done.touch()
         archive.unlink()

@@ -1,8 +1,8 @@
-"""ucf51: the 51 classes of UCF101 whose clips have sound (Soomro et al. 2012, CRCV-TR-12-01), parted as published.
+"""ucf51: the 51 classes of UCF101 (Soomro et al. 2012, CRCV-TR-12-01) whose clips have sound, with official splits.
 
-A clip is known by its file's name, v_<class>_g<group>_c<clip>.avi, wherever the file lies. The listing has the clips of
-the official train and test list that are there; those without an audio stream are no part of UCF51 (Chen et al. 2021)
-and stay in it, marked. CRCV publishes no checksums: the archive is checked by its length, each clip by its CRC.
+A clip is identified by its file name, v_<class>_g<group>_c<clip>.avi, in any folder. clips.csv has the existing clips
+of the official train and test lists; those without an audio stream do not belong to UCF51 (Chen et al. 2021) and are
+marked as excluded. CRCV publishes no checksums, so the archive is checked by its length and each clip by its CRC.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ARCHIVE = "UCF101.rar"  # 6.5 GB
 LISTS = "UCF101TrainTestSplits-RecognitionTask.zip"
 LISTS_FOLDER = "ucfTrainTestlist"
 NAME = re.compile(r"v_(?P<class>[A-Za-z]+)_g(?P<group>\d\d)_c\d\d")
-# Clips with sound in split 1. The published features have one training clip more, v_PlayingCello_g19_c06, in no split.
+# Clips with sound in split 1. The published features have one more clip, v_PlayingCello_g19_c06, which is in no split.
 PUBLISHED = {"train": 4892, "test": 1944}
 CLASSES = frozenset(
     """
@@ -39,12 +39,12 @@ CLASSES = frozenset(
     Hammering HandStandPushups HandstandWalking HeadMassage IceDancing Knitting LongJump MoppingFloor ParallelBars
     PlayingCello PlayingDaf PlayingDhol PlayingFlute PlayingSitar Rafting ShavingBeard Shotput SkyDiving SoccerPenalty
     StillRings SumoWrestling Surfing TableTennisShot Typing UnevenBars WallPushups WritingOnBoard
-    """.split()  # noqa: SIM905 - a line a class would be 51 lines
+    """.split()  # noqa: SIM905 - a list would have one line per class
 )
 
 
 def check(origin: Ucf51) -> None:
-    """Raises UserError if `videos` is given and is neither an archive nor a folder with clips of the 51 classes."""
+    """Check `videos`. Raises UserError if it is neither an existing archive nor a folder with clips of UCF51."""
     if origin.videos is None:
         return
     path = Path(origin.videos)
@@ -55,19 +55,20 @@ def check(origin: Ucf51) -> None:
 
 
 def videos(origin: Ucf51, folder: Path) -> Path:
-    """The user's folder, or what was unpacked."""
+    """Return the user's folder, or that of the unpacked clips."""
     return Path(origin.videos) if origin.videos and Path(origin.videos).is_dir() else folder / "videos"
 
 
 def published(origin: Ucf51) -> dict[str, int]:
-    """How many clips a split has in the papers; empty where they do not say."""
+    """Return the count of clips by split in Chen et al. 2021, who used split 1; empty for the other splits."""
     return PUBLISHED if origin.split == 1 else {}
 
 
 def download(origin: Ucf51, folder: Path) -> None:
-    """Fetch and unpack what the user does not have; write clips.csv, and sizes.csv for exchanged files to be noticed.
+    """Download and unpack videos and lists that the user does not have; write clips.csv and sizes.csv.
 
-    Clips that are no part of UCF51 are `excluded` in clips.csv, with the reason: split marks them, nothing uses them.
+    Clips without an audio stream have the reason in column `excluded` of clips.csv. sizes.csv has the file sizes, so
+    that DVC notices replaced files.
     """
     import pandas as pd
 
@@ -78,19 +79,19 @@ def download(origin: Ucf51, folder: Path) -> None:
         _unpack_videos(origin, folder, source)
     if not origin.keep_archive:
         (folder / ARCHIVE).unlink(missing_ok=True)
-    listing = _listing(source, _parts(origin, folder))
+    listing = _listing(source, _splits(origin, folder))
     sizes = [(source / file).stat().st_size for file in listing["file"]]
     write_csv(folder / "sizes.csv", pd.DataFrame({"file": listing["file"], "size": sizes}))
     listing["excluded"] = _why_excluded([source / file for file in listing["file"]])
     used = listing["split"][listing["excluded"] == ""]
     for split, clips in published(origin).items():
         if (used == split).sum() != clips:
-            print(f"ucf51: {(used == split).sum()} {split} clips have sound; published: {clips}", file=sys.stderr)
+            print(f"ucf51: found {(used == split).sum()} {split} clips with sound, published: {clips}", file=sys.stderr)
     write_csv(folder / CLIPS, listing)
 
 
 def _unpack_videos(origin: Ucf51, folder: Path, target: Path) -> None:
-    """Bring the clips of the 51 classes from the user's archive or the official one; whole or not at all."""
+    """Unpack the clips of UCF51 from the user's archive or the official one into `target`, atomically."""
     archive = Path(origin.videos or folder / ARCHIVE)
     if origin.videos is None:
         fetch(f"{origin.mirror or SITE}/{ARCHIVE}", archive)
@@ -101,20 +102,22 @@ def _unpack_videos(origin: Ucf51, folder: Path, target: Path) -> None:
 
 
 def _is_clip(name: str) -> bool:
-    """Whether a path names a clip of the 51 classes."""
+    """Return whether a path names a clip of the 51 classes."""
     path = Path(name)
     match = NAME.fullmatch(path.stem)
     return path.suffix == ".avi" and match is not None and match["class"] in CLASSES
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The clips below a folder, in no order."""
+    """Yield the clips below a folder, in no particular order."""
     return (path for path in folder.rglob("v_*.avi") if _is_clip(path.name))
 
 
-def _parts(origin: Ucf51, folder: Path) -> dict[str, str]:
-    """The split, train or test, of every clip of the official lists, which may lie in the user's folder or beside
-    it."""
+def _splits(origin: Ucf51, folder: Path) -> dict[str, str]:
+    """Return the split, train or test, of every clip in the official lists.
+
+    The lists are taken from ucfTrainTestlist in the user's folder, else beside it, else downloaded.
+    """
     lists = folder / LISTS_FOLDER
     if origin.videos is not None:
         near = (Path(origin.videos) / LISTS_FOLDER, Path(origin.videos).parent / LISTS_FOLDER)
@@ -125,39 +128,40 @@ def _parts(origin: Ucf51, folder: Path) -> dict[str, str]:
     for split in ("train", "test"):
         path = lists / f"{split}list{origin.split:02}.txt"
         if not path.is_file():
-            raise UserError(f"{path}: missing; it is in {SITE}/{LISTS}")
-        # <class>/<clip>.avi, in the train list with the number of the class behind it. Folders spell classes their way.
+            raise UserError(f"{path}: missing; unpack it from {SITE}/{LISTS}")
+        # Lines are <class>/<clip>.avi, in the train list followed by the class number. Lists and file names spell one
+        # class differently (HandstandPushups), so only the file name counts.
         names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         splits |= {Path(name).stem: split for name in names if _is_clip(name)}
     return splits
 
 
 def _listing(source: Path, splits: dict[str, str]) -> pd.DataFrame:
-    """The clips that are there and in the lists, by name."""
+    """Return the table of clips that are both in `source` and in the official lists, sorted by name."""
     import pandas as pd
 
     files: dict[str, Path] = {}
     for path in sorted(_files(source)):
         if path.stem in files:
-            raise UserError(f"{path}: a second file of that name; the other one is {files[path.stem]}")
+            raise UserError(f"{path}: another file has the same name: {files[path.stem]}; remove one of them")
         files[path.stem] = path
-    lacking = sorted(splits.keys() - files.keys())
-    if lacking:
-        print(f"ucf51: {len(lacking)} of {len(splits)} listed clips are not there: {lacking[0]}, …", file=sys.stderr)
+    missing = sorted(splits.keys() - files.keys())
+    if missing:
+        print(f"ucf51: {len(missing)} of {len(splits)} listed clips are missing: {missing[0]}, …", file=sys.stderr)
     names = sorted(splits.keys() & files.keys())
     table = pd.DataFrame({"id": names, "file": [files[name].relative_to(source).as_posix() for name in names]})
-    known = table["id"].str.extract(NAME)
-    table["class"] = known["class"]
-    table["group"] = known["class"] + "/g" + known["group"]  # groups are numbered within their class
+    fields = table["id"].str.extract(NAME)
+    table["class"] = fields["class"]
+    table["group"] = fields["class"] + "/g" + fields["group"]  # groups are numbered within their class
     return table.assign(split=table["id"].map(splits))
 
 
 def _why_excluded(files: list[Path]) -> list[str]:
-    """For each file the reason why it is no part of UCF51; empty where it is one."""
-    looked = workers.each(_mute, files, "look for sound")
-    return [media.NO_AUDIO if mute is True else "" for _, mute in looked]
+    """Return for each file why it does not belong to UCF51, or "" if it does."""
+    probed = workers.each(_has_no_audio, files, "look for audio streams")
+    return [media.NO_AUDIO if no_audio is True else "" for _, no_audio in probed]
 
 
-def _mute(path: Path) -> bool:
-    """Whether a video has no audio stream. A broken file is not for this module to judge."""
+def _has_no_audio(path: Path) -> bool:
+    """Return whether a video has no audio stream; False for a corrupt file, which stage split marks."""
     return media.probe(path, end=0.0).no_sound == media.NO_AUDIO

@@ -1,7 +1,7 @@
-"""vggsound: VGGSound (Chen et al., ICASSP 2020), clips of 10 s of YouTube videos, 309 classes.
+"""vggsound: VGGSound (Chen et al., ICASSP 2020), 10 s clips of YouTube videos, 309 classes.
 
-The official list names 183,730 clips for training and 15,446 for testing. A clip's file is `<video>_<start>.mp4`, the
-start in seconds with six digits. The groups are the videos: some gave two clips.
+The official list has 183,730 training and 15,446 test clips. The file of a clip is `<video>_<start>.mp4`, with the
+start in seconds as six digits. The groups are the videos, because some videos have two clips.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ PUBLISHED = {"train": 183_730, "test": 15_446}
 
 
 def check(origin: VGGSound) -> None:
-    """Raises UserError if something that the user has named is not there."""
+    """Check that the paths in the origin exist. Raises UserError."""
     youtube.check(origin, [ANNOTATION])
 
 
 def videos(origin: VGGSound, folder: Path) -> Path:
-    """The user's own folder, or where the clips were downloaded to."""
-    return youtube.home(origin, folder)
+    """Return the user's folder, or that of the downloaded clips."""
+    return youtube.video_folder(origin, folder)
 
 
 def published(origin: VGGSound) -> dict[str, int]:
-    """How many clips a part of the official list has."""
+    """Return the count of clips by split in the official list."""
     return PUBLISHED
 
 
 def download(origin: VGGSound, folder: Path) -> None:
-    """Get the official list and, if the user has not got them, the clips by yt-dlp; write clips.csv."""
+    """Write clips.csv; download the official list and, with yt-dlp, the clips that the user does not have."""
     table = listed(youtube.official(origin, OFFICIAL, ANNOTATION, folder))
     wanted = [
         youtube.Wanted(stem, video, start, SECONDS)
@@ -50,9 +50,9 @@ def download(origin: VGGSound, folder: Path) -> None:
 
 
 def listed(path: Path) -> pd.DataFrame:
-    """One row a clip of an official list: id, stem, video, start (s, in the video), class, split.
+    """Read one row per clip of an official list: id, stem, video, start (s into the video), class, split.
 
-    Raises UserError for what is no such list.
+    Raises UserError if the file is no such list.
     """
     import pandas as pd
 
@@ -63,6 +63,6 @@ def listed(path: Path) -> pd.DataFrame:
         expected = "expected rows of video, start in seconds, class and split, as in the official list"
         raise UserError(f"{path}: {expected} ({' '.join(str(error).split())})") from None
     for split in sorted(set(table["split"]) - {"train", "test"}):
-        raise UserError(f"{path}: split '{split}': {nearest(split, ['train', 'test'])}")
+        raise UserError(f"{path}: unknown split '{split}'; {nearest(split, ['train', 'test'])}")
     stem = table["video"] + "_" + table["start"].astype("string").str.zfill(6)
     return youtube.unique(table.assign(id=stem, stem=stem), path)

@@ -1,1 +1,1 @@
-"""Where data come from: HTTP, archives, YouTube, published weights and features."""
+"""Sources of data: HTTP, archives, YouTube, published weights and features."""

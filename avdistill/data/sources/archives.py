@@ -1,7 +1,7 @@
-"""Archives that others made, unpacked so that nothing can be written outside the folder: tar, tar.gz, zip and RAR.
+"""Unpack untrusted tar, tar.gz, zip and RAR archives without writing outside the target folder.
 
-Only files and folders come out. An archive with a path that climbs out, a link or a device is refused, whether or not
-that member is wanted.
+Only files and folders are extracted. An archive with a path that leads out of the folder, a link or a device is
+refused, even if that member is not wanted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RAR_TOOLS = "unrar, unar, 7z or bsdtar"
 
 
 class Member(NamedTuple):
-    """A file in an archive. `size`: bytes that it says it has; `kind`: file, folder, or what else it is."""
+    """A member of an archive. `size`: declared size in bytes; `kind`: "file", "folder", "a link" or "a device"."""
 
     name: str
     size: int
@@ -35,14 +35,13 @@ class Member(NamedTuple):
 
 
 def unpack(archive: Path, folder: Path, wanted: Callable[[str], bool] | None = None) -> list[Path]:
-    """Unpack the members whose name (with "/") is `wanted`, by default all, into `folder`; return their paths.
+    """Unpack the files for whose name (with "/") `wanted` is true, by default all, into `folder`; return their paths.
 
-    A file that is there with the member's size is left alone, so an interrupted call goes on where it stopped.
-    Each file is written under a temporary name and renamed when it is whole: it has the size that the archive says,
-    and the checksum where the archive has one. Stored members of a RAR are read here; compressed ones need one of
-    RAR_TOOLS on this machine.
-    Raises UserError naming archive and member: path outside of `folder`, link, device, password, damage, no tool,
-    no room on the disk.
+    An existing file of the member's size is kept, so an interrupted call resumes. Each file is written under a
+    temporary name and renamed when it has the declared size and, if the archive has checksums, the right one.
+    Uncompressed members of a RAR are read here; compressed ones need one of RAR_TOOLS.
+    Raises UserError naming archive and member for a path outside `folder`, a link, a device, a password, damage, a
+    missing tool, or a full disk.
     """
     import rarfile
 
@@ -61,8 +60,8 @@ def unpack(archive: Path, folder: Path, wanted: Callable[[str], bool] | None = N
                 unpacked.append(_write(archive, member, folder / name))
     except rarfile.RarCannotExec:
         raise UserError(
-            f"{archive}: {name!r}: to unpack it, one of {RAR_TOOLS} is needed; `apt install unar`, or "
-            "`apt install libarchive-tools` for bsdtar"
+            f"{archive}: {name!r}: compressed RAR members need one of {RAR_TOOLS}, found none; run `apt install unar`, "
+            "or `apt install libarchive-tools` for bsdtar"
         ) from None
     except (
         rarfile.Error,
@@ -76,23 +75,21 @@ def unpack(archive: Path, folder: Path, wanted: Callable[[str], bool] | None = N
     ) as error:
         where = f"{archive}: {name!r}" if name else str(archive)
         reason = " ".join(str(error).split()) or type(error).__name__
-        other = (
-            ", or this machine's unpacker cannot read it (unar reads most)" if isinstance(error, rarfile.Error) else ""
-        )
+        other = ", or the RAR tool cannot read it (unar reads most)" if isinstance(error, rarfile.Error) else ""
         raise UserError(
-            f"{where}: the archive is damaged{other} ({reason}); delete it to have it fetched again"
+            f"{where}: the archive is damaged{other} ({reason}); delete it and run again to download it again"
         ) from None
     return unpacked
 
 
 def _inside(name: str) -> bool:
-    """Whether a path stays below where it starts, on every system: "a\\..\\b" and "C:b" lead out on Windows."""
+    """Return whether a path stays below its folder on every system: "a\\..\\b" and "C:b" lead out on Windows."""
     path = PureWindowsPath(name)
     return bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name
 
 
 def _write(archive: Path, member: Member, path: Path) -> Path:
-    """Bring one member to `path`, whole or not at all."""
+    """Extract one member to `path`, atomically."""
     if path.is_file() and path.stat().st_size == member.size:
         return path
     where = f"{archive}: {member.name!r}"
@@ -105,7 +102,7 @@ def _write(archive: Path, member: Member, path: Path) -> Path:
         with partial.open("wb") as file, member.open() as source:
             while chunk := source.read(CHUNK):
                 if file.tell() + len(chunk) > member.size:
-                    raise UserError(f"{where}: refused, longer than the {member.size} bytes that the archive says")
+                    raise UserError(f"{where}: refused, longer than the {member.size} bytes that the archive declares")
                 file.write(chunk)
             if file.tell() < member.size:
                 raise EOFError(f"{file.tell()} of {member.size} bytes")
@@ -121,7 +118,7 @@ def _write(archive: Path, member: Member, path: Path) -> Path:
 
 
 def _members(archive: Path) -> Iterator[Member]:
-    """What is in an archive, in its order. The type is told by the first bytes, not by the name."""
+    """Yield the members of an archive in its order. The first bytes, not the name, decide the archive type."""
     with archive.open("rb") as file:
         first = file.read(6)
     if first == b"Rar!\x1a\x07":
@@ -132,7 +129,7 @@ def _members(archive: Path) -> Iterator[Member]:
 
 
 def _tar(archive: Path, compressed: bool) -> Iterator[Member]:
-    """Read as a stream, from front to end: gzip cannot go back without beginning anew."""
+    """Read a tar as a stream: seeking back in gzip would decompress from the start again."""
 
     def opener(member: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
         return lambda: cast(IO[bytes], tar.extractfile(member))
@@ -143,7 +140,7 @@ def _tar(archive: Path, compressed: bool) -> Iterator[Member]:
                 plain = "file" if member.isfile() else "folder" if member.isdir() else ""
                 kind = plain or ("a link" if member.issym() or member.islnk() else "a device")
                 yield Member(member.name, member.size, kind, opener(member))
-        while stream.read(CHUNK):  # gzip's checksum stands at the very end
+        while stream.read(CHUNK):  # gzip's checksum is at the end, so read up to it
             pass
 
 
@@ -155,7 +152,7 @@ def _zip(archive: Path) -> Iterator[Member]:
         if any(member.flag_bits & 1 for member in file.infolist()):
             raise UserError(f"{archive}: needs a password")
         for member in file.infolist():
-            type_ = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was packed on Windows
+            type_ = stat.S_IFMT(member.external_attr >> 16)  # 0 if the zip was made on Windows
             plain = "folder" if member.is_dir() else "file" if type_ in {0, stat.S_IFREG} else ""
             kind = plain or ("a link" if type_ == stat.S_IFLNK else "a device")
             yield Member(member.filename, member.file_size, kind, opener(member))
@@ -172,8 +169,8 @@ def _rar(archive: Path) -> Iterator[Member]:
             raise UserError(f"{archive}: needs a password")
         if file.is_solid():
             raise UserError(
-                f"{archive}: a solid RAR, of which single files can be had only very slowly; unpack it with a tool of "
-                "your own and give the folder"
+                f"{archive}: a solid RAR, from which single files can be extracted only very slowly; unpack it with "
+                "another tool and set `videos` to the folder"
             )
         for member in file.infolist():
             plain = "folder" if member.is_dir() else "file" if member.is_file() and member.file_redir is None else ""

@@ -1,7 +1,8 @@
-"""Files from the net: resumed after a break, tried again with growing pauses, checked, and whole or absent.
+"""Download files with resumption, retries with exponential backoff, and checksums.
 
-What has come is in `<path>.part`, and `<path>.part.json` says of which version of which file it is a part, so that
-pieces of two versions are never glued together. Only a file that is whole and passes its checks gets its name.
+A partial download is kept in `<path>.part`. `<path>.part.json` records the URL, the version (ETag or Last-Modified)
+and the size, so that parts of two versions are never joined. The file is renamed to `<path>` only when it is complete
+and passes its checks.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from avdistill.pipeline.progress import progress
 
 SCHEMES = ("http", "https", "file")
 CHUNK = 1 << 20  # 1 MiB, the unit of the progress bar
-TIMEOUT = 60.0  # s without a byte
-TRIES = 8  # in a row that bring nothing new
-PAUSE = 1.0  # s before the second try; doubles with each further one
+TIMEOUT = 60.0  # s without a received byte
+TRIES = 8  # consecutive ones without a new byte
+PAUSE = 1.0  # s before the second try; doubled for each later one
 LONGEST_PAUSE = 120.0  # s
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers of HTTP that may be others in a minute
+TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP status codes that are worth another try
 
 
 class TransientError(Exception):
-    """What may go better next time. `pause`: seconds that the server asks for."""
+    """A failure that may not recur. `pause`: seconds of the server's Retry-After header, 0 if it has none."""
 
     def __init__(self, reason: object, pause: float = 0.0) -> None:
         super().__init__(_line(reason))
@@ -51,14 +52,14 @@ def fetch(
     size: int | None = None,
     label: str = "",
 ) -> Path:
-    """Download `url` to `path` and return `path`. A file that is there and passes the checks is not fetched again.
+    """Download `url` to `path` and return `path`. An existing file that passes the checks is not downloaded again.
 
-    `url` is http, https or file. `sha256` and `md5` are in hex, `size` in bytes; `label` stands before the progress
-    bar, by default the file's name. Goes on with what an earlier call has left, if the server still has the same
-    version (HTTP range with If-Range; a server that knows no ranges sends the file from its beginning). Broken
-    connections and answers that pass (429, 5xx) are tried again up to TRIES times without a new byte.
-    Raises UserError, with the url, for every other answer, after the last try, for a full disk, and for a file that
-    is not the expected one, which is then deleted.
+    `url` is http, https or file. `sha256` and `md5` are in hex, `size` in bytes. `label` is the label of the progress
+    bar, by default the file name. Resumes a partial download if the server still has the same version (HTTP range
+    with If-Range; a server without support for ranges sends the whole file again). Lost connections and the status
+    codes in TRANSIENT are retried until TRIES consecutive tries bring no new byte.
+    Raises UserError with the URL for any other status, after the last try, if the disk is full, and if a check fails;
+    a file that fails a check is deleted.
     """
     scheme = urlsplit(url).scheme.lower()
     if scheme not in SCHEMES:
@@ -74,11 +75,11 @@ def fetch(
             _receive(url, part, size, label or path.name)
             break
         except TransientError as error:
-            # A long download over a bad line may break any number of times, as long as each try brings more of it.
+            # A long download over an unstable connection may fail any number of times if each try makes progress.
             failures = 0 if _length(part) > furthest else failures + 1
             furthest = max(furthest, _length(part))
             if failures == TRIES:
-                kept = f"; {part} keeps what has come, the next run goes on from there" if _length(part) else ""
+                kept = f"; {part} keeps the part received, the next run resumes from it" if _length(part) else ""
                 raise UserError(f"{url}: {error}; gave up after {TRIES} tries{kept}") from None
             pause = PAUSE * 2 ** max(0, failures - 1) * random.uniform(0.5, 1.5)
             pause = min(max(pause, error.pause), LONGEST_PAUSE)
@@ -87,25 +88,25 @@ def fetch(
     problem = _mismatch(part, checks)
     if problem is not None:
         _discard(part)
-        raise UserError(f"{url}: {problem}; deleted what was downloaded")
+        raise UserError(f"{url}: {problem}; the downloaded file was deleted")
     part.replace(path)
-    _notes(part).unlink(missing_ok=True)
+    _version_file(part).unlink(missing_ok=True)
     return path
 
 
 def _receive(url: str, part: Path, size: int | None, label: str) -> None:
-    """Bring `part` to its full length, or raise TransientError."""
-    notes = _read_notes(part, url)
+    """Complete `part` with one request. Raises TransientError if that may succeed at another try."""
+    known = _read_version(part, url)
     done = _length(part)
-    if notes and done == notes["size"]:
-        return  # an earlier call ended between the last byte and the new name
-    if not notes or done > notes["size"]:
+    if known and done == known["size"]:
+        return  # an earlier call was interrupted between the last byte and the renaming
+    if not known or done > known["size"]:
         _discard(part)
         done = 0
     headers = {"User-Agent": "avdistill", "Accept-Encoding": "identity"}
     if done:
-        headers |= {"Range": f"bytes={done}-", "If-Range": notes["version"]}
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - fetch has looked at the scheme
+        headers |= {"Range": f"bytes={done}-", "If-Range": known["version"]}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - fetch has checked the scheme
     with _open(request, part) as response:
         if response.status != 206:
             done = 0
@@ -113,41 +114,41 @@ def _receive(url: str, part: Path, size: int | None, label: str) -> None:
         total = done + int(length) if length.isdigit() else size
         if size is not None and total != size:
             _discard(part)
-            raise UserError(f"{url}: expected {size} bytes, the server has {total}")
-        came = response.headers.get("Content-Range", "")
-        if done and not (total == notes["size"] and came.startswith(f"bytes {done}-")):
+            raise UserError(f"{url}: expected {size} bytes, the server reports {total}")
+        content_range = response.headers.get("Content-Range", "")
+        if done and not (total == known["size"] and content_range.startswith(f"bytes {done}-")):
             _discard(part)
-            raise TransientError("the server sent another range than was asked for")
+            raise TransientError(f"the server sent range '{content_range}', expected 'bytes {done}-…'")
         if total is None and not getattr(response, "chunked", False):
-            raise UserError(f"{url}: the server does not say how long the file is, so nobody knows when it is whole")
+            raise UserError(f"{url}: the server sends no Content-Length, so a truncated download would go unnoticed")
         _check_room(part, (total or 0) - done)
         if not done:
             _discard(part)
-            # Only a version that the server can name can be asked for again; a weak ETag is no such name.
+            # If-Range needs a strong validator: a weak ETag ("W/…") does not identify the bytes.
             tag = response.headers.get("ETag", "")
             version = tag if tag.startswith('"') else response.headers.get("Last-Modified")
             if total is not None and version:
-                write_json(_notes(part), {"url": url, "version": version, "size": total})
+                write_json(_version_file(part), {"url": url, "version": version, "size": total})
         chunks = None if total is None else -(-(total - done) // CHUNK)
         with part.open("ab" if done else "wb") as file:
             for chunk in progress(_chunks(response), f"{label} (MiB)", total=chunks):
                 _write(file, chunk)
     if total is not None and _length(part) != total:
-        raise TransientError(f"the connection ended after {_length(part)} of {total} bytes")
+        raise TransientError(f"the connection was closed after {_length(part)} of {total} bytes")
 
 
 def _open(request: urllib.request.Request, part: Path) -> Any:
-    """The server's answer; TransientError where another try is worth it, UserError where not."""
+    """Send a request and return the response. Raises TransientError if another try may help, else UserError."""
     url = request.full_url
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - fetch has looked at the scheme
+        return urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - fetch has checked the scheme
     except HTTPError as error:
         error.close()
-        if error.code == 416:  # the part is longer than the file is now
+        if error.code == 416:  # the part is longer than the current version
             _discard(part)
             raise TransientError("the file has changed on the server") from None
-        answer = f"the server answers {error.code} {_line(error.reason)}"
-        if error.code not in PASSING:
+        answer = f"HTTP status {error.code} {_line(error.reason)}"
+        if error.code not in TRANSIENT:
             raise UserError(f"{url}: {answer}") from None
         wait = error.headers.get("Retry-After", "")
         raise TransientError(answer, float(wait) if wait.isdigit() else 0.0) from None
@@ -155,7 +156,7 @@ def _open(request: urllib.request.Request, part: Path) -> Any:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise UserError(
                 f"{url}: the server's certificate cannot be verified ({error.reason.verify_message}); check this "
-                "machine's clock and certificates, or download the file by other means"
+                "machine's clock and CA certificates, or download the file by other means"
             ) from None
         if urlsplit(url).scheme.lower() == "file":
             raise UserError(f"{url}: {_line(error.reason)}") from None
@@ -178,7 +179,7 @@ def _chunks(response: Any) -> Iterator[bytes]:
 
 
 def _write(file: Any, chunk: bytes) -> None:
-    """As file.write, but a full disk is the user's to mend, not a connection to be tried again."""
+    """Write a chunk. Raises UserError, not OSError: a full disk must not be retried like a lost connection."""
     try:
         file.write(chunk)
         file.flush()
@@ -190,12 +191,13 @@ def _check_room(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if needed > free:
         raise UserError(
-            f"{part.parent}: {needed / 1e9:.1f} GB are needed for {part.stem}, {free / 1e9:.1f} GB are free"
+            f"{part.parent}: {part.stem} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            "make room and run again"
         )
 
 
 def _mismatch(path: Path, checks: dict[str, Any]) -> str | None:
-    """In what the file differs from what was expected; None where it does not."""
+    """Return the first check that a file fails, as a message; None if it passes all."""
     for name, expected in checks.items():
         if expected is None:
             continue
@@ -215,23 +217,23 @@ def _length(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _notes(part: Path) -> Path:
+def _version_file(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _read_notes(part: Path, url: str) -> dict[str, Any]:
-    """What is known of the version that `part` is of; nothing where it is not known, or of another URL."""
+def _read_version(part: Path, url: str) -> dict[str, Any]:
+    """Read url, version and size of the file that `part` belongs to; empty if unknown or of another URL."""
     try:
-        notes = json.loads(_notes(part).read_text(encoding="utf-8"))
+        version = json.loads(_version_file(part).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    whole = isinstance(notes, dict) and notes.keys() >= {"url", "version", "size"}
-    return notes if whole and notes["url"] == url else {}
+    complete = isinstance(version, dict) and version.keys() >= {"url", "version", "size"}
+    return version if complete and version["url"] == url else {}
 
 
 def _discard(part: Path) -> None:
     part.unlink(missing_ok=True)
-    _notes(part).unlink(missing_ok=True)
+    _version_file(part).unlink(missing_ok=True)
 
 
 def _line(reason: object) -> str:

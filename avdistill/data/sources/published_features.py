@@ -1,7 +1,7 @@
-"""Features that a paper's authors computed and published, mapped to the clips of a dataset by name.
+"""Features that a paper's authors published, matched to the clips of a dataset by file name.
 
-An archive is a tar of one .npy file a clip: `<any folder>/<class>/<clip>.npy`, float (Dt,), or (n, Dt) where the
-authors kept several moments, whose mean is taken then. It is read where it lies; nothing of it is unpacked.
+The archive is a tar with one .npy file per clip: `<any folder>/<class>/<clip>.npy`, float (Dt,), or (n, Dt) for n
+moments of the clip, which are averaged. It is read as it is, without unpacking.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from avdistill.pipeline.stage import Stage
 if TYPE_CHECKING:
     import pandas as pd
 
-# Chen et al., CVPR 2021: PANNs' Cnn14_emb512 on every clip of UCF51 (Apache-2.0), at the commit that brought them.
+# Chen et al., CVPR 2021: PANNs' Cnn14_emb512 on every clip of UCF51 (Apache-2.0), pinned to the commit that added them.
 COMMIT = "5c186849b00d981e32d741caebeade610050189f"
 SOURCES = {
     "ccl_ucf51_audio": (
         f"https://raw.githubusercontent.com/yanbeic/CCL/{COMMIT}/datasets/UCF101/audiocnn14embed512_features.tar.gz"
     )
 }
-LARGEST = 1 << 24  # bytes of one clip's file
+LARGEST = 1 << 24  # bytes of one clip's .npy file
 
 
 def check(features: Features) -> None:
-    """Raises UserError if the archive is to be a file that is not there."""
+    """Check the archive. Raises UserError if `source` is a path and there is no such file."""
     source = features.source
     if source is not None and not urlsplit(source).scheme and not Path(source).is_file():
-        raise UserError(f"source: there is no file '{source}'; give the archive's path or URL, or leave it out")
+        raise UserError(f"source: there is no file '{source}'; expected the archive's path or URL, or no `source`")
 
 
 def main(stage: Stage) -> None:
-    """What stage teacher_features does for published features: features.npz and unmatched.csv (name, found_in).
+    """Write features.npz and unmatched.csv (name, found_in): stage teacher_features for published features.
 
-    The mask is True where there is a published vector, whether or not the clip's sound is silent here."""
+    The mask is true for every clip with a published vector, even if its sound is silent in this dataset."""
     from avdistill.data.sources.http import fetch
 
     entry = stage.params.features[stage.item or ""]
@@ -57,7 +57,7 @@ def main(stage: Stage) -> None:
             archive = fetch(source, download, label=str(entry.published))
         arrays, counts, unmatched = arrange(read(archive), index)
         if not counts["matched"]:
-            raise UserError(f"{source}: no file has the name of a clip of dataset '{entry.dataset}'")
+            raise UserError(f"{source}: no .npy file is named like a clip of dataset '{entry.dataset}'")
         write_arrays(folder / "features.npz", **arrays)
         write_csv(folder / "unmatched.csv", unmatched)
         download.unlink(missing_ok=True)
@@ -66,42 +66,42 @@ def main(stage: Stage) -> None:
 
 
 def read(archive: Path) -> dict[str, np.ndarray]:
-    """The vectors (Dt,) float32 of an archive by clip, the name of its file without the ending.
+    """Read the vectors (Dt,) float32 of an archive, by clip (the file name without its extension).
 
-    Raises UserError that names the archive, and the member that is not such a vector, stands twice, or has a name that
-    leads out of a folder. Nothing is ever unpickled."""
+    Raises UserError naming the archive, and the member that is no such vector, occurs twice, or whose path leads out
+    of the archive. Never unpickles."""
     vectors: dict[str, np.ndarray] = {}
     try:
         with tarfile.open(archive) as members:
             for member in members:
                 name = PurePosixPath(member.name)
                 if name.is_absolute() or ".." in name.parts:
-                    raise UserError(f"{archive}: {member.name!r}: the name leads out of the archive")
-                # macOS adds a hidden twin of every file to an archive.
+                    raise UserError(f"{archive}: {member.name!r}: the path leads out of the archive")
+                # tar on macOS adds a hidden file "._<name>" for every file.
                 if not member.isfile() or name.suffix != ".npy" or name.name.startswith("."):
                     continue
                 if name.stem in vectors:
-                    raise UserError(f"{archive}: {member.name!r}: there are two files of that clip")
+                    raise UserError(f"{archive}: {member.name!r}: two files of clip {name.stem!r}")
                 vectors[name.stem] = _vector(archive, member, members)
     except FileNotFoundError:
         raise UserError(f"{archive}: there is no such archive") from None
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{archive}: not a whole tar archive ({' '.join(str(error).split())})") from None
+        raise UserError(f"{archive}: not a complete tar archive ({' '.join(str(error).split())})") from None
     lengths = {vector.size: name for name, vector in vectors.items()}
     if len(lengths) > 1:
-        told = ", ".join(f"{name} has {size}" for size, name in lengths.items())
-        raise UserError(f"{archive}: expected vectors of one length; {told}")
+        found = ", ".join(f"{name} has {size}" for size, name in lengths.items())
+        raise UserError(f"{archive}: expected vectors of one length; {found}")
     return vectors
 
 
 def _vector(archive: Path, member: tarfile.TarInfo, members: tarfile.TarFile) -> np.ndarray:
     if member.size > LARGEST:
-        raise UserError(f"{archive}: {member.name!r}: {member.size} bytes are too many for the features of one clip")
+        raise UserError(f"{archive}: {member.name!r}: expected at most {LARGEST} bytes, found {member.size}")
     file = members.extractfile(member)
     content = io.BytesIO(file.read() if file else b"")
     try:
         array = np.load(content, allow_pickle=False)
-    except Exception as error:  # noqa: BLE001 - NumPy raises its own for each kind of damage
+    except Exception as error:  # noqa: BLE001 - NumPy raises many classes of errors for damaged files
         raise UserError(f"{archive}: {member.name!r}: not a .npy file of numbers ({error})") from None
     if array.dtype.kind != "f" or array.ndim not in (1, 2) or not array.size or not np.isfinite(array).all():
         raise UserError(
@@ -113,11 +113,11 @@ def _vector(archive: Path, member: tarfile.TarInfo, members: tarfile.TarFile) ->
 def arrange(
     vectors: dict[str, np.ndarray], index: pd.DataFrame
 ) -> tuple[dict[str, np.ndarray], dict[str, int], pd.DataFrame]:
-    """Arrays of features.npz in the order of the index, what matched, and the names of what did not.
+    """Match the vectors to the clips of the index by file name.
 
-    Counted are `clips`, the usable ones that have sound, as those that the authors had; how many of them `matched`;
-    and the `published` vectors. `unmatched` are clips without a vector ("index") and vectors without a clip
-    ("archive")."""
+    Returns the arrays of features.npz in the order of the index; the counts `clips` (usable clips with an audio stream,
+    which are those of the authors), `matched` (those of them with a vector) and `published` (vectors in the archive);
+    and a table of what is unmatched: clips without a vector ("index") and vectors without a clip ("archive")."""
     import pandas as pd
 
     names = [PurePosixPath(file).stem for file in index["file"]]
@@ -126,10 +126,10 @@ def arrange(
     features = np.zeros((len(index), next((v.size for v in vectors.values()), 0)), dtype=np.float32)
     for row in np.flatnonzero(matched):
         features[row] = vectors[names[row]]
-    lacking = [names[row] for row in np.flatnonzero(usable & ~matched)]
-    unused = sorted(set(vectors) - {name for name, counts in zip(names, usable, strict=True) if counts})
+    missing = [names[row] for row in np.flatnonzero(usable & ~matched)]
+    unused = sorted(set(vectors) - {name for name, is_usable in zip(names, usable, strict=True) if is_usable})
     unmatched = pd.DataFrame(
-        {"name": lacking + unused, "found_in": ["index"] * len(lacking) + ["archive"] * len(unused)}
+        {"name": missing + unused, "found_in": ["index"] * len(missing) + ["archive"] * len(unused)}
     )
     counts = {"clips": int(usable.sum()), "matched": int((usable & matched).sum()), "published": len(vectors)}
     arrays = {"ids": index["id"].to_numpy(dtype=str), "features": features, "mask": matched}

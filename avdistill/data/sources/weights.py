@@ -1,4 +1,4 @@
-"""Published checkpoints of teachers: where they lie, and by which checksum they are known."""
+"""Download published teacher checkpoints and verify their checksums."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from avdistill.pipeline.errors import UserError
 
 
 class Checkpoint(NamedTuple):
-    """A file at `host` + `path`, with weights for a teacher of `kind`.
+    """A checkpoint at `host` + `path` for a teacher of `kind`.
 
-    `checksum` is `<algorithm>:<hex digits>`, of which torchvision publishes the first eight, in the file's name. Where
-    it is empty, Zenodo's record is asked for it."""
+    `checksum` is `<algorithm>:<hex digits>`; torchvision publishes only the first eight digits, in the file name. If it
+    is empty, the checksum in Zenodo's record is used."""
 
     kind: str
     host: str
@@ -38,10 +38,10 @@ CHECKPOINTS = {
 
 
 def download(teacher: Teacher, folder: Path) -> tuple[Path, dict[str, str]]:
-    """Bring a published checkpoint into `folder`, where an interrupted download goes on.
+    """Download a published checkpoint into `folder`, resuming an interrupted download.
 
-    Returns its path, and where it came from: `source` (URL) and `checksum`. Raises UserError where it cannot be had or
-    is not what was published; then it is deleted."""
+    Returns its path and its origin: `source` (URL) and `checksum`. Raises UserError if it cannot be downloaded, or if
+    its checksum differs; the file is then deleted."""
     published = CHECKPOINTS[teacher.weights]
     host = (teacher.mirror or published.host).rstrip("/")
     path = folder / PurePosixPath(published.path).name
@@ -56,15 +56,15 @@ def download(teacher: Teacher, folder: Path) -> tuple[Path, dict[str, str]]:
         found = hashlib.file_digest(file, algorithm).hexdigest()
     if not found.startswith(digits):
         path.unlink()
-        raise UserError(f"{url}: expected {algorithm} {digits}, found {found}; deleted what was downloaded")
+        raise UserError(f"{url}: expected {algorithm} {digits}, found {found}; the downloaded file was deleted")
     return path, {"source": url, "checksum": f"{algorithm}:{found}"}
 
 
 def _checksum_in_record(host: str, name: str, folder: Path) -> str:
-    """The checksum, `md5:…`, that Zenodo's record of PANNs gives for a file."""
+    """Return the checksum `md5:…` of a file in Zenodo's record of PANNs."""
     url = f"{host}/api/records/{RECORD}"
     try:
         record = json.loads(fetch(url, folder / "record.json").read_text(encoding="utf-8"))
         return str({file["key"]: file["checksum"] for file in record["files"]}[name])
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{url}: names no checksum of {name}; give it in the teacher's `checksum`") from None
+        raise UserError(f"{url}: no checksum of {name} in the record; set the teacher's `checksum`") from None

@@ -1,12 +1,12 @@
-"""Clips of YouTube videos: which are there, which are gone, and getting the rest by yt-dlp.
+"""Find the video files of a dataset and download the missing ones from YouTube with yt-dlp.
 
-A clip's file is known by its *stem*, its name without ending: published datasets agree on stems, and neither on file
-types nor on folders. `<videos>/gone.csv` (columns stem, reason) is the ledger of what YouTube no longer has, so that
-nobody asks for it again and again. A network that is down, a YouTube that has had enough of our requests and whatever
-else may pass is not in the ledger: it is tried again, and ends in an error if much is still lacking.
+A file is identified by its *stem*, the file name without extension: published copies of a dataset agree on stems but
+not on file types or folders. `<videos>/unavailable.csv` (columns stem, reason) is the ledger of videos that YouTube no
+longer has; they are not requested again. Transient failures (no network, rate limiting, …) are retried and not
+recorded in the ledger; if too many videos still fail, the download ends with an error.
 
-YouTube answers a few hundred requests an hour, so it is their number that takes time, not their size: a clip of a few
-seconds is cut out of its whole video, which needs no other program.
+YouTube serves a few hundred requests an hour, so the number of requests limits the speed, not the size of the videos.
+A clip of a few seconds is therefore cut out of the downloaded whole video, which needs no external program.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from avdistill.pipeline.progress import progress
 if TYPE_CHECKING:
     import pandas as pd
 
-LEDGER = "gone.csv"
+LEDGER = "unavailable.csv"
 NOT_THERE = "not in the folder of videos"
-INCOMING = ".incoming"  # files that are not whole yet
-BACK_OFF = 2.0  # s before the second try, doubled with each further one
+INCOMING = ".incoming"  # folder of incomplete files
+BACK_OFF = 2.0  # s before the second try, doubled for each later one
 LONGEST_BACK_OFF = 60.0  # s
-IN_A_ROW = 30  # failures; it is not the videos that are at fault
-SHORT_SIDE, FPS = 256, 30  # at most, of clips that are cut out of a video
+IN_A_ROW = 30  # consecutive failures that point to the network or the site, not to single videos
+SHORT_SIDE, FPS = 256, 30  # upper limits for clips that are cut out of a video
 
-# What YouTube says of a video that is not coming back, as yt-dlp hands it on.
-GONE = re.compile(
+# yt-dlp's messages about videos that are permanently unavailable.
+UNAVAILABLE = re.compile(
     r"private video|video is private|no longer available|(video|recording) (is )?(unavailable|not available)"
     r"|been removed|has been deleted|does not exist|account .*terminated|copyright|in your (country|region|location)"
     r"|members|premium|confirm your age|age-restricted|requires payment|webpage: HTTP Error (404|410|451)",
     re.I,
 )
-# What sounds alike, and passes.
-PASSING = re.compile(r"not a bot|try again|rate.limit|too many requests|content isn.t available|captcha", re.I)
+# Messages that UNAVAILABLE may match but whose cause is transient.
+TRANSIENT = re.compile(r"not a bot|try again|rate.limit|too many requests|content isn.t available|captcha", re.I)
 
 
 class Wanted(NamedTuple):
-    """A file to have: the whole of a video (`seconds` is None), or `seconds` of it from `start`."""
+    """A file to download: the whole video (`seconds` is None), or `seconds` of it from `start`."""
 
     stem: str
     video: str
@@ -63,26 +63,26 @@ class Wanted(NamedTuple):
     seconds: float | None = None
 
 
-class GoneError(Exception):
-    """The file cannot be had, now or later; the message says why."""
+class UnavailableError(Exception):
+    """A file is permanently unavailable; the message is the reason."""
 
 
 class TransientError(Exception):
-    """The file could not be had for a reason that may pass."""
+    """A download failed for a reason that may not recur."""
 
 
 def check(origin: Videos, lists: Sequence[str]) -> None:
-    """The user's own folder and files: are they there? `lists` are as for `official`. Raises UserError."""
+    """Check that the user's folder and files exist; `lists` are names as for `official`. Raises UserError."""
     for name in lists:
         _own_list(origin, name)
-    if origin.videos is not None and not origin.fill and not there(Path(origin.videos)):
+    if origin.videos is not None and not origin.fill and not find_videos(Path(origin.videos)):
         raise UserError(f"videos: {origin.videos}: expected a folder with videos, found none")
     if isinstance(origin, YouTube) and origin.cookies is not None and not Path(origin.cookies).is_file():
         raise UserError(f"cookies: {origin.cookies}: there is no such file")
 
 
 def official(origin: Videos, base: str, name: str, folder: Path) -> Path:
-    """An official list of clips: the user's own copy of it, or `<base>/<name>`, fetched into `folder`."""
+    """Return the path of an official list of clips: the user's copy, or `<base>/<name>` downloaded into `folder`."""
     from avdistill.data.sources.http import fetch
 
     url = f"{mirrored(origin, base)}/{name}"
@@ -90,12 +90,12 @@ def official(origin: Videos, base: str, name: str, folder: Path) -> Path:
 
 
 def mirrored(origin: Videos, base: str) -> str:
-    """The base URL to use in place of an official one."""
+    """Return the origin's mirror, or the official base URL `base` if it has none."""
     return (origin.mirror or base).rstrip("/")
 
 
 def _own_list(origin: Videos, name: str) -> Path | None:
-    """The user's own copy of a list: `annotation`, or the file of that name in it."""
+    """Return the user's copy of a list: `annotation`, or the file of that name in it. None without `annotation`."""
     if origin.annotation is None:
         return None
     own = Path(origin.annotation)
@@ -105,88 +105,88 @@ def _own_list(origin: Videos, name: str) -> Path | None:
     return own
 
 
-def home(origin: Videos, folder: Path) -> Path:
-    """Where the videos lie: the user's own folder, or one in what download makes."""
+def video_folder(origin: Videos, folder: Path) -> Path:
+    """Return the folder of the videos: the user's, or one in the output `folder` of stage download."""
     return folder / "videos" if origin.videos is None else Path(origin.videos)
 
 
 def downloads(origin: Videos) -> bool:
-    """Whether videos that are not there are downloaded."""
+    """Return whether missing videos are downloaded."""
     return origin.videos is None or origin.fill
 
 
-def there(videos: Path) -> dict[str, str]:
-    """The video files below a folder: the path from there, by stem. Of two files with one stem the first counts."""
+def find_videos(videos: Path) -> dict[str, str]:
+    """Return the relative paths of the video files below a folder, by stem; of two files with one stem, the first."""
     found: dict[str, str] = {}
-    for place, folders, files in os.walk(videos):
+    for parent, folders, files in os.walk(videos):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(place).relative_to(videos).as_posix()
+        relative = Path(parent).relative_to(videos).as_posix()
         for name in sorted(files):
-            stem, ending = os.path.splitext(name)  # noqa: PTH122 - 200,000 Path objects would take seconds
-            if VIDEO_TYPES.fullmatch(ending) and not name.startswith("."):
-                found.setdefault(stem, name if inside == "." else f"{inside}/{name}")
+            stem, extension = os.path.splitext(name)  # noqa: PTH122 - 200,000 Path objects would take seconds
+            if VIDEO_TYPES.fullmatch(extension) and not name.startswith("."):
+                found.setdefault(stem, name if relative == "." else f"{relative}/{name}")
     return found
 
 
 def save(clips: pd.DataFrame, origin: Videos, folder: Path, reasons: dict[str, str]) -> None:
-    """Write clips.csv: `clips` with the columns `file` and `gone` in place of `stem`.
+    """Write clips.csv: `clips` with the columns `file` and `unavailable` in place of `stem`.
 
-    `file` is the file that is there, or should be; `gone` says why it is not (`reasons` are by stem). Of files in the
-    user's own folder, files.csv keeps the sizes, so that exchanged files are noticed. Raises UserError if there is no
-    file at all.
+    `file` is the existing or expected file; `unavailable` is the reason why it does not exist, else empty (`reasons`
+    are by stem). For files in the user's folder, also write files.csv with their sizes, so that DVC notices replaced
+    files. Raises UserError if none of the files exists.
     """
     import pandas as pd
 
     from avdistill.data.files import write_csv
 
-    videos = home(origin, folder)
-    have = there(videos)
+    videos = video_folder(origin, folder)
+    existing = find_videos(videos)
     stems = clips["stem"].tolist()
-    if have.keys().isdisjoint(stems):
+    if existing.keys().isdisjoint(stems):
         raise UserError(f"{videos}: expected videos named like {stems[0]}.mp4, found none of {len(clips)} clips")
     if origin.videos is not None:
-        own = [have[stem] for stem in dict.fromkeys(stems) if stem in have]
+        own = [existing[stem] for stem in dict.fromkeys(stems) if stem in existing]
         sizes = [(videos / file).stat().st_size for file in own]
         write_csv(folder / "files.csv", pd.DataFrame({"file": own, "size": sizes}))
-    files = [have.get(stem, f"{stem}.mp4") for stem in stems]
-    gone = ["" if stem in have else reasons.get(stem, NOT_THERE) for stem in stems]
-    write_csv(folder / CLIPS, clips.drop(columns="stem").assign(file=files, gone=gone))
+    files = [existing.get(stem, f"{stem}.mp4") for stem in stems]
+    unavailable = ["" if stem in existing else reasons.get(stem, NOT_THERE) for stem in stems]
+    write_csv(folder / CLIPS, clips.drop(columns="stem").assign(file=files, unavailable=unavailable))
 
 
 def unique(clips: pd.DataFrame, source: Path) -> pd.DataFrame:
-    """The clips without rows that repeat another one. Raises UserError if there is none, or an id stands for two."""
+    """Drop duplicate rows. Raises UserError if there is no clip, or two different clips have one id."""
     if clips.empty:
         raise UserError(f"{source}: expected an official list of clips, found none of this dataset")
     clips = clips.drop_duplicates(ignore_index=True)
     for name in clips["id"][clips["id"].duplicated()]:
-        raise UserError(f"{source}: clip '{name}' stands twice, with different values")
+        raise UserError(f"{source}: clip '{name}' occurs twice, with different values")
     return clips
 
 
 def get(wanted: Sequence[Wanted], videos: Path, origin: YouTube) -> dict[str, str]:
-    """Download what is neither there nor known to be gone. Returns the reasons of what is lacking in the end, by stem.
+    """Download the files that neither exist nor are in the ledger; return why files are missing in the end, by stem.
 
-    A file gets its name when it is whole. Raises UserError if nothing can be had any more, or if more than the share
-    `tolerated` of all files fails for reasons that may pass; what has come stays, and the next call goes on from there.
+    A file gets its name when it is complete. Raises UserError after IN_A_ROW consecutive transient failures, or if more
+    than the fraction `tolerated` of all files fails transiently. Downloaded files are kept, and the next call resumes.
     """
     if not downloads(origin):
         return ledger(videos)
     videos.mkdir(parents=True, exist_ok=True)
-    if origin.retry_gone:
+    if origin.retry_unavailable:
         (videos / LEDGER).unlink(missing_ok=True)
-    gone = ledger(videos)
-    have = there(videos)
-    missing = [one for one in wanted if one.stem not in have and one.stem not in gone]
+    unavailable = ledger(videos)
+    existing = find_videos(videos)
+    missing = [one for one in wanted if one.stem not in existing and one.stem not in unavailable]
     failed: dict[str, str] = {}
     in_a_row = 0
-    with _open_ledger(videos, gone) as file, closing(_outcomes(missing, videos, origin)) as outcomes:
+    with _open_ledger(videos, unavailable) as file, closing(_outcomes(missing, videos, origin)) as outcomes:
         write = csv.writer(file, lineterminator="\n")
         for one, outcome in progress(outcomes, "videos", total=len(missing)):
             in_a_row = in_a_row + 1 if isinstance(outcome, TransientError) else 0
             if isinstance(outcome, TransientError):
                 failed[one.stem] = str(outcome)
-            elif isinstance(outcome, GoneError):
-                gone[one.stem] = str(outcome)
+            elif isinstance(outcome, UnavailableError):
+                unavailable[one.stem] = str(outcome)
                 write.writerow([one.stem, outcome])
                 file.flush()
             if in_a_row == IN_A_ROW:
@@ -195,41 +195,41 @@ def get(wanted: Sequence[Wanted], videos: Path, origin: YouTube) -> dict[str, st
         stem, reason = list(failed.items())[-1]
         raise UserError(
             f"{videos}: {len(failed)} of {len(missing)} videos could not be downloaded, the last of them {stem}: "
-            f"{reason}; what has come is kept, run again to go on"
+            f"{reason}; the downloaded videos are kept, run again to resume"
         )
     shutil.rmtree(videos / INCOMING, ignore_errors=True)
-    return gone | failed
+    return unavailable | failed
 
 
 def ledger(videos: Path) -> dict[str, str]:
-    """Why files are gone, by stem. A last line that was not written to its end does not count."""
+    """Read why files are unavailable, by stem. An incomplete last line is ignored."""
     path = videos / LEDGER
     lines = path.read_text(encoding="utf-8").split("\n")[1:-1] if path.exists() else []
     return {row[0]: row[1] for row in csv.reader(lines) if len(row) == 2}
 
 
-def _open_ledger(videos: Path, gone: dict[str, str]) -> io.TextIOWrapper:
-    """The ledger, written anew and open for more."""
+def _open_ledger(videos: Path, unavailable: dict[str, str]) -> io.TextIOWrapper:
+    """Rewrite the ledger, without an incomplete last line, and open it for appending."""
     import pandas as pd
 
     from avdistill.data.files import write_csv
 
-    write_csv(videos / LEDGER, pd.DataFrame(list(gone.items()), columns=["stem", "reason"]))
+    write_csv(videos / LEDGER, pd.DataFrame(list(unavailable.items()), columns=["stem", "reason"]))
     return (videos / LEDGER).open("a", encoding="utf-8", newline="")
 
 
 def _outcomes(
     wanted: Sequence[Wanted], videos: Path, origin: YouTube
-) -> Generator[tuple[Wanted, GoneError | TransientError | None]]:
-    """What became of each, as it becomes known. To close the iterator is to stop the downloads."""
+) -> Generator[tuple[Wanted, UnavailableError | TransientError | None]]:
+    """Yield each file with its error, or None, in order of completion. Closing the generator stops the downloads."""
     stop = threading.Event()
-    rest = iter(wanted)
-    running: dict[Future[GoneError | TransientError | None], Wanted] = {}
+    remaining = iter(wanted)
+    running: dict[Future[UnavailableError | TransientError | None], Wanted] = {}
     pool = ThreadPoolExecutor(origin.workers, thread_name_prefix="yt-dlp")
     try:
         while True:
-            for one in islice(rest, 2 * origin.workers - len(running)):
-                running[pool.submit(_have, one, videos, origin, stop)] = one
+            for one in islice(remaining, 2 * origin.workers - len(running)):
+                running[pool.submit(_download_or_cut, one, videos, origin, stop)] = one
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -239,15 +239,17 @@ def _outcomes(
         pool.shutdown(cancel_futures=True)
 
 
-def _have(one: Wanted, videos: Path, origin: YouTube, stop: threading.Event) -> GoneError | TransientError | None:
-    """Download a file, with as many tries as it takes or may take. Returns why it is not there, None where it is."""
+def _download_or_cut(
+    one: Wanted, videos: Path, origin: YouTube, stop: threading.Event
+) -> UnavailableError | TransientError | None:
+    """Download a file with up to `retries` retries, and cut out the clip. Returns the last error, None on success."""
     for attempt in range(origin.retries + 1):
         if stop.wait(origin.pause):
             return TransientError("stopped")
         try:
             source = _download(one, videos / INCOMING, origin, stop)
             break
-        except GoneError as error:
+        except UnavailableError as error:
             return error
         except TransientError as error:
             back_off = min(BACK_OFF * 2**attempt, LONGEST_BACK_OFF) * random.uniform(0.5, 1.5)
@@ -259,18 +261,18 @@ def _have(one: Wanted, videos: Path, origin: YouTube, stop: threading.Event) -> 
     try:
         _cut(source, videos / f"{one.stem}.mp4", one.start, one.start + one.seconds)
     except media.MediaError as error:
-        return GoneError(f"cannot be cut out of its video: {str(error).removeprefix(f'{source}: ')}")
+        return UnavailableError(f"cannot be cut out of its video: {str(error).removeprefix(f'{source}: ')}")
     finally:
         source.unlink()
     return None
 
 
 def _download(one: Wanted, folder: Path, origin: YouTube, stop: threading.Event) -> Path:
-    """One try at a whole video, going on with what an earlier one has left. Raises GoneError or TransientError."""
+    """Download a whole video in one try, resuming an earlier one. Raises UnavailableError or TransientError."""
     from yt_dlp import YoutubeDL
     from yt_dlp.utils import DownloadCancelled, YoutubeDLError
 
-    def look(status: dict[str, Any]) -> None:
+    def cancel_if_stopped(status: dict[str, Any]) -> None:
         if stop.is_set():
             raise DownloadCancelled("stopped")
 
@@ -279,16 +281,16 @@ def _download(one: Wanted, folder: Path, origin: YouTube, stop: threading.Event)
         "quiet": True,
         "no_warnings": True,
         "noprogress": True,
-        "logger": _Silent(),
+        "logger": _SilentLogger(),
         "format": origin.format,
         "outtmpl": f"{folder}/{one.stem}".replace("%", "%%") + ".%(ext)s",
         "noplaylist": True,
-        "retries": 0,  # tries are counted here
+        "retries": 0,  # _download_or_cut retries
         "socket_timeout": 30,
         "updatetime": False,
-        "progress_hooks": [look],
+        "progress_hooks": [cancel_if_stopped],
         "ratelimit": None if origin.rate_limit is None else origin.rate_limit * 1e6 / origin.workers,
-        # As text: yt-dlp would write a file of cookies back, from several threads.
+        # A copy in memory: yt-dlp writes a cookie file back, which several threads must not do.
         "cookiefile": None if origin.cookies is None else io.StringIO(Path(origin.cookies).read_text()),
     }
     try:
@@ -297,35 +299,35 @@ def _download(one: Wanted, folder: Path, origin: YouTube, stop: threading.Event)
         return Path(found["requested_downloads"][0]["filepath"])
     except YoutubeDLError as error:
         reason = _reason(error, one)
-        if GONE.search(reason) and not PASSING.search(reason):
-            raise GoneError(reason) from None
+        if UNAVAILABLE.search(reason) and not TRANSIENT.search(reason):
+            raise UnavailableError(reason) from None
         raise TransientError(reason) from None
 
 
 def _reason(error: Exception, one: Wanted) -> str:
-    """What yt-dlp says, on one line, without its name for the video, its causes and its advice how to report bugs."""
-    said = " ".join(str(error).split()).removeprefix("ERROR: ")
-    said = re.sub(r"^\[[^]]*\] ?", "", said).removeprefix(f"{one.video}: ")
-    return re.split(r" \(caused by |; please report this issue", said)[0][:300]
+    """Return yt-dlp's message as one line, without the video id, the cause and the advice on reporting bugs."""
+    message = " ".join(str(error).split()).removeprefix("ERROR: ")
+    message = re.sub(r"^\[[^]]*\] ?", "", message).removeprefix(f"{one.video}: ")
+    return re.split(r" \(caused by |; please report this issue", message)[0][:300]
 
 
 def _cut(source: Path, target: Path, start: float, end: float) -> None:
-    """Write a part of a video, with pictures and sound, as a small file of its own. Raises MediaError."""
+    """Write `start` to `end` (s) of a video, with its sound, to a file within SHORT_SIDE and FPS. Raises MediaError."""
     found = media.probe(source, start, end)
-    if found.broken is not None:
-        raise media.MediaError(f"{source}: {found.broken}")
+    if found.corrupt is not None:
+        raise media.MediaError(f"{source}: {found.corrupt}")
     fps = max(1, min(FPS, round(found.fps)))
     side = min(SHORT_SIDE, found.width, found.height)
-    pictures = media.read_frames(source, fps, side, start, end, reader="pyav")
-    height, width = (length // 2 * 2 for length in pictures.shape[1:3])
+    frames = media.read_frames(source, fps, side, start, end, reader="pyav")
+    height, width = (length // 2 * 2 for length in frames.shape[1:3])
     sound = None if found.audio == "no" else media.read_audio(source, start=start, end=end)
-    media.write_video(target, pictures[:, :height, :width], fps, sound)
+    media.write_video(target, frames[:, :height, :width], fps, sound)
 
 
-class _Silent:
-    """Takes yt-dlp's messages: what matters comes as an exception."""
+class _SilentLogger:
+    """Discard yt-dlp's messages: failures are raised as exceptions."""
 
     def debug(self, message: str) -> None:
-        """Nothing."""
+        """Discard the message."""
 
     info = warning = error = debug

@@ -1,7 +1,7 @@
-"""Figures: each a function from the suite's params to a `Drawn`, which reads what other stages wrote.
+"""Figures of the report. Each is a function from the suite's params to a `Drawn`.
 
-`runs` compares runs, `classes` looks at classes, `clips` shows real clips. A figure whose data is not there raises
-`NoDataError`. Nothing here needs a network: what one says, stage evaluate has written down.
+`runs` compares runs, `classes` compares classes, `clips` shows clips. A figure without data raises `NoDataError`. All
+figures are drawn from files of earlier stages; no network is evaluated.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 WIDTH = 8.4  # inches
 DPI = 130
-SEED = 0  # of whatever is sampled at random
-# Okabe and Ito's colours can be told apart with any of the common kinds of colour blindness.
+SEED = 0  # of random sampling and t-SNE
+# Okabe and Ito's palette is distinguishable with all common kinds of colour blindness.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
 INK, GREY, LIGHT = "#222222", "#767676", "#DDDDDD"
 MINUS = "\N{MINUS SIGN}"
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that a figure is the same everywhere
+    "font.family": "DejaVu Sans",  # shipped with matplotlib, so figures are the same everywhere
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
@@ -51,11 +51,11 @@ STYLE: Any = {
 
 
 class NoDataError(Exception):
-    """The suite does not have what a figure shows; the message says what is missing."""
+    """The suite lacks the data of a figure; the message names what is missing."""
 
 
 class Drawn(NamedTuple):
-    """A figure, what stands under it, and the table that it was drawn from."""
+    """A figure, its caption and the table it was drawn from."""
 
     figure: Figure
     caption: str
@@ -63,7 +63,7 @@ class Drawn(NamedTuple):
 
 
 def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
-    """A figure of the common width with a grid of axes (rows, columns), kept out of pyplot's global state."""
+    """Create a figure of width WIDTH with a grid of axes (rows, columns), outside pyplot's global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -71,29 +71,29 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -
 
 
 def bare(axis: Axes) -> None:
-    """The look of axes that hold a picture or a matrix: no grid, no spines, no ticks."""
+    """Remove grid, spines and ticks from axes that show an image or a matrix."""
     axis.grid(False)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
 
 
 def signed(value: float) -> str:
-    """A difference in points with its sign, rounded to a whole one; 0 has none."""
+    """Format a difference in points with its sign, rounded to an integer; 0 has no sign."""
     return f"{value:+.0f}".replace("-", MINUS) if round(value) else "0"
 
 
 def fraction(interval: results.Interval) -> str:
-    """A number between 0 and 1, with its interval where that is defined."""
+    """Format a number between 0 and 1, with its interval if defined."""
     return f"{interval.mean:.2f}" + (f" \N{PLUS-MINUS SIGN} {interval.half:.2f}" if interval.defined else "")
 
 
 def symbol(name: str) -> str:
-    """What a score is called in the papers."""
+    """Return the papers' symbol for a clip score."""
     return {"tau": "τ"}.get(name, name)
 
 
 def measured_metrics(params: Params) -> pd.DataFrame:
-    """Every metric of every run and seed: job, run, seed, metric, value. Raises NoDataError if there is none."""
+    """Read all metrics: job, run, seed, metric, value. Raises NoDataError if no run has been evaluated."""
     measured = results.gather(params, "evaluate", "metrics.csv", ("run", "seed", "metric", "value"))
     if measured.empty:
         raise NoDataError("no run has been evaluated")
@@ -101,31 +101,31 @@ def measured_metrics(params: Params) -> pd.DataFrame:
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
-    """The named arrays of a file. Raises NoDataError if it is not there."""
+    """Read the arrays of an .npz file. Raises NoDataError if it is missing."""
     if not path.exists():
-        raise NoDataError(f"there is no {path}")
+        raise NoDataError(f"{path} is missing")
     return read_arrays(path)
 
 
 def index_of(params: Params, dataset: str) -> pd.DataFrame:
-    """The index of a dataset's clips. Raises NoDataError if it is not there."""
+    """Read the index of a dataset's clips. Raises NoDataError if it is missing."""
     path = params.path("split", dataset) / "index.csv"
     if not path.exists():
-        raise NoDataError(f"there is no {path}")
+        raise NoDataError(f"{path} is missing")
     return read_index(path)
 
 
 def outputs(params: Params, run: str) -> dict[str, np.ndarray]:
-    """What evaluate wrote of each video for the first seed of a run: features, ids, labels, those of the gallery."""
+    """Read the features, ids and labels of test and gallery videos for the first seed of a run. Raises NoDataError."""
     job = params.runs()[run][0]
     found = arrays(params.path("evaluate", job) / run / f"seed-{params.jobs[job].seeds_of(run)[0]}.npz")
     if "gallery_features" not in found:
-        raise NoDataError(f"evaluate wrote no features of {run}")
+        raise NoDataError(f"stage evaluate wrote no features of {run}")
     return found
 
 
-def by_lot(clips: pd.DataFrame, number: int) -> pd.DataFrame:
-    """`number` of the clips (or all, if they are fewer), drawn by a fixed seed from as many classes as possible."""
-    drawn = clips.sort_values("id").iloc[np.random.default_rng(SEED).permutation(len(clips))]
-    turn = drawn.groupby("class").cumcount().to_numpy()
-    return drawn.iloc[np.argsort(turn, kind="stable")[:number]]
+def sample_by_class(clips: pd.DataFrame, number: int) -> pd.DataFrame:
+    """Sample `number` of the clips (all, if fewer) at random with a fixed seed, from as many classes as possible."""
+    shuffled = clips.sort_values("id").iloc[np.random.default_rng(SEED).permutation(len(clips))]
+    turn = shuffled.groupby("class").cumcount().to_numpy()
+    return shuffled.iloc[np.argsort(turn, kind="stable")[:number]]

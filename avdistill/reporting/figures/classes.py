@@ -1,4 +1,4 @@
-"""Figures by class: which one gains, which are confused, and how they lie in the space of features."""
+"""Figures by class: gain over the baseline, confusion matrices and feature maps."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from avdistill.reporting.figures import (
     Drawn,
     NoDataError,
     bare,
-    by_lot,
     index_of,
     measured_metrics,
     new_figure,
     outputs,
+    sample_by_class,
 )
 
-BARS = 60  # classes
-POINTS, CLASSES = 500, 12  # of each split in a map of features, a mark for each class
+BARS = 60  # most classes shown
+POINTS, CLASSES = 500, 12  # clips of each split, and classes, in a feature map
 
 
 def gain_per_class(params: Params) -> Drawn:
-    """Chen Fig. 3: gain of runs over the baseline, class by class."""
+    """Draw Chen Fig. 3: gain of runs over the baseline, by class."""
     baseline = params.report.baseline
     measured = results.gather(params, "evaluate", "per_class.csv", ("run", "seed", "class", "clips", "accuracy"))
     by = {(run, name): rows.set_index("seed")["accuracy"] for (run, name), rows in measured.groupby(["run", "class"])}
     classes = sorted({name for run, name in by if run == baseline})
     runs = [run for run in params.report.figures.gain_per_class if any((run, name) in by for name in classes)]
     if not classes or not runs:
-        raise NoDataError("it needs the accuracy per class of the baseline and of these runs")
+        raise NoDataError("the accuracy per class of the baseline or of these runs is missing")
     rows = []
     for run in runs:
         for name in classes:
@@ -43,7 +43,7 @@ def gain_per_class(params: Params) -> Drawn:
             if (run, name) in by:
                 gain = results.percent(results.paired_difference(by[run, name], by[baseline, name]))
             base = 100 * by[baseline, name].mean()
-            rows.append({"run": run, "class": name, "baseline": base, **results.named("gain", gain)})
+            rows.append({"run": run, "class": name, "baseline": base, **results.interval_columns("gain", gain)})
     data = pd.DataFrame(rows)
     means = data.groupby("class")["gain"].mean()
     order = means.sort_values(ascending=False, kind="stable").index.tolist()
@@ -61,8 +61,8 @@ def gain_per_class(params: Params) -> Drawn:
             line = {"fmt": "none", "ecolor": INK, "elinewidth": 0.6 if small else 0.9}
             axis.errorbar(at, gains["gain"], spread.to_numpy(), capsize=0 if small else 2, **line)
     axis.axhline(0, color=INK, linewidth=0.9)
-    levels = data.groupby("class")["baseline"].first()
-    names = [f"{name} ({levels[name]:.0f})" for name in shown]
+    accuracies = data.groupby("class")["baseline"].first()
+    names = [f"{name} ({accuracies[name]:.0f})" for name in shown]
     axis.set_xticks(range(len(shown)), names, rotation=90 if small else 35, fontsize=6.5 if small else 8.5)
     if not small:
         for label in axis.get_xticklabels():
@@ -73,32 +73,29 @@ def gain_per_class(params: Params) -> Drawn:
     axis.set_ylabel(f"gain over {baseline} (points)")
     if len(runs) > 1:
         figure.legend(loc="outside upper right", ncols=len(runs))
-    caption = (
-        f"Accuracy of each class less that of {baseline} (in parentheses, %), the mean over seeds; classes by their "
-        "mean gain."
-    )
+    caption = f"Gain in accuracy over {baseline} by class, mean over seeds (in parentheses: accuracy of {baseline}, %)."
     if len(runs) == 1:
         caption = f"{runs[0]}: {caption[0].lower()}{caption[1:]}"
     if data["gain_low"].notna().any():
         bars = len(runs) * len(shown)
         caption += (
-            f" Lines: 95 % intervals over seeds, paired; of {bars} about {max(1, round(bars / 20))} would exclude zero "
-            "by chance alone."
+            f" Lines: 95 % intervals, paired by seed; about {max(1, round(bars / 20))} of {bars} would exclude zero by "
+            "chance."
         )
     if len(shown) < len(order):
-        caption += f" Of {len(order)} classes the {BARS // 2} with the highest and with the lowest mean gain are shown."
+        caption += f" Of {len(order)} classes the {BARS // 2} with the highest and with the lowest gain are shown."
     return Drawn(figure, caption, data)
 
 
 def confusion_matrices(params: Params) -> Drawn:
-    """Which classes are taken for which: the baseline, and the run of its recipe with the highest accuracy."""
+    """Draw the confusion matrices of the baseline and of the most accurate run comparable with it."""
     baseline = params.report.baseline
     table = results.gather(params, "evaluate", "confusion.csv", ("run", "seed", "true", "predicted", "clips"))
     measured = measured_metrics(params)
     present = set(table["run"])
     if baseline not in present:
         raise NoDataError("the baseline has no confusion matrix")
-    others = {run: results.by_seed(measured, run, "accuracy").mean() for run in results.beside_baseline(params)}
+    others = {run: results.by_seed(measured, run, "accuracy").mean() for run in results.comparable_to_baseline(params)}
     others = {run: mean for run, mean in others.items() if run in present and not np.isnan(mean)}
     runs = [baseline, *([max(others, key=lambda run: others[run])] if others else [])]
     rows = table[table["run"].isin(runs)]
@@ -110,11 +107,11 @@ def confusion_matrices(params: Params) -> Drawn:
     for axis, run in zip(axes[0], runs, strict=True):
         counts = data[data["run"] == run].pivot(index="true", columns="predicted", values="clips")
         counts = counts.reindex(index=classes, columns=classes).fillna(0)
-        shares = 100 * counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
-        image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        percentages = 100 * counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
+        image = axis.imshow(percentages, cmap="Blues", vmin=0, vmax=100)
         if len(classes) <= 14:
-            for row, column in zip(*np.nonzero(shares.to_numpy() >= 0.5), strict=True):
-                value = shares.iat[row, column]
+            for row, column in zip(*np.nonzero(percentages.to_numpy() >= 0.5), strict=True):
+                value = percentages.iat[row, column]
                 color = "white" if value > 55 else INK
                 axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7.5, color=color)
         axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=size)
@@ -124,14 +121,14 @@ def confusion_matrices(params: Params) -> Drawn:
     axes[0, 0].set_ylabel("true class")
     bar = figure.colorbar(image, ax=axes[0].tolist(), label="share of the true class (%)", shrink=0.6, pad=0.02)
     bar.outline.set_visible(False)
-    caption = "Test clips by true and predicted class, all seeds together, in % of the true class."
+    caption = "Test clips by true and predicted class over all seeds, in % of the true class."
     if others:
-        caption += f" {runs[1]} is the run with the highest mean accuracy beside the baseline, chosen after the fact."
+        caption += f" {runs[1]}: the run with the highest mean test accuracy, chosen post hoc."
     return Drawn(figure, caption, data)
 
 
 def feature_maps(params: Params) -> Drawn:
-    """Chen Fig. 5: features of training and test clips in the plane, as t-SNE lays them."""
+    """Draw Chen Fig. 5: t-SNE embedding of the features of training and test clips."""
     from sklearn.manifold import TSNE
 
     runs = params.report.figures.embedding
@@ -139,7 +136,7 @@ def feature_maps(params: Params) -> Drawn:
     index = index_of(params, dataset)
     names = sorted(set(index["class"]))
     total = len(names)
-    names = [names[place] for place in np.unique(np.linspace(0, total - 1, CLASSES).round().astype(int)) if total > 0]
+    names = [names[number] for number in np.unique(np.linspace(0, total - 1, CLASSES).round().astype(int)) if total > 0]
     chosen = index[index["class"].isin(names)].set_index("id")["class"]
     pieces = []
     for run in runs:
@@ -147,16 +144,16 @@ def feature_maps(params: Params) -> Drawn:
         splits, features = [], []
         for split, prefix in (("training", "gallery_"), ("test", "")):
             rows = pd.DataFrame({"run": run, "split": split, "id": found[f"{prefix}ids"]})
-            rows = by_lot(rows.assign(**{"class": rows["id"].map(chosen)}).dropna(), POINTS)
+            rows = sample_by_class(rows.assign(**{"class": rows["id"].map(chosen)}).dropna(), POINTS)
             splits.append(rows)
             features.append(found[f"{prefix}features"][rows.index])
         points, vectors = pd.concat(splits, ignore_index=True), np.concatenate(features).astype(np.float64)
         if len(points) < 4:
-            raise NoDataError(f"{run} has features of {len(points)} clips; a map needs 4")
+            raise NoDataError(f"{run} has features of {len(points)} clips; t-SNE needs at least 4")
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
         settings: dict[str, Any] = {"random_state": SEED, "init": "pca", "n_jobs": 1}
-        plane = TSNE(perplexity=min(30, (len(points) - 1) / 3), **settings).fit_transform(vectors)
-        pieces.append(points.assign(x=plane[:, 0], y=plane[:, 1]))
+        embedded = TSNE(perplexity=min(30, (len(points) - 1) / 3), **settings).fit_transform(vectors)
+        pieces.append(points.assign(x=embedded[:, 0], y=embedded[:, 1]))
     data = pd.concat(pieces, ignore_index=True)
     columns = min(len(runs), 2)
     figure, axes = new_figure(0.6 + 2 * 2.4 * -(-len(runs) // columns), 2 * -(-len(runs) // columns), columns)
@@ -164,9 +161,9 @@ def feature_maps(params: Params) -> Drawn:
         for offset, split in enumerate(("training", "test")):
             axis = axes[2 * (number // columns) + offset, number % columns]
             own = data[data["run"] == run]
-            for place, name in enumerate(names):
+            for color, name in enumerate(names):
                 points = own[(own["class"] == name) & (own["split"] == split)]
-                mark: dict[str, Any] = {"color": COLORS[place % 6], "marker": "o^"[place // 6], "linewidth": 0}
+                mark: dict[str, Any] = {"color": COLORS[color % 6], "marker": "o^"[color // 6], "linewidth": 0}
                 axis.scatter(points["x"], points["y"], 13, alpha=0.85, label=name, **mark)
             axis.set_title(f"{run}: {split} clips")
             axis.set(xticks=[], yticks=[], xlim=stretched(own["x"]), ylim=stretched(own["y"]))
@@ -175,17 +172,16 @@ def feature_maps(params: Params) -> Drawn:
         axis.set_visible(axis.has_data())
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, markerscale=1.4)
     caption = (
-        "Features of the first seed's students, normalised and laid into the plane by t-SNE, training and test clips "
-        f"of a run together. At most {POINTS} clips of each split, sampled at random. Who is whose neighbour means "
-        "something; the axes and large distances do not."
+        "t-SNE of the normalised features of each run's first seed, training and test clips embedded together. At most "
+        f"{POINTS} clips of each split, sampled at random. Axes and large distances have no meaning."
     )
     if len(names) < total:
-        caption += f" {len(names)} of {total} classes are shown, evenly spaced in the alphabet."
+        caption += f" {len(names)} of {total} classes are shown."
     return Drawn(figure, caption, data)
 
 
 def stretched(values: pd.Series) -> tuple[float, float]:
-    """Limits of an axis: from the lowest to the highest value and a little more."""
+    """Return axis limits: the range of the values plus a margin."""
     low, high = float(values.min()), float(values.max())
     edge = 0.04 * (high - low) or 1.0
     return low - edge, high + edge

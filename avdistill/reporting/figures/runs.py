@@ -1,4 +1,4 @@
-"""Figures that compare runs: how accurate, how fast, at which noise, and what their scores tell."""
+"""Figures that compare runs: accuracy, training curves, robustness to noise, and clip scores."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LARGE_SET = {"accuracy": "Recognition: top-1", "R@1": "Retrieval: R@1", "mAP@100
 
 
 def accuracy_of_runs(params: Params) -> Drawn:
-    """All runs, those that can be compared with each other together: every seed, the mean and its interval."""
+    """Draw the accuracy of all runs, one panel per input and recipe: every seed, the mean and its interval."""
     measured = measured_metrics(params)
     data = measured[measured["metric"] == "accuracy"][["job", "run", "seed", "value"]]
     data = data.rename(columns={"value": "accuracy"})
@@ -52,9 +52,9 @@ def accuracy_of_runs(params: Params) -> Drawn:
         runs = groups[group]
         plain = [run for run in runs if params.jobs[params.runs()[run][0]].method == "uni_modal"]
         baseline = params.report.baseline if params.report.baseline in runs else next(iter(plain), "")
-        for place, run in enumerate(runs):
+        for row_number, run in enumerate(runs):
             color = RED if run == baseline else BLUE
-            dots(axis, place, 100 * data[data["run"] == run]["accuracy"], color, shade=run == baseline)
+            dots(axis, row_number, 100 * data[data["run"] == run]["accuracy"], color, shade=run == baseline)
         axis.set_yticks(range(len(runs)), runs, fontsize=8)
         axis.grid(axis="y", visible=False)
         axis.set_ylim(-0.8, len(runs) - 0.2)
@@ -64,34 +64,34 @@ def accuracy_of_runs(params: Params) -> Drawn:
     axes[-1, 0].set_xlabel("accuracy on the test split (%)")
     cut_at_percent(axes[-1, 0], "x")
     caption = (
-        "Every run: its seeds (rings), their mean (diamond) and the mean's 95 % interval over seeds (line). Red: the "
-        "baseline, the student without a teacher, its interval shaded."
+        "Seeds (rings), mean (diamond) and 95 % interval over seeds (line). Red: baseline without teacher, interval "
+        "shaded."
     )
     if len(order) > 1:
-        caption += " Runs of different panels differ in input or recipe and cannot be compared."
+        caption += " Panels differ in input or recipe and cannot be compared."
     return Drawn(figure, caption, data)
 
 
 def cut_at_percent(axis: Axes, name: str) -> None:
-    """Show nothing below 0 or above 100 on an axis ("x" or "y"): intervals of few seeds reach far beyond."""
+    """Limit an axis ("x" or "y") to 0..100, because intervals over few seeds reach far beyond."""
     low, high = axis.get_xlim() if name == "x" else axis.get_ylim()
-    axis.set(**{f"{name}lim": (max(low, -1.0), min(high, 101.0))})  # a marker at the end is whole
+    axis.set(**{f"{name}lim": (max(low, -1.0), min(high, 101.0))})  # margin for markers at the ends
 
 
-def dots(axis: Axes, place: float, seeds: pd.Series, color: str, shade: bool) -> None:
-    """A run in row `place`: its seeds, their mean and its interval; shaded over all rows if asked for."""
+def dots(axis: Axes, y: float, seeds: pd.Series, color: str, shade: bool) -> None:
+    """Draw a run at height `y`: seeds, mean and interval; `shade` shades the interval over all rows."""
     mean = results.student_interval(seeds)
     if mean.defined:
-        axis.plot([mean.low, mean.high], [place, place], color=color, linewidth=2.2, solid_capstyle="round", zorder=2)
+        axis.plot([mean.low, mean.high], [y, y], color=color, linewidth=2.2, solid_capstyle="round", zorder=2)
         if shade:
             axis.axvspan(mean.low, mean.high, color=color, alpha=0.07, linewidth=0)
     ring: dict[str, Any] = {"color": "none", "markeredgecolor": color, "alpha": 0.75}
-    axis.plot(seeds, [place] * len(seeds), "o", markersize=4, zorder=3, **ring)
-    axis.plot(mean.mean, place, "D", markersize=5.5, color=color, markeredgecolor="white", zorder=4)
+    axis.plot(seeds, [y] * len(seeds), "o", markersize=4, zorder=3, **ring)
+    axis.plot(mean.mean, y, "D", markersize=5.5, color=color, markeredgecolor="white", zorder=4)
 
 
 def training_curves(params: Params) -> Drawn:
-    """Xia Fig. 3: accuracy by epoch of each strategy, and of the baseline."""
+    """Draw Xia Fig. 3: accuracy by epoch of each strategy and of the baseline."""
     history = results.gather(params, "train", "history.csv", ("run", "seed", "epoch"))
     baseline = params.report.baseline
     labels = {run: label for label, run in params.report.figures.training_curves.items()}
@@ -99,7 +99,7 @@ def training_curves(params: Params) -> Drawn:
     history = history[history["run"].isin(labels)]
     panels = {"train_accuracy": "training split", "val_accuracy": "selection split"}
     if history.empty or not set(panels) <= set(history.columns):
-        raise NoDataError("train wrote no accuracy by epoch for these runs")
+        raise NoDataError("stage train wrote no accuracy by epoch of these runs")
     rows = []
     for metric in panels:
         known = history.dropna(subset=[metric])
@@ -119,61 +119,60 @@ def training_curves(params: Params) -> Drawn:
         axis.margins(x=0.01)
     axes[0, 0].set_ylabel("accuracy (%)")
     axes[0, 1].legend(loc="lower right")
-    caption = "Accuracy by epoch: the mean over seeds, and a band from the lowest to the highest seed."
+    caption = "Accuracy by epoch: mean (line) and range (band) over seeds."
     return Drawn(figure, caption, data)
 
 
 def noise_curve(params: Params) -> Drawn:
-    """Accuracy against the signal-to-noise ratio of the sound that students learned from."""
+    """Draw accuracy against the signal-to-noise ratio of the teacher's sound."""
     measured, baseline = measured_metrics(params), params.report.baseline
     curves = params.report.figures.noise
-    levels = sorted({float(level) for curve in curves.values() for level in curve if level != "clean"}, reverse=True)
-    step = float(np.median(-np.diff(levels))) if len(levels) > 1 else 10.0
-    clean = levels[0] + step if levels else 0.0
+    snrs = sorted({float(snr) for curve in curves.values() for snr in curve if snr != "clean"}, reverse=True)
+    step = float(np.median(-np.diff(snrs))) if len(snrs) > 1 else 10.0
+    clean = snrs[0] + step if snrs else 0.0
     figure, axes = new_figure(3.4)
     axis = axes[0, 0]
-    ground = results.percent(results.student_interval(results.by_seed(measured, baseline, "accuracy")))
-    if ground.seeds:
-        axis.axhline(ground.mean, color=GREY, linestyle="--", linewidth=1.4, label=f"{baseline} (baseline)")
-    if ground.defined:
-        axis.axhspan(ground.low, ground.high, color=GREY, alpha=0.12, linewidth=0)
-    rows = [{"curve": "", "run": baseline, "snr_db": "", **results.named("accuracy", ground)}]
+    base = results.percent(results.student_interval(results.by_seed(measured, baseline, "accuracy")))
+    if base.seeds:
+        axis.axhline(base.mean, color=GREY, linestyle="--", linewidth=1.4, label=f"{baseline} (baseline)")
+    if base.defined:
+        axis.axhspan(base.low, base.high, color=GREY, alpha=0.12, linewidth=0)
+    rows = [{"curve": "", "run": baseline, "snr_db": "", **results.interval_columns("accuracy", base)}]
     for number, (label, curve) in enumerate(curves.items()):
         points = []
-        for level, run in sorted(curve.items(), key=lambda entry: -clean if entry[0] == "clean" else -float(entry[0])):
+        for snr, run in sorted(curve.items(), key=lambda entry: -clean if entry[0] == "clean" else -float(entry[0])):
             mean = results.percent(results.student_interval(results.by_seed(measured, run, "accuracy")))
             if mean.seeds:
-                points.append((clean if level == "clean" else float(level), mean))
-                rows.append({"curve": label, "run": run, "snr_db": level, **results.named("accuracy", mean)})
-        shift = 0.018 * (levels[-1] - clean if levels else 1.0) * (number - (len(curves) - 1) / 2)
-        at = [place + shift for place, _ in points]
+                points.append((clean if snr == "clean" else float(snr), mean))
+                rows.append({"curve": label, "run": run, "snr_db": snr, **results.interval_columns("accuracy", mean)})
+        shift = 0.018 * (snrs[-1] - clean if snrs else 1.0) * (number - (len(curves) - 1) / 2)
+        at = [x + shift for x, _ in points]
         half = [mean.half if mean.defined else 0.0 for _, mean in points]
         means = [mean.mean for _, mean in points]
         style: dict[str, Any] = {"color": COLORS[number % 6], "marker": "osD^vP"[number % 6], "capsize": 3}
         axis.errorbar(at, means, half, label=label, linewidth=1.6, markersize=5, **style)
     if len(rows) == 1:
         raise NoDataError("none of these runs has been evaluated")
-    axis.set_xticks([clean, *levels], ["clean", *(f"{level:g}".replace("-", MINUS) for level in levels)])
+    axis.set_xticks([clean, *snrs], ["clean", *(f"{snr:g}".replace("-", MINUS) for snr in snrs)])
     axis.invert_xaxis()
     axis.set(xlabel="signal-to-noise ratio of the sound (dB)", ylabel="accuracy on the test split (%)")
     cut_at_percent(axis, "y")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     caption = (
-        "Accuracy of students whose teacher heard each recording mixed with one of another class: the mean over seeds, "
-        "and its 95 % interval where there are several seeds. A ratio of 0 dB means that both are equally loud; clean, "
-        f"that nothing was mixed in. Grey: {baseline}, which hears nothing, with its interval."
+        "Accuracy of students whose teacher input was mixed with sound of another class, mean and 95 % interval over "
+        f"seeds. 0 dB: equal power. Clean: no noise. Grey: {baseline} (no sound)."
     )
     return Drawn(figure, caption, pd.DataFrame(rows))
 
 
 def large_set(params: Params) -> Drawn:
-    """Chen Fig. 4: recognition and retrieval on the large set, side by side."""
+    """Draw Chen Fig. 4: recognition and retrieval on the large dataset."""
     measured, runs = measured_metrics(params), list(params.report.figures.large)
     rows = []
     for run in runs:
         for metric in LARGE_SET:
             values = results.student_interval(results.by_seed(measured, run, metric))
-            rows.append({"run": run, "metric": metric, **results.named("value", results.percent(values))})
+            rows.append({"run": run, "metric": metric, **results.interval_columns("value", results.percent(values))})
     data = pd.DataFrame(rows)
     if not data["value_seeds"].any():
         raise NoDataError("none of these runs has been evaluated")
@@ -184,38 +183,38 @@ def large_set(params: Params) -> Drawn:
         values = data[data["metric"] == metric].reset_index(drop=True)
         axis.barh(range(len(runs)), values["value"], height=0.66, color=colors)
         widest = min(100.0, values[["value", "value_high"]].max(axis=None))
-        for place, row in values.iterrows():
+        for y, row in values.iterrows():
             mean = results.interval_of(row, "value")
             end = min(100.0, mean.high) if mean.defined else mean.mean
             if mean.defined:
-                axis.plot([mean.low, end], [place, place], color=INK, linewidth=1.3)
+                axis.plot([mean.low, end], [y, y], color=INK, linewidth=1.3)
             if mean.seeds:
-                axis.text(end + 0.02 * widest, place, f"{mean.mean:.1f}", va="center", fontsize=8)
+                axis.text(end + 0.02 * widest, y, f"{mean.mean:.1f}", va="center", fontsize=8)
         axis.set(title=title, xlabel="%", xlim=(0, 1.16 * widest))
         axis.grid(axis="y", visible=False)
     axes[0, 0].set_yticks(range(len(runs)), runs)
     axes[0, 0].invert_yaxis()
     job = params.jobs[params.runs()[runs[0]][0]]
     caption = (
-        f"Runs on {job.dataset}, recipe {job.recipe}: top-1 accuracy on the test split, and retrieval with test "
-        "videos as queries and training videos as gallery. "
+        f"Runs on {job.dataset}, recipe {job.recipe}: top-1 test accuracy; retrieval with test videos as queries and "
+        "training videos as gallery. "
     )
     caption += "Lines: 95 % intervals over seeds." if data["value_low"].notna().any() else "One seed: no interval."
     return Drawn(figure, caption, data)
 
 
 def score_histograms(params: Params) -> Drawn:
-    """What the mask and τ say of clips whose sound belongs to the action, and of the others."""
+    """Draw histograms of mask and τ for clips with relevant and with irrelevant sound."""
     given = ["job", "run", "seed", "id", "split", "relevant"]
     scores = results.gather(params, "evaluate", "scores.csv", tuple(given[1:]))
     shown = [run for run in params.report.figures.scores if run in set(scores["run"])]
     scores = scores[scores["run"].isin(shown)]
     if scores.empty:
-        raise NoDataError("none of these runs has scores of clips")
+        raise NoDataError("none of these runs has clip scores")
     names = [name for name in scores.columns if name not in given and scores[name].notna().any()]
     scores = scores[(scores["split"] == "test") & scores["relevant"].isin(["yes", "no"])]
     if scores.empty:
-        raise NoDataError("the datasets do not know whose sound belongs to the action")
+        raise NoDataError("the datasets do not label the relevance of the sound")
     found = results.gather(params, "evaluate", "detection.csv", ("run", "seed", "score", "split", "auroc"))
     found = found[found["split"] == "test"]
     figure, axes = new_figure(0.7 + 1.45 * len(shown), len(shown), len(names))
@@ -229,14 +228,14 @@ def score_histograms(params: Params) -> Drawn:
             axis.set_yticks([])
             axis.spines["left"].set_visible(False)
             if rows.empty:
-                axis.text(0.5, 0.5, "this run has none", transform=axis.transAxes, ha="center", color=GREY)
+                axis.text(0.5, 0.5, "no score", transform=axis.transAxes, ha="center", color=GREY)
                 continue
             edges = np.histogram_bin_edges(rows[name], bins=20)
-            for relevant, color, label in (("yes", BLUE, "sound belongs"), ("no", ORANGE, "sound does not belong")):
+            for relevant, color, label in (("yes", BLUE, "relevant sound"), ("no", ORANGE, "irrelevant sound")):
                 values = rows[rows["relevant"] == relevant][name]
                 share = np.histogram(values, edges)[0] / max(len(values), 1)
                 axis.stairs(share, edges, fill=True, color=color, alpha=0.28)
-                axis.stairs(share, edges, color=color, linewidth=1.3, label=f"{label}")
+                axis.stairs(share, edges, color=color, linewidth=1.3, label=label)
                 bins += [
                     {"run": run, "score": name, "relevant": relevant, "from": low, "to": high, "share": value}
                     for low, high, value in zip(edges[:-1], edges[1:], share, strict=True)
@@ -244,9 +243,7 @@ def score_histograms(params: Params) -> Drawn:
     handles, labels = next(legend for axis in axes.flat if (legend := axis.get_legend_handles_labels())[0])
     figure.legend(handles, labels, loc="outside upper right", ncols=2)
     caption = (
-        "Test clips, all seeds together: the mean of the mask over its elements, and the temperature τ of a clip with "
-        "itself, for clips whose sound belongs to the action and for the others. AUROC, a mean over seeds with its "
-        "95 % interval: the chance that a clip of the first kind scores higher than one of the second (0.5: it says "
-        "nothing)."
+        "Test clips over all seeds: mean over the elements of the mask, and temperature τ of a clip with its own "
+        "sound. AUROC: mean and 95 % interval over seeds (chance: 0.5)."
     )
     return Drawn(figure, caption, pd.DataFrame(bins))

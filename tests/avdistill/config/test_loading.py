@@ -83,7 +83,7 @@ MISTAKES = {
     ),
     "input of a teacher": (
         set_("features", "avsynth_audio", "input", value="frames/avsynth"),
-        ["features.avsynth_audio.input", "sound input"],
+        ["features.avsynth_audio.input", "audio input"],
     ),
     "teacher that the job has not": (
         set_("jobs", "uni_modal", "runs", "uni_modal", value={"teachers": "A"}),
@@ -112,7 +112,7 @@ MISTAKES = {
     "study without jobs": (set_("studies", value={"x": {"title": "X", "jobs": []}}), ["studies.x.jobs"]),
     "job in no study": (
         set_("studies", value={"x": {"title": "X", "jobs": ["kd"]}}),
-        ["studies", "stands in no study"],
+        ["studies", "is in no study"],
     ),
     "proposed run": (set_("report", "proposed", value="mnf_cs"), ["report.proposed", "did you mean 'mnf_csc'?"]),
     "run whose cost is asked": (set_("report", "cost", value=["kdd"]), ["report.cost", "did you mean 'kd'?"]),
@@ -141,7 +141,7 @@ MISTAKES = {
         ["report.figures.noise.MNF.10", "write '10' in quotes"],
     ),
     "ratio of a noise curve": (
-        set_("report", "figures", "noise", value={"MNF": {"clean": "mnf_csc", "10": "noise_0db-mnf"}}),
+        set_("report", "figures", "noise", value={"MNF": {"clean": "mnf_csc-no_contrast", "10": "noise_0db-mnf"}}),
         ["report.figures.noise.MNF.10", "noise_0db-mnf", "0.0"],
     ),
     "noise that is not clean": (
@@ -188,7 +188,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_nearest_falls_back_to_all_choices() -> None:
     assert nearest("zzz", ["kd", "ccl"]) == "valid: ccl, kd"
-    assert nearest("x", []) == "there is none to choose from"
+    assert nearest("x", []) == "valid: none"
 
 
 def test_runs_of_one_figure_are_trained_alike(tmp_path: Path, embedded: dict[str, Any]) -> None:
@@ -200,9 +200,9 @@ def test_runs_of_one_figure_are_trained_alike(tmp_path: Path, embedded: dict[str
     }  # fmt: skip
     file = tmp_path / "params.yaml"
     for figure, value, expected in (
-        ("large", ["uni_modal", "ear"], "the runs of one figure share it"),
+        ("large", ["uni_modal", "ear"], "expected the same input for all runs of a figure"),
         ("gain_per_class", ["ear"], "ear has input 'spectrogram/avsynth', uni_modal has 'frames/avsynth'"),
-        ("attention", {"run": "ear"}, "expected a run that takes frames/"),
+        ("attention", {"run": "ear"}, "expected a run with input frames/"),
     ):
         raw["report"]["figures"] = {figure: value}
         file.write_text(yaml.safe_dump(raw))
@@ -210,10 +210,12 @@ def test_runs_of_one_figure_are_trained_alike(tmp_path: Path, embedded: dict[str
             load(file)
         assert f"report.figures.{figure}" in str(caught.value)
     raw["report"]["figures"] = {
-        "noise": {"MNF": {"clean": "mnf_csc", "0": "noise_0db-mnf"}}, "heard": "avsynth_audio", "embedding": ["ear"],
-    }  # fmt: skip
+        "noise": {"MNF": {"clean": "mnf_csc-no_contrast", "0": "noise_0db-mnf"}},
+        "heard": "avsynth_audio",
+        "embedding": ["ear"],
+    }
     file.write_text(yaml.safe_dump(raw))
-    assert load(file).report.figures.noise == {"MNF": {"clean": "mnf_csc", 0.0: "noise_0db-mnf"}}
+    assert load(file).report.figures.noise == {"MNF": {"clean": "mnf_csc-no_contrast", 0.0: "noise_0db-mnf"}}
 
 
 @pytest.mark.parametrize("suite", ["own", "paper"])

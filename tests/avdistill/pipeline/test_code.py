@@ -132,7 +132,12 @@ def test_inert_modules_exist() -> None:
         ("avdistill/training/inference.py", "student.eval()", "student.train()", ("train", "evaluate", "export")),
         ("avdistill/data/loader.py", "side = min(", "side = max(", ("teacher_features", "train", "evaluate", "export")),
         ("models/distillers/mnf_csc.py", "", "X = 1\n", ("train", "evaluate")),
-        ("avdistill/data/media.py", "TICK = 1e-6", "TICK = 1e-5", ("split", "frames", "spectrogram", "mix_noise")),
+        (
+            "avdistill/data/media/frames.py",
+            "TICK = 1e-6",
+            "TICK = 1e-5",
+            ("split", "frames", "spectrogram", "mix_noise"),
+        ),
         ("avdistill/reporting/results.py", "CONFIDENCE = 0.95", "CONFIDENCE = 0.9", ("report", "figures")),
         ("avdistill/reporting/templates/report.html.jinja", "<", "< ", ("report",)),
         ("models/teachers/audioset_classes.txt", "Speech", "Talk", ("teachers",)),

@@ -47,7 +47,7 @@ def test_results_come_in_order_and_errors_stay_with_their_item(cores: None, capf
         elif item == 11:
             assert "died" in str(result)
         elif item == 13:
-            assert str(result) == "not done after 2 s, given up"
+            assert str(result) == "no result after 2 s; the worker process was killed"
         else:
             assert result == item * item
     # A slow machine sees lines of progress.

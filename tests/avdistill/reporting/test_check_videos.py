@@ -74,7 +74,7 @@ def test_truncated_files(name: str, made: Path, tmp_path: Path) -> None:
         path.write_bytes(content[: int(share * len(content))])
         found = media.probe(path)
         assert f"truncated: {path.stat().st_size} of " in found.reason, share
-        if found.broken is None:
+        if found.corrupt is None:
             assert len(media.read_frames(path, 4, 32)) >= 1
 
 
@@ -92,7 +92,7 @@ def test_reasons_of_broken_files(made: Path, tmp_path: Path) -> None:
         stream.height, stream.width, stream.pix_fmt = 32, 64, "rgb24"
         container.mux(stream.encode(av.VideoFrame.from_ndarray(ramp(1)[0], format="rgb24")))
     (tmp_path / "picture.png").rename(tmp_path / "picture.mp4")
-    assert {path.name: media.probe(path).broken for path in tmp_path.iterdir()} == {
+    assert {path.name: media.probe(path).corrupt for path in tmp_path.iterdir()} == {
         "empty.mp4": "empty file",
         "page.avi": "mislabelled: text, not a video",
         "one.mp4": "too short: a single picture",
@@ -105,19 +105,19 @@ def test_codecs_that_nobody_knows(made: Path, tmp_path: Path) -> None:
     pictures = (made / "v.avi").read_bytes()
     assert pictures.count(b"FMP4") == 2  # in the stream's head and in its format
     (tmp_path / "pictures.avi").write_bytes(pictures.replace(b"FMP4", b"FMZZ"))
-    assert media.probe(tmp_path / "pictures.avi").broken == "video of an unknown codec"
+    assert media.probe(tmp_path / "pictures.avi").corrupt == "video of an unknown codec"
     sound = (made / "v.mkv").read_bytes()
     assert sound.count(b"A_AAC") == 1
     (tmp_path / "sound.mkv").write_bytes(sound.replace(b"A_AAC", b"A_ZZZ"))
     found = media.probe(tmp_path / "sound.mkv")
-    assert (found.broken, found.audio) == (None, "no")
+    assert (found.corrupt, found.audio) == (None, "no")
     assert found.reason == "sound cannot be decoded: audio of an unknown codec"
 
 
 def test_a_video_under_the_name_of_another_type(made: Path, tmp_path: Path) -> None:
     for source, name, expected in (
-        ("v.mp4", "v.AVI", "mislabelled: the name says .AVI, the content is mov"),
-        ("v.mkv", "v.mp4", "mislabelled: the name says .mp4, the content is matroska"),
+        ("v.mp4", "v.AVI", "mislabelled: the extension is .AVI, the content is mov"),
+        ("v.mkv", "v.mp4", "mislabelled: the extension is .mp4, the content is matroska"),
         ("v.mkv", "v.webm", ""),
         ("v.mp4", "v.unknown", ""),
     ):
@@ -145,19 +145,19 @@ def index_of(rows: list[tuple[str, str]]) -> pd.DataFrame:
 
 ROWS = [
     ("ok", ""),
-    ("broken", "truncated: 10 of 300 bytes"),
+    ("corrupt", "truncated: 10 of 300 bytes"),
     *[("ok", "digital silence: no sample above 0.0001")] * 12,
-    ("broken", "truncated: 7 of 8 bytes"),
+    ("corrupt", "truncated: 7 of 8 bytes"),
     ("ok", "no audio stream; truncated: 5 of 8 bytes"),
-    ("broken", "nothing between 3 s and 2.5 s: the file is 2.5 s long"),
+    ("corrupt", "nothing between 3 s and 2.5 s: the file is 2.5 s long"),
 ]
 
 
 def test_kinds() -> None:
     found = kinds(index_of(ROWS))
     assert found.groupby(["status", "kind"])["id"].apply(len).to_dict() == {
-        ("broken", "nothing between … s and … s"): 1,
-        ("broken", "truncated"): 2,
+        ("corrupt", "nothing between … s and … s"): 1,
+        ("corrupt", "truncated"): 2,
         ("ok", "digital silence"): 12,
         ("ok", "no audio stream"): 1,
         ("ok", "truncated"): 1,
@@ -168,12 +168,12 @@ def test_kinds() -> None:
 def test_the_description() -> None:
     lines = describe("d", index_of(ROWS)).splitlines()
     assert lines[:7] == [
-        "d: 17 clips: 14 ok, 3 broken",
-        "       1  broken    nothing between … s and … s",
-        "       2  broken    truncated",
-        "      12  ok        digital silence",
-        "       1  ok        no audio stream",
-        "       1  ok        truncated",
+        "d: 17 clips: 14 ok, 3 corrupt",
+        "       1  corrupt      nothing between … s and … s",
+        "       2  corrupt      truncated",
+        "      12  ok           digital silence",
+        "       1  ok           no audio stream",
+        "       1  ok           truncated",
         "",
     ]
     start = lines.index("ok, digital silence:")

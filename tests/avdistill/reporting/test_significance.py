@@ -87,12 +87,12 @@ def test_decisions_are_those_of_holm_within_a_family(params: Params) -> None:
     assert 0 < len(rejected) < len(p)
     for number, (_, row) in enumerate(family.iterrows()):
         sign = values[row["run"]].mean() - values[row["base"]].mean()
-        assert row["found"] == ("" if number not in rejected else "gain" if sign > 0 else "loss")
+        assert row["verdict"] == ("undecided" if number not in rejected else "higher" if sign > 0 else "lower")
     untested = table[table["family"] == "large"]
-    assert len(untested) == 3 and untested["p"].isna().all() and (untested["found"] == "").all()
+    assert len(untested) == 3 and untested["p"].isna().all() and (untested["verdict"] == "undecided").all()
     assert (untested["tests"] == 0).all()
 
 
 def test_a_suite_with_nothing_to_compare_has_no_tests(params: Params) -> None:
     table = significance.tests(params, lambda run, metric: pd.Series(dtype=float))
-    assert table.empty and {"p_holm", "found", "difference"} <= set(table.columns)
+    assert table.empty and {"p_holm", "verdict", "difference"} <= set(table.columns)

@@ -7,11 +7,11 @@ from avdistill.reporting.suite_tables import dataset_sheet, dataset_table
 ROWS = [  # split, class, group, seconds, audio, status
     ("train", "a", "a1", 60.0, "yes", "ok"),
     ("train", "a", "a1", 30.0, "silent", "ok"),
-    ("train", "b", "b1", 0.0, "no", "gone"),
-    ("train", "b", "b2", 0.0, "no", "broken"),
+    ("train", "b", "b1", 0.0, "no", "unavailable"),
+    ("train", "b", "b2", 0.0, "no", "corrupt"),
     ("val", "b", "b3", 30.0, "yes", "ok"),
     ("test", "a", "a2", 0.0, "no", "excluded"),
-    ("test", "a", "a3", 0.0, "no", "gone"),
+    ("test", "a", "a3", 0.0, "no", "unavailable"),
 ]
 
 
@@ -22,20 +22,20 @@ def index(*statuses: str) -> pd.DataFrame:
 
 
 def test_clips_are_counted_by_part_and_by_what_is_amiss() -> None:
-    table = dataset_table(index("ok", "broken", "gone", "excluded")).set_index("split")
-    counts = table[["clips", "broken", "gone", "excluded"]].to_dict("index")
+    table = dataset_table(index("ok", "corrupt", "unavailable", "excluded")).set_index("split")
+    counts = table[["clips", "corrupt", "unavailable", "excluded"]].to_dict("index")
     assert counts == {
-        "train": {"clips": 4, "broken": 1, "gone": 1, "excluded": 0},
-        "val": {"clips": 1, "broken": 0, "gone": 0, "excluded": 0},
-        "test": {"clips": 2, "broken": 0, "gone": 1, "excluded": 1},
-        "all": {"clips": 7, "broken": 1, "gone": 2, "excluded": 1},
+        "train": {"clips": 4, "corrupt": 1, "unavailable": 1, "excluded": 0},
+        "val": {"clips": 1, "corrupt": 0, "unavailable": 0, "excluded": 0},
+        "test": {"clips": 2, "corrupt": 0, "unavailable": 1, "excluded": 1},
+        "all": {"clips": 7, "corrupt": 1, "unavailable": 2, "excluded": 1},
     }
     assert table.loc["all", ["classes", "groups", "minutes", "sound yes", "sound silent"]].tolist() == [2, 6, 2, 2, 1]
 
 
 def test_columns_of_what_does_not_occur_are_left_out() -> None:
-    assert {"gone", "excluded"}.isdisjoint(dataset_table(index("ok", "broken")).columns)
-    assert dataset_table(index("ok"))["broken"].tolist() == [0, 0, 0, 0]
-    some = dataset_sheet("d", dataset_table(index("ok", "gone")))
-    assert [column.heading for column in some.columns][-2:] == ["broken", "gone"]
+    assert {"unavailable", "excluded"}.isdisjoint(dataset_table(index("ok", "corrupt")).columns)
+    assert dataset_table(index("ok"))["corrupt"].tolist() == [0, 0, 0, 0]
+    some = dataset_sheet("d", dataset_table(index("ok", "unavailable")))
+    assert [column.heading for column in some.columns][-2:] == ["corrupt", "unavailable"]
     assert [row[-1].text for row in some.rows] == ["1", "0", "1", "2"]

@@ -136,7 +136,7 @@ def test_a_bad_video_does_not_spoil_the_others(model: recognise.Recogniser, clip
         assert {answer[name] for name in recognise.COLUMNS if name != "error"} == {None}
     assert "not a video file" in others[0]["error"]
     assert "path of a file on this machine" in others[4]["error"]
-    with pytest.raises(MlflowException, match=r"^no video can be read; the first: not a video file"):
+    with pytest.raises(MlflowException, match=r"^no video can be read; first error: not a video file"):
         ask(model, *bad)
 
 

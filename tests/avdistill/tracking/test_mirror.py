@@ -46,7 +46,7 @@ def suite(out: Path | str, file: str = "params.yaml") -> Params:
     return params.model_copy(update={"suite": params.suite.model_copy(update={"out": str(out), "file": file})})
 
 
-JOB, OTHER_CELL = list(load(ROOT / "params.yaml").jobs)[:2]
+JOB, OTHER_JOB = list(load(ROOT / "params.yaml").jobs)[:2]
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_what_mlflow_refuses_is_noted_and_the_rest_arrives(params: Params) -> No
     assert found.data.metrics == {"loss": 1.0}
     notes = (journal_folder(params) / "mirror.log").read_text().splitlines()
     assert len(notes) == 2
-    assert "a line is damaged" in notes[0]
+    assert "damaged line" in notes[0]
     assert "refused" in notes[1]
 
 
@@ -243,10 +243,10 @@ def test_a_run_deleted_in_mlflow_does_not_hold_back_others(params: Params) -> No
         sync(params)
         _client().delete_run(runs(params)[0].info.run_id)
         run.log_metrics({"loss": 1.0})
-        with start("train", OTHER_CELL, params):
+        with start("train", OTHER_JOB, params):
             pass
     assert sync(params).completed == 2
-    assert [run.data.tags["item"] for run in runs(params)] == [OTHER_CELL]
+    assert [run.data.tags["item"] for run in runs(params)] == [OTHER_JOB]
 
 
 def log_model(params: Params, folder: Path, **tags: object) -> None:
@@ -299,7 +299,7 @@ def test_a_model_that_is_sent_again_makes_no_doubles(
 
     with monkeypatch.context() as patched:
         patched.setattr(client, step, breaks)
-        with pytest.raises(UserError, match="the server has gone; nothing is lost"):
+        with pytest.raises(UserError, match="the server has gone; the journals stay on disk"):
             sync(params)
     assert sync(params).completed == 1
     experiment = client.get_experiment_by_name(params.suite.name)
@@ -469,7 +469,7 @@ def test_what_may_have_been_created_is_not_created_again_unseen(
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     with start("report", None, suite(tmp_path)):
         pass
-    with pytest.raises(UserError, match="nothing is lost"):
+    with pytest.raises(UserError, match="the journals stay on disk"):
         sync(suite(tmp_path))
     assert fake_server.created == ["/api/2.0/mlflow/runs/create"]
 
@@ -566,7 +566,7 @@ def test_unreachable_server_holds_nothing_up(
                 for step in range(100):
                     run.log_metrics({"loss": 1.0}, step=step)
 
-    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:\d+: .*nothing is lost"):
+    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:\d+: .*the journals stay on disk"):
         sync(params)
     folder = journal_folder(params)
     mirror(folder, idle=0.1, patience=0.1)  # ends

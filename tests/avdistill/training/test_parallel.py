@@ -34,15 +34,15 @@ def outcome(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {"loss": loss.detach(), **gradients, **dict(model.named_buffers())}
 
 
-def share_of_a_step(folder: Path) -> None:
-    number, processes = parallel.place()
+def step_of_one_rank(folder: Path) -> None:
+    rank, world_size = parallel.rank_and_world_size()
     model = network()
-    parallel.share_batch_norms(model)
-    clips, labels = (part.chunk(processes)[number] for part in batch())
+    parallel.sync_batch_norms(model)
+    clips, labels = (part.chunk(world_size)[rank] for part in batch())
     loss = loss_of(parallel.gather(model(clips)), parallel.gather(labels))
     loss.backward()
-    parallel.add_gradients(model)
-    torch.save(outcome(model, loss), folder / f"{number}.pt")
+    parallel.all_reduce_gradients(model)
+    torch.save(outcome(model, loss), folder / f"{rank}.pt")
 
 
 def test_loss_gradients_and_statistics_are_those_of_one_process(tmp_path: Path) -> None:
@@ -51,22 +51,22 @@ def test_loss_gradients_and_statistics_are_those_of_one_process(tmp_path: Path) 
     loss = loss_of(model(clips), labels)
     loss.backward()
     alone = outcome(model, loss)
-    parallel.launch(share_of_a_step, (tmp_path,), 2, "cpu")
-    for number in (0, 1):
-        share = torch.load(tmp_path / f"{number}.pt", weights_only=True)
-        assert share.keys() == alone.keys()
+    parallel.launch(step_of_one_rank, (tmp_path,), 2, "cpu")
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found.keys() == alone.keys()
         for name, value in alone.items():
-            torch.testing.assert_close(share[name], value, rtol=1e-6, atol=1e-9, msg=f"process {number}: {name}")
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9, msg=f"rank {rank}: {name}")
 
 
 def fail_in_one() -> None:
-    if parallel.place()[0] == 1:
+    if parallel.rank_and_world_size()[0] == 1:
         raise ValueError("one of them fails")
     parallel.gather(torch.zeros(1))  # would wait forever
 
 
 def test_one_that_fails_ends_all() -> None:
-    with pytest.raises(RuntimeError, match="training process ended with 1"):
+    with pytest.raises(RuntimeError, match="training process exited with code 1"):
         parallel.launch(fail_in_one, (), 2, "cpu")
 
 
@@ -90,4 +90,4 @@ def test_processes_that_end_while_they_are_asked_are_not_waited_for(monkeypatch:
 
 
 def test_alone() -> None:
-    assert parallel.place() == (0, 1)
+    assert parallel.rank_and_world_size() == (0, 1)

@@ -31,6 +31,7 @@ def test_values(options, t, r, a):
     batch = Batch(teachers="AI")
     terms = make("kd", "AI", **options)(*batch.arguments())
     z, labels = array(batch.logits), batch.labels.numpy()
+    assert all(teacher.mask.all() for teacher in batch.teachers.values())
     assert terms["ce"].item() == pytest.approx(r * cross_entropy(z, labels), rel=1e-5)
     for letter in "AI":
         expected = a * t**2 * kl(z, array(batch.teachers[letter].logits), t)
@@ -38,6 +39,19 @@ def test_values(options, t, r, a):
     single = make("kd", "A", **options)(batch.student, {"A": batch.teachers["A"]}, batch.labels, batch.index)
     assert set(single) == {"ce", "kd"}
     assert single["kd"].item() == terms["kd_A"].item()
+
+
+def test_a_clip_that_no_teacher_knows_has_the_whole_weight_on_its_label():
+    batch = Batch(teachers="AI")
+    batch.teachers["A"].mask[:] = False
+    batch.teachers["A"].mask[:4] = True
+    batch.teachers["I"].mask[:] = False
+    batch.teachers["I"].mask[2:6] = True
+    ce = make("kd", "AI")(*batch.arguments())["ce"]
+    z, labels = array(batch.logits), batch.labels.numpy()
+    each = -np.log(softmax(z))[np.arange(len(labels)), labels]
+    weights = np.where(np.arange(len(labels)) < 6, 0.1, 1.0)
+    assert ce.item() == pytest.approx((weights * each).mean(), rel=1e-5)
 
 
 def test_a_student_like_its_teacher_has_no_loss():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.distillers import check_options
+from models.distillers import build, check_options
 from models.outputs import TeacherBatch
 from tests.models.distillers.batches import CLASSES, Batch, array, make
 from tests.models.distillers.test_kd import cross_entropy, kl, softmax
@@ -21,7 +21,7 @@ def virtual(labels, confidence):
 @pytest.mark.parametrize(
     ("options", "u", "a", "t", "m"),
     [
-        ({}, 0.99, 0.1, 20, 100),
+        ({}, 0.99, 0.1, 20, 1),
         (
             {"confidence": 0.7, "virtual_share": 0.4, "virtual_temperature": 0.5, "virtual_multiplier": 3},
             0.7, 0.4, 0.5, 3,
@@ -36,19 +36,44 @@ def test_values_with_a_virtual_teacher(options, u, a, t, m):
     divergence = (p * np.log(p / q)).sum(1).mean()
     assert set(terms) == {"ce", "kd"}
     assert terms["ce"].item() == pytest.approx((1 - a) * cross_entropy(z, labels), rel=1e-5)
-    assert terms["kd"].item() == pytest.approx(a * m / CLASSES * divergence, rel=1e-5)
+    assert terms["kd"].item() == pytest.approx(a * m * divergence, rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("options", "a", "t", "m"),
-    [({}, 0.95, 6, 50), ({"self_share": 0.4, "self_temperature": 2, "self_multiplier": 3}, 0.4, 2, 3)],
+    [({}, 0.95, 6, 0.5), ({"self_share": 0.4, "self_temperature": 2, "self_multiplier": 3}, 0.4, 2, 3)],
 )
 def test_values_with_an_earlier_student(options, a, t, m):
     batch = Batch(teachers="S")
     z, labels, teacher = array(batch.logits), batch.labels.numpy(), array(batch.teachers["S"].logits)
     terms = make("kd_noise", "S", **options)(*batch.arguments())
     assert terms["ce"].item() == pytest.approx((1 - a) * cross_entropy(z, labels), rel=1e-5)
-    assert terms["kd"].item() == pytest.approx(a * m * t**2 / CLASSES * kl(z, teacher, t), rel=1e-5)
+    assert terms["kd"].item() == pytest.approx(a * m * t**2 * kl(z, teacher, t), rel=1e-5)
+
+
+@pytest.mark.parametrize("teachers", ["", "S"])
+def test_the_strength_is_the_program_s_at_its_own_number_of_classes(teachers):
+    """CIFAR-100: multipliers 100 and 50, over the mean of 100 classes."""
+    batch = Batch(teachers=teachers)
+    (a, t, m) = (0.1, 20, 100) if not teachers else (0.95, 6, 50)
+    z = torch.randn(12, 100, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(12)
+    if teachers:
+        teacher = torch.randn(12, 100, generator=torch.Generator().manual_seed(1))
+        p, q, scale = softmax(teacher.numpy() / t), softmax(z.numpy() / t), t**2
+        known = {"S": TeacherBatch(batch.teachers["S"].feature, teacher, batch.teachers["S"].mask)}
+    else:
+        hard = np.full((12, 100), 0.01 / 99)
+        hard[np.arange(12), labels] = 0.99
+        p, q, scale, known = softmax(hard / t), softmax(z.numpy()), 1, {}
+    program = (p * np.log(p / q)).mean() * scale * m * a  # nn.KLDivLoss() takes the mean over clips and classes
+    found = make("kd_noise", teachers)(batch.student._replace(logits=z), known, labels, labels)["kd"]
+    assert found.item() == pytest.approx(program, rel=1e-4)
+
+
+def test_one_class_is_an_error():
+    with pytest.raises(ValueError, match="two classes"):
+        build("kd_noise", student_dim=8, stage_dims=(1, 2, 4, 8), teacher_dims={}, classes=1, clips=9, options={})
 
 
 def test_log_probabilities_stand_for_logits():
@@ -74,7 +99,7 @@ def test_gradient_of_the_virtual_kl():
     batch.logits.data = batch.logits.data.double()
     make("kd_noise", "").terms(batch.student, {}, batch.labels, batch.index)["kd"].backward()
     p, q = softmax(virtual(batch.labels.numpy(), 0.99) / 20), softmax(array(batch.logits))
-    np.testing.assert_allclose(array(batch.logits.grad), 0.1 * 100 / CLASSES * (q - p) / 12, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(array(batch.logits.grad), 0.1 * (q - p) / 12, rtol=1e-9, atol=1e-12)
 
 
 def test_gradient_of_the_earlier_student_s_kl():
@@ -84,7 +109,7 @@ def test_gradient_of_the_earlier_student_s_kl():
     teacher = batch.teachers["S"].each(lambda x: x.detach().double() if x.is_floating_point() else x)
     make("kd_noise", "S").terms(batch.student, {"S": teacher}, batch.labels, batch.index)["kd"].backward()
     p, q = softmax(array(teacher.logits) / 6), softmax(array(batch.logits) / 6)
-    np.testing.assert_allclose(array(batch.logits.grad), 0.95 * 50 / CLASSES * 6 * (q - p) / 12, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(array(batch.logits.grad), 0.95 * 0.5 * 6 * (q - p) / 12, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from models.students import STUDENTS, build_student
-from models.students.r2plus1d import R2Plus1d
 
 
 def count(module: nn.Module) -> int:
@@ -31,14 +30,32 @@ def test_r2plus1d_18_is_torchvision_s():
         torch.testing.assert_close(output.logits, theirs.eval()(clips), atol=1e-4, rtol=1e-4)
 
 
-def test_r2plus1d_10_is_as_large_as_the_papers_programs_build_it():
+def gflop(student: nn.Module) -> float:
+    """Operations of all convolutions and linear layers for a clip of 16x112x112, in 1e9."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        student(torch.empty(1, 3, 16, 112, 112))
+    return counter.get_total_flops() / 1e9
+
+
+def test_r2plus1d_10_is_the_programs_up_to_its_shortcuts():
     with torch.device("meta"):
-        assert count(R2Plus1d(51)) == 14_391_640
-        output = R2Plus1d(51)(torch.empty(2, 3, 16, 112, 112))
+        plain, theirs = build_student("r2plus1d_10", 51), build_student("r2plus1d_10_factored", 51)
+    assert count(plain) == 14_391_640 and count(plain) - count(theirs) == 174
+    assert round(gflop(plain), 2) == 42.67 and round(gflop(theirs), 2) == 42.72
+    # The shortcuts as both programs build them: 64 -> 42 -> 128, 128 -> 85 -> 256, 256 -> 170 -> 512 channels.
+    for level, middle in ((2, 42), (3, 85), (4, 170)):
+        spatial, norm, relu, temporal = theirs.get_submodule(f"layer{level}.0.downsample.0")
+        assert (spatial.out_channels, norm.num_features, temporal.in_channels) == (middle, middle, middle)
+        assert (spatial.stride, temporal.stride) == ((1, 2, 2), (2, 1, 1)) and isinstance(relu, nn.ReLU)
+        assert spatial.bias is None and temporal.bias is None
+    with torch.device("meta"):
+        output = theirs(torch.empty(2, 3, 16, 112, 112))
     assert output.map.shape == (2, 98, 512)
 
 
-@pytest.mark.parametrize("name", ["r2plus1d_10", "r2plus1d_18"])
+@pytest.mark.parametrize("name", ["r2plus1d_10", "r2plus1d_10_factored", "r2plus1d_18"])
 @pytest.mark.parametrize("width", [1 / 64, 0.1875, 1.0])
 def test_width_scales_the_channels(name, width):
     with torch.device("meta"):

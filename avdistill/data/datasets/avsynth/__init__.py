@@ -1,22 +1,21 @@
-"""avsynth: short videos drawn and synthesised from a seed, with the truth about each clip written down.
+"""avsynth: short synthetic videos with sound, generated from a seed, with ground truth for each clip.
 
-**Pictures.** A class is a motion: a shape that swings, bounces, circles, … in front of a scene. Shape, colours, size,
-place and phase are drawn independently of the class, and no motion is told from another by left and right, so that
-clips may be mirrored. What one picture says of the class is the ground below: with probability `typical` that on which
-the class is at home, as swimming is in water, else any. A group is one scene and one actor, and is the same in all
-classes. Two pairs of classes, bouncing and hopping, falling and dropping, look alike, ground and all, and differ in
-their sound alone, as in real life some do: no student that only sees can tell them apart. `clutter` scales what
-disturbs: texture, resting shapes, drift of the camera, noise, grain of the ground.
+**Video.** A class is a motion: a shape that swings, bounces, circles, … in front of a scene. Shape, colours, size,
+position and phase are sampled independently of the class. No two motions differ only by left and right, so clips may
+be mirrored. A single frame indicates the class only by the ground: with probability `typical` the typical ground of
+the class (as water for swimming), else a random one. A group is one scene and one actor, the same in all classes. Two
+pairs of classes, bouncing and hopping, falling and dropping, have the same motion and ground and differ only in their
+sound, so no model without audio can distinguish them. `clutter` scales the disturbances: texture, static shapes,
+camera drift, noise, grain of the ground.
 
-**Sound.** A class whose correlation is *strong* (the share `strong` of the classes) has a sound of its own; the
-*weak* ones share one that is like speech. A clip's sound belongs to its class with probability `relevant`; else it
-is irrelevant (wind, rain, hum, music), whatever the class. With probability `no_sound` there is none: no stream, or
-digital silence. Music lies beneath everything, at a loudness drawn evenly from `music_db` relative to the clip's
-sound.
+**Sound.** A class with *strong* correlation (the fraction `strong` of the classes) has a sound of its own; the *weak*
+classes share a speech-like one. A clip has the sound of its class with probability `relevant`, else an irrelevant one
+(wind, rain, hum, music), independent of the class. With probability `no_sound` it has none: no audio stream, or digital
+silence. Every sound has background music, at a level sampled uniformly from `music_db` (dB relative to the sound).
 
-Each clip is made from numbers drawn from (`seed`, class, group, clip) alone, so any number of processes makes the
-same bytes. clips.csv adds the truth: `relevant` (yes or no: the sound belongs to the action), `correlation` (strong
-or weak, of the class), `music_db`, and `sound` (own, talk, wind, rain, hum, music, silence or none).
+All random numbers of a clip depend only on (`seed`, class, group, clip), so the bytes do not depend on the number of
+processes. clips.csv has the ground truth: `relevant` (yes or no: the sound is that of the class), `correlation`
+(strong or weak, of the class), `music_db`, and `sound` (own, talk, wind, rain, hum, music, silence or none).
 """
 
 from __future__ import annotations
@@ -32,46 +31,46 @@ import numpy as np
 from avdistill.config.origins import Avsynth
 from avdistill.data import media
 from avdistill.data.datasets import CLIPS
-from avdistill.data.datasets.avsynth import pictures, sounds
+from avdistill.data.datasets.avsynth import scenes, sounds
 from avdistill.pipeline import workers
 from avdistill.pipeline.errors import UserError
 
 
 class Path2D(NamedTuple):
-    """A motion: offset from the middle in units of reach (T, 2), y downwards; turn in radians and growth (T,)."""
+    """A motion: offset from the centre in units of reach (T, 2), y downwards; turn in radians and scale (T,)."""
 
     offset: np.ndarray
     turn: np.ndarray
-    growth: np.ndarray
+    scale: np.ndarray
 
 
 Motion = Callable[[np.random.Generator, np.ndarray], Path2D]
 
 
 def _path(
-    x: np.ndarray | float, y: np.ndarray | float, phase: np.ndarray, turn: np.ndarray | None = None, growth: float = 1
+    x: np.ndarray | float, y: np.ndarray | float, phase: np.ndarray, turn: np.ndarray | None = None, scale: float = 1
 ) -> Path2D:
-    still = np.zeros_like(phase)
-    offset = np.stack([x + still, y + still], axis=1)
-    return Path2D(offset, still if turn is None else turn, growth + still)
+    zeros = np.zeros_like(phase)
+    offset = np.stack([x + zeros, y + zeros], axis=1)
+    return Path2D(offset, zeros if turn is None else turn, scale + zeros)
 
 
 def _wave(phase: np.ndarray) -> np.ndarray:
-    """Sine of a phase in cycles."""
+    """Return the sine of a phase in cycles."""
     return np.sin(2 * np.pi * phase)
 
 
 def _triangle(phase: np.ndarray) -> np.ndarray:
-    """Triangle wave in -1..1."""
+    """Return a triangle wave in -1..1 of a phase in cycles."""
     return 4 * np.abs(phase % 1 - 0.5) - 1
 
 
 def _side(rng: np.random.Generator) -> float:
-    """Left or right."""
+    """Return -1 or 1 at random."""
     return float(rng.choice([-1.0, 1.0]))
 
 
-# Each takes the phase in cycles (T,), which passes at 0.45 to 0.85 cycles a second.
+# Motions take the phase in cycles (T,), which advances by 0.45 to 0.85 cycles per second.
 
 
 def _swinging(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
@@ -95,7 +94,7 @@ def _spinning(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
 
 def _pulsing(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
     still = _path(0.0, 0.0, phase)
-    return still._replace(growth=1 + 0.5 * _wave(phase))
+    return still._replace(scale=1 + 0.5 * _wave(phase))
 
 
 def _falling(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
@@ -119,14 +118,14 @@ def _sliding(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
 
 
 class Action(NamedTuple):
-    """What a class is: how it moves, the sound of its own if it is a strong one, and the ground where it is at home."""
+    """A class: its motion, its own sound (used if its correlation is strong), and its typical ground."""
 
     motion: Motion
     instrument: sounds.Instrument
     ground: str
 
 
-# A dataset of n classes has the first n.
+# A dataset with n classes uses the first n.
 ACTIONS: dict[str, Action] = {
     "swinging": Action(_swinging, sounds.whoosh, "meadow"),
     "circling": Action(_circling, sounds.whirr, "asphalt"),
@@ -144,40 +143,40 @@ ACTIONS: dict[str, Action] = {
 
 
 def strong(origin: Avsynth) -> list[bool]:
-    """Which classes have a sound of their own: the share `strong` of them, spread evenly over the list."""
+    """Return for each class whether it has a sound of its own: the fraction `strong`, spread evenly over the list."""
     steps = np.floor(np.arange(origin.classes + 1) * origin.strong + 1e-9)
     return (np.diff(steps) > 0).tolist()
 
 
 @dataclass(frozen=True)
 class SynthClip:
-    """One clip as it was drawn: where it stands, and the truth about its sound."""
+    """A planned clip: its class, group and number, and the ground truth of its sound."""
 
     name: str
     action: int
     group: int
     number: int
-    sound: str  # "own", "talk", one of the irrelevant, "silence" (a stream of zeros) or "none" (no stream)
+    sound: str  # "own", "talk", a key of sounds.IRRELEVANT, "silence" (a stream of zeros) or "none" (no stream)
     music_db: float
 
     @property
     def file(self) -> str:
-        """Path below the videos."""
+        """Return the path relative to the folder of videos."""
         action = list(ACTIONS)[self.action]
         return f"{action}/{self.name}.mp4"
 
 
 def plan(origin: Avsynth) -> list[SynthClip]:
-    """All clips of a origin, drawn but not yet made."""
+    """Sample the attributes of all clips of an origin, without rendering them."""
     return [
-        _draw(origin, action, group, number)
+        _sample(origin, action, group, number)
         for action in range(origin.classes)
         for group in range(origin.groups)
         for number in range(origin.clips_per_group)
     ]
 
 
-def _draw(origin: Avsynth, action: int, group: int, number: int) -> SynthClip:
+def _sample(origin: Avsynth, action: int, group: int, number: int) -> SynthClip:
     rng = np.random.default_rng([origin.seed, 0, action, group, number])
     absent, relevant, kind = rng.uniform(size=3)
     irrelevant = str(rng.choice(list(sounds.IRRELEVANT)))
@@ -193,12 +192,12 @@ def _draw(origin: Avsynth, action: int, group: int, number: int) -> SynthClip:
 
 
 def make(origin: Avsynth, clip: SynthClip) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pictures uint8 (T, H, W, 3) and sound float32 (samples,), or None for a clip without one."""
+    """Render a clip: frames uint8 (T, H, W, 3), and sound float32 (samples,) or None for a clip without a stream."""
     action = list(ACTIONS.values())[clip.action]
-    setting = _setting(origin, clip, action.ground)
+    scene = _scene(origin, clip, action.ground)
     rng = np.random.default_rng([origin.seed, 2, clip.action, clip.group, clip.number])
     tempo = rng.uniform(0.45, 0.85)
-    frames = _film(rng, origin, setting, action.motion, tempo)
+    frames = _render(rng, origin, scene, action.motion, tempo)
     samples = round(origin.seconds * sounds.RATE)
     if clip.sound == "none":
         return frames, None
@@ -207,47 +206,45 @@ def make(origin: Avsynth, clip: SynthClip) -> tuple[np.ndarray, np.ndarray | Non
     voices = {"own": action.instrument, "talk": sounds.talk, **sounds.IRRELEVANT}
     sound = sounds.mix(voices[clip.sound](rng, samples, tempo), sounds.music(rng, samples, tempo), clip.music_db)
     sound += np.float32(0.02) * rng.standard_normal(samples, dtype=np.float32)
-    return frames, sounds.loud(sound) * np.float32(10 ** (rng.uniform(-30, -18) / 20))
+    return frames, sounds.normalise_rms(sound) * np.float32(10 ** (rng.uniform(-30, -18) / 20))
 
 
-def _setting(origin: Avsynth, clip: SynthClip, home: str) -> pictures.Scene:
-    """The scene of a clip's group, on the ground where its class is at home or on any."""
-    backdrop = np.random.default_rng([origin.seed, 1, clip.group])
+def _scene(origin: Avsynth, clip: SynthClip, typical: str) -> scenes.Scene:
+    """Draw the scene of a clip's group, with the typical ground of its class or a random one."""
+    group_rng = np.random.default_rng([origin.seed, 1, clip.group])
     rng = np.random.default_rng([origin.seed, 5, clip.action, clip.group, clip.number])
-    anywhere = str(rng.choice(list(pictures.GROUNDS)))
-    ground = home if rng.uniform() < origin.typical else anywhere
-    setting = pictures.scene(backdrop, origin.height, origin.width, origin.clutter)
-    return pictures.on_ground(rng, setting, ground, origin.clutter)
+    other = str(rng.choice(list(scenes.GROUNDS)))
+    ground = typical if rng.uniform() < origin.typical else other
+    scene = scenes.draw_scene(group_rng, origin.height, origin.width, origin.clutter)
+    return scenes.draw_ground(rng, scene, ground, origin.clutter)
 
 
-def _film(
-    rng: np.random.Generator, origin: Avsynth, setting: pictures.Scene, motion: Motion, tempo: float
-) -> np.ndarray:
-    """The actor of a scene in motion: size, reach, middle and first phase are the clip's own."""
+def _render(rng: np.random.Generator, origin: Avsynth, scene: scenes.Scene, motion: Motion, tempo: float) -> np.ndarray:
+    """Render the frames of an actor in motion, with size, reach, centre and initial phase sampled for the clip."""
     height, width = origin.height, origin.width
     time = np.arange(round(origin.seconds * origin.fps)) / origin.fps
     path = motion(rng, rng.uniform() + tempo * time)
     reach = height * rng.uniform(0.28, 0.36)
-    middle = np.array([width, height]) / 2 + rng.uniform(-0.08, 0.08, 2) * height
-    radius = height * rng.uniform(0.18, 0.22) * path.growth
+    centre = np.array([width, height]) / 2 + rng.uniform(-0.08, 0.08, 2) * height
+    radius = height * rng.uniform(0.18, 0.22) * path.scale
     turn = path.turn + rng.uniform(0, 2 * np.pi)
-    return pictures.film(rng, setting, middle + reach * path.offset, turn, radius, origin.clutter)
+    return scenes.render(rng, scene, centre + reach * path.offset, turn, radius, origin.clutter)
 
 
 def check(origin: Avsynth) -> None:
-    """Raises UserError if the range of loudness is upside down."""
+    """Check the range `music_db`. Raises UserError if low > high."""
     low, high = origin.music_db
     if low > high:
-        raise UserError(f"music_db: expected [low, high] in dB, found [{low:g}, {high:g}]")
+        raise UserError(f"music_db: expected [low, high] in dB with low <= high, found [{low:g}, {high:g}]")
 
 
 def videos(origin: Avsynth, folder: Path) -> Path:
-    """Videos lie as videos/<class>/<class>_g<group>_c<clip>.mp4."""
+    """Return the folder of the videos, <class>/<class>_g<group>_c<clip>.mp4."""
     return folder / "videos"
 
 
 def download(origin: Avsynth, folder: Path) -> None:
-    """Make the videos that are not there yet, and clips.csv."""
+    """Write the missing videos, and clips.csv."""
     import pandas as pd
 
     from avdistill.data.files import write_csv
@@ -280,13 +277,14 @@ def _write(origin: Avsynth, root: Path, clip: SynthClip) -> None:
     media.write_video(root / clip.file, frames, origin.fps, sound, sounds.RATE)
 
 
-# --- what teachers learn from: nothing of it is in the dataset ------------------------------------------------------
+# --- training data of the teachers: disjoint from the dataset --------------------------------------------------------
 
 
 def pretraining_sounds(count: int, seconds: float, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Generic sounds with music or noise beneath: float32 (count, samples) at 32 kHz, labels (count,), class names.
+    """Synthesise generic sounds with music or noise in the background.
 
-    Classes come in turn. None of the instruments is heard in the dataset's actions.
+    Returns float32 (count, samples) at 32 kHz, labels (count,), and the class names. The classes alternate. None of the
+    sounds is the sound of a class of the dataset.
     """
     names = list(sounds.GENERIC)
     labels = np.arange(count) % len(names)
@@ -295,21 +293,22 @@ def pretraining_sounds(count: int, seconds: float, seed: int) -> tuple[np.ndarra
     for row, label in enumerate(labels):
         rng = np.random.default_rng([seed, 3, row])
         tempo = rng.uniform(0.8, 1.6)
-        beneath = sounds.music(rng, samples, tempo) if rng.uniform() < 0.5 else rng.standard_normal(samples, np.float32)
-        mixed = sounds.mix(sounds.GENERIC[names[label]](rng, samples, tempo), beneath, rng.uniform(-25, 0))
-        waveforms[row] = sounds.loud(mixed) * np.float32(10 ** (rng.uniform(-30, -18) / 20))
+        other = sounds.music(rng, samples, tempo) if rng.uniform() < 0.5 else rng.standard_normal(samples, np.float32)
+        mixed = sounds.mix(sounds.GENERIC[names[label]](rng, samples, tempo), other, rng.uniform(-25, 0))
+        waveforms[row] = sounds.normalise_rms(mixed) * np.float32(10 ** (rng.uniform(-30, -18) / 20))
     return waveforms, labels, names
 
 
 def pretraining_images(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Still shapes, filled plain or striped, on scenes: uint8 (count, size, size, 3), labels (count,), class names.
+    """Draw images of shapes, plain or striped, on scenes.
 
-    Classes come in turn: every shape with every filling.
+    Returns uint8 (count, size, size, 3), labels (count,), and the class names: every shape with both fillings. The
+    classes alternate.
     """
-    names = [f"{filling} {shape}" for shape in pictures.SHAPES for filling in ("plain", "striped")]
+    names = [f"{filling} {shape}" for shape in scenes.SHAPES for filling in ("plain", "striped")]
     labels = np.arange(count) % len(names)
     images = np.empty((count, size, size, 3), dtype=np.uint8)
     for row, label in enumerate(labels):
         filling, _, shape = names[label].partition(" ")
-        images[row] = pictures.still(np.random.default_rng([seed, 4, row]), shape, filling == "striped", size)
+        images[row] = scenes.draw_image(np.random.default_rng([seed, 4, row]), shape, filling == "striped", size)
     return images, labels, names

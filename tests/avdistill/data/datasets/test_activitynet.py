@@ -32,7 +32,7 @@ DATABASE = {
     "v_bWquUXC2T": entry("validation", (1.0, 2.0, CREAM), (2.0, 3.0, CREAM)),
     "--testing--": entry("testing"),
 }
-GONE = "_gone-video"
+UNAVAILABLE = "_gone-video"
 
 
 def test_from_the_official_annotation_to_the_index(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_from_the_official_annotation_to_the_index(tmp_path: Path) -> None:
     media.write_video(tmp_path / "video.mp4", ramp(20), 5, tone(4))
     (tmp_path / "web/watch").mkdir()
     for name in DATABASE:
-        if name not in (GONE, "--testing--"):
+        if name not in (UNAVAILABLE, "--testing--"):
             shutil.copy(tmp_path / "video.mp4", tmp_path / f"web/watch/{name}.mp4")
     with serve(tmp_path / "web") as web:
         origin = {
@@ -63,19 +63,19 @@ def test_from_the_official_annotation_to_the_index(tmp_path: Path) -> None:
     ]
     assert index.loc["---9CpRcKoU_0", ["start", "end", "seconds"]].tolist() == [0.5, 2.0, 1.5]
     assert index.loc["--0edUL8zmA_1", ["start", "end", "seconds"]].tolist() == pytest.approx([2.0, 4.0, 2.0])
-    assert index.loc["--8jMm4nwLU_1", "status"] == "broken"
+    assert index.loc["--8jMm4nwLU_1", "status"] == "corrupt"
     assert index.loc["--8jMm4nwLU_1", "reason"] == "nothing between 9 s and 4 s: the file is 4 s long"
-    lost = index[index["group"] == GONE]
-    assert lost["status"].tolist() == ["gone"] * 2
+    lost = index[index["group"] == UNAVAILABLE]
+    assert lost["status"].tolist() == ["unavailable"] * 2
     assert lost["reason"].str.endswith("HTTP Error 404: Not Found").all()
     tests = index["group"].isin(["1e10-aaaaaa", "v_bWquUXC2T"])
     assert (index["split"][tests] == "test").all()
     assert set(index["split"][~tests]) == {"train", "val"}
     metrics = json.loads((tmp_path / "out/metrics/split/d.json").read_text())
-    assert metrics["status"] == {"ok": 11, "broken": 1, "gone": 2, "excluded": 0}
+    assert metrics["status"] == {"ok": 11, "corrupt": 1, "unavailable": 2, "excluded": 0}
     assert metrics["groups"]["train"] + metrics["groups"]["val"] == 6
     assert metrics["groups"]["test"] == 2
-    assert metrics["groups_gone"] == {"train": 1, "val": 0, "test": 0}
+    assert metrics["groups_unavailable"] == {"train": 1, "val": 0, "test": 0}
 
 
 def test_a_folder_that_the_user_has_is_used_in_place(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_folder_that_the_user_has_is_used_in_place(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     activitynet.download(own, tmp_path / "out")
     table = datasets.clips(tmp_path / "out")
-    there = table[table["gone"] == ""].set_index("id")
+    there = table[table["unavailable"] == ""].set_index("id")
     assert there["file"].to_dict() == {
         "---9CpRcKoU_0": files["---9CpRcKoU"],
         "---9CpRcKoU_1": files["---9CpRcKoU"],

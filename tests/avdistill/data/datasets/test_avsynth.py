@@ -10,7 +10,7 @@ import pytest
 from avdistill.config.origins import Avsynth
 from avdistill.data import datasets, media
 from avdistill.data.datasets import avsynth
-from avdistill.data.datasets.avsynth import pictures, sounds
+from avdistill.data.datasets.avsynth import scenes, sounds
 from avdistill.pipeline.errors import UserError
 
 
@@ -133,19 +133,19 @@ def test_scenes_are_shared_by_a_group_and_by_it_alone() -> None:
 def test_the_ground_is_typical_of_the_class_as_often_as_asked() -> None:
     names = list(avsynth.ACTIONS)
     homes = [action.ground for action in avsynth.ACTIONS.values()]
-    assert set(homes) == set(pictures.GROUNDS)
+    assert set(homes) == set(scenes.GROUNDS)
     twins = {("bouncing", "hopping"), ("falling", "dropping")}
     assert {(a, b) for a, b in combinations(names, 2) if homes[names.index(a)] == homes[names.index(b)]} == twins
 
     def at_home(typical: float) -> float:
         """Share of clips whose lowest pixels are nearer to the colour of their class's ground than to any other's."""
         asked = origin(clutter=0, typical=typical, classes=12, groups=3, clips_per_group=2, seconds=0.5)
-        colours = np.array(list(pictures.GROUNDS.values()))
+        colours = np.array(list(scenes.GROUNDS.values()))
         right = []
         for clip in avsynth.plan(asked):
             seen = avsynth.make(asked, clip)[0][0, -1].mean(0) / 255
             nearest = np.linalg.norm(colours / colours.sum(1, keepdims=True) - seen / seen.sum(), axis=1).argmin()
-            right.append(list(pictures.GROUNDS)[nearest] == homes[clip.action])
+            right.append(list(scenes.GROUNDS)[nearest] == homes[clip.action])
         return float(np.mean(right))
 
     assert at_home(1) > 0.7  # an actor may lie over it, and shades vary
@@ -159,10 +159,10 @@ def test_motions_differ_and_may_be_mirrored() -> None:
         made_ = [action.motion(np.random.default_rng(seed), phase) for seed in range(20)]
         for path in made_:
             assert path.offset.shape == (40, 2)
-            assert path.turn.shape == path.growth.shape == (40,)
+            assert path.turn.shape == path.scale.shape == (40,)
             assert np.abs(path.offset).max() < 1.7
-            assert path.growth.min() > 0.4
-        paths[name] = np.concatenate([made_[0].offset, made_[0].turn[:, None], made_[0].growth[:, None]], axis=1)
+            assert path.scale.min() > 0.4
+        paths[name] = np.concatenate([made_[0].offset, made_[0].turn[:, None], made_[0].scale[:, None]], axis=1)
     # Two pairs move alike on purpose: only their sounds differ.
     twins = {frozenset(("bouncing", "hopping")), frozenset(("falling", "dropping"))}
     for one, two in combinations(paths, 2):
@@ -176,13 +176,13 @@ def test_motions_differ_and_may_be_mirrored() -> None:
 
 def test_an_actor_covers_its_area() -> None:
     one = np.ones(1)
-    layer = pictures.cover("disc", 40, 40, 20 * one, 20 * one, 0 * one, 10 * one)
+    layer = scenes.cover("disc", 40, 40, 20 * one, 20 * one, 0 * one, 10 * one)
     assert layer.sum() == pytest.approx(np.pi * 8.5**2, rel=0.01)
-    bar = pictures.cover("bar", 60, 60, 30 * one, 30 * one, np.pi / 2 * one, 20 * one)[0]
+    bar = scenes.cover("bar", 60, 60, 30 * one, 30 * one, np.pi / 2 * one, 20 * one)[0]
     assert bar.sum() == pytest.approx(40 * 14, rel=0.05)
     assert bar[:, 30].sum() > 2 * bar[30].sum()  # turned by a quarter, it stands upright
-    for shape in pictures.SHAPES:
-        assert 10 < pictures.cover(shape, 40, 40, 20 * one, 20 * one, one, 10 * one).sum() < 400
+    for shape in scenes.SHAPES:
+        assert 10 < scenes.cover(shape, 40, 40, 20 * one, 20 * one, one, 10 * one).sum() < 400
 
 
 def test_tone_has_the_pitch_that_was_asked_for() -> None:
@@ -204,7 +204,7 @@ def test_noise_has_the_band_that_was_asked_for() -> None:
 def test_mix_is_relative_to_the_sound() -> None:
     rng = np.random.default_rng(0)
     sound, other = rng.normal(size=1000), 7 * rng.normal(size=1000)
-    added = sounds.mix(sound, other, -12.0) - sounds.loud(sound)
+    added = sounds.mix(sound, other, -12.0) - sounds.normalise_rms(sound)
     assert 20 * np.log10(np.sqrt(np.mean(added**2))) == pytest.approx(-12, abs=0.01)
 
 

@@ -73,7 +73,7 @@ def test_groups_by_pattern_count_within_their_class(source: Path, tmp_path: Path
 
 
 def test_a_name_without_a_group(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="finds no group in the name"):
+    with pytest.raises(UserError, match="does not match the file name"):
         listed(source, tmp_path, group_pattern=r"_g(\d+)")
 
 
@@ -95,8 +95,8 @@ def test_groups_and_parts_from_a_table(source: Path, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("file\nArchery/x.mp4\n", "expected a column 'group', found file"),
-        ("", "not a table"),
-        ("file,group\nArchery/NA.web,g1\n", "'Archery/NA.web' is not below .*did you mean 'Archery/NA.webm'"),
+        ("", "not a CSV table"),
+        ("file,group\nArchery/NA.web,g1\n", "there is no video 'Archery/NA.web' in .*did you mean 'Archery/NA.webm'"),
         ("file,group\nArchery/NA.webm,g1\n", "no row for 'Archery/a b's"),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_file_that_stands_twice(source: Path, tmp_path: Path) -> None:
     groups_csv(source)
     with (source / "groups.csv").open("a") as table:
         table.write("Archery/NA.webm,g9\n")
-    with pytest.raises(UserError, match="stands twice"):
+    with pytest.raises(UserError, match="occurs twice"):
         listed(source, tmp_path)
 
 
@@ -121,7 +121,7 @@ def test_bad_folders(tmp_path: Path) -> None:
         listed(tmp_path, tmp_path)
     (tmp_path / "videos/Archery").mkdir(parents=True)
     (tmp_path / "videos/Archery/x.mp4").touch()
-    with pytest.raises(UserError, match="two classes or more, found 'Archery' only"):
+    with pytest.raises(UserError, match="two or more classes, found only 'Archery'"):
         listed(tmp_path / "videos", tmp_path)
     (tmp_path / "videos/Surfing").mkdir()
     (tmp_path / "videos/Surfing/x\udcff.mp4").touch()

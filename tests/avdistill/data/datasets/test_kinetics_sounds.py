@@ -78,14 +78,14 @@ def test_from_the_archives_to_the_index(site: Path, tmp_path: Path) -> None:
     assert {path.stem for path in videos.glob("*.mp4")} == set(expected) - {missing}
     index = read_index(tmp_path / "out/split/d/index.csv").set_index("id")
     assert index["class"].to_dict() == expected
-    assert index.loc[missing, ["status", "reason"]].tolist() == ["gone", "in none of the archives"]
+    assert index.loc[missing, ["status", "reason"]].tolist() == ["unavailable", "in none of the archives"]
     assert (index.drop(missing)["status"] == "ok").all(), "the damaged file was not replaced"
     assert index.drop(missing)["seconds"].to_numpy() == pytest.approx(2, abs=0.01)
     assert set(index[index["split"] == "test"].index) == {name(*row[1:]) for row in VAL[:3]}
     assert index.loc[name("NA-abcdefgh", 1200), "group"] == "NA-abcdefgh"
     metrics = json.loads((tmp_path / "out/metrics/split/d.json").read_text())
-    assert metrics["status"] == {"ok": 9, "broken": 0, "gone": 1, "excluded": 0}
-    assert metrics["groups_gone"] == {"train": 1, "val": 0, "test": 0}
+    assert metrics["status"] == {"ok": 9, "corrupt": 0, "unavailable": 1, "excluded": 0}
+    assert metrics["groups_unavailable"] == {"train": 1, "val": 0, "test": 0}
 
 
 def test_an_interrupted_download_goes_on(site: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_an_interrupted_download_goes_on(site: Path, tmp_path: Path) -> None:
         assert web.count("/train/part_0.tar.gz") == 1
         assert web.count("/replacement_for_corrupted_k400.tgz") == 1
     clips = datasets.clips(tmp_path / "out/download/d")
-    assert clips["id"][clips["gone"] != ""].tolist() == [name("missing-one", 9)]
+    assert clips["id"][clips["unavailable"] != ""].tolist() == [name("missing-one", 9)]
     replaced = tmp_path / f"out/download/d/videos/{name('damaged-one', 7)}.mp4"
     assert replaced.read_bytes() == (tmp_path / "video.mp4").read_bytes()
 
@@ -119,8 +119,8 @@ def test_a_folder_that_the_user_has_is_used_in_place(layout: str, tmp_path: Path
     (tmp_path / "out").mkdir()
     kinetics_sounds.download(own, tmp_path / "out")
     table = datasets.clips(tmp_path / "out")
-    assert table["id"][table["gone"] != ""].tolist() == [name("damaged-one", 7), name("missing-one", 9)]
-    clips = datasets.locate(table[table["gone"] == ""], kinetics_sounds.videos(own, tmp_path / "out"))
+    assert table["id"][table["unavailable"] != ""].tolist() == [name("damaged-one", 7), name("missing-one", 9)]
+    clips = datasets.locate(table[table["unavailable"] == ""], kinetics_sounds.videos(own, tmp_path / "out"))
     assert len(clips) == 8
     assert all(clip.path.is_file() for clip in clips)
 
@@ -136,7 +136,7 @@ def test_what_is_lacking_is_filled_in(site: Path, tmp_path: Path) -> None:
     assert own.read_bytes() == b"the user's own"
     assert not (tmp_path / "own" / own.name).exists()
     table = datasets.clips(tmp_path / "out").set_index("id")
-    assert (table["gone"] == "").sum() == 9
+    assert (table["unavailable"] == "").sum() == 9
     assert table.loc[own.stem, "file"] == f"{BOWLING}/{own.name}"
 
 

@@ -113,7 +113,7 @@ def test_from_the_site(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
         "videos",
     ]
     assert not [*out.rglob("*BenchPress*")], "classes without sound stay in the archive"
-    assert "ucf51: 11 train clips have sound; published: 4892" in capsys.readouterr().err
+    assert "ucf51: found 11 train clips with sound, published: 4892" in capsys.readouterr().err
 
 
 def test_the_archive_is_kept_if_wanted(url: str, site: Path, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_missing_clips_are_told(site: Path, url: str, tmp_path: Path, capsys: py
     next(have.rglob("v_Archery_g10_c02.avi")).unlink()
     table = listed(tmp_path, mirror=url, videos=str(have))
     assert len(table) == 19
-    assert "ucf51: 1 of 20 listed clips are not there: v_Archery_g10_c02, …" in capsys.readouterr().err
+    assert "ucf51: 1 of 20 listed clips are missing: v_Archery_g10_c02, …" in capsys.readouterr().err
 
 
 def test_other_splits_have_other_lists(url: str, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_the_stages(url: str, tmp_path: Path) -> None:
         ({"videos": "empty"}, "videos: empty: expected clips named like v_Archery_g01_c01.avi, found none"),
         ({"videos": "other.zip"}, r"other\.zip: expected clips such as UCF-101/Archery/v_Archery_g01_c01.avi"),
         ({"videos": "page.rar"}, r"page\.rar: the archive is damaged"),
-        ({"videos": "twice"}, r"a second file of that name; the other one is twice/a/v_Archery_g01_c01\.avi"),
+        ({"videos": "twice"}, r"another file has the same name: twice/a/v_Archery_g01_c01\.avi"),
         ({"mirror": "http://127.0.0.1:9"}, r"http://127\.0\.0\.1:9/UCF101\.rar: .*refused"),
     ],
 )
@@ -252,7 +252,7 @@ def test_real_clips(shared_data: Path, tmp_path: Path) -> None:
                 official[Path(line).stem] = part
     table = listed(tmp_path, videos=str(tmp_path / "UCF-101"))
     assert table["split"].to_dict() == {name: official[name] for name in files if name in official}
-    index = split.look(table.reset_index(), tmp_path / "UCF-101").set_index("id")
+    index = split.probe_clips(table.reset_index(), tmp_path / "UCF-101").set_index("id")
     used = index[index["status"] == "ok"]
     with np.load(shared_data / "features/ucf51_cnn14_emb512.npz") as published:
         assert set(used.index) == set(published["video"].astype(str)) & set(files)

@@ -18,7 +18,7 @@ from tests.helpers.replicas import write_vggsound
 from tests.helpers.serving import serve
 
 MARCHING, CHIRPING = "people marching", "bird chirping, tweeting"
-ROWS = [  # as in the official list, quotes included; one video gave two clips, one is gone
+ROWS = [  # as in the official list, quotes included; one video gave two clips, one is unavailable
     ("---g-f_I2yQ", 1, MARCHING, "train"),
     ("--0PQM4-hqg", 3, MARCHING, "train"),
     ("--0PQM4-hqg", 4, MARCHING, "train"),
@@ -33,7 +33,7 @@ ROWS = [  # as in the official list, quotes included; one video gave two clips, 
     ("6jiO0tPLK7U", 0, CHIRPING, "test"),
 ]
 NAMES = [f"{video}_{start:06d}" for video, start, _, _ in ROWS]
-GONE = "_-gone-gone_000130"
+UNAVAILABLE = "_-gone-gone_000130"
 
 
 def official(path: Path) -> Path:
@@ -59,9 +59,9 @@ def test_from_the_official_list_to_the_index(tmp_path: Path) -> None:
         split.main(stage("split", "d", tmp_path, origin))
     index = read_index(tmp_path / "out/split/d/index.csv").set_index("id")
     assert sorted(index.index) == sorted(NAMES)
-    assert index.loc[GONE, ["status", "file"]].tolist() == ["gone", f"{GONE}.mp4"]
-    assert index.loc[GONE, "reason"] == "Unable to download webpage: HTTP Error 404: Not Found"
-    had = index.drop(GONE)
+    assert index.loc[UNAVAILABLE, ["status", "file"]].tolist() == ["unavailable", f"{UNAVAILABLE}.mp4"]
+    assert index.loc[UNAVAILABLE, "reason"] == "Unable to download webpage: HTTP Error 404: Not Found"
+    had = index.drop(UNAVAILABLE)
     assert (had["status"] == "ok").all()
     assert (had["audio"] == "yes").all()
     assert had["seconds"].to_numpy() == pytest.approx(10, abs=0.01)
@@ -70,8 +70,8 @@ def test_from_the_official_list_to_the_index(tmp_path: Path) -> None:
     assert {name: "train" if split == "val" else split for name, split in index["split"].items()} == expected
     assert (index.groupby("group")["split"].nunique() == 1).all()
     metrics = json.loads((tmp_path / "out/metrics/split/d.json").read_text())
-    assert metrics["status"] == {"ok": 11, "broken": 0, "gone": 1, "excluded": 0}
-    assert metrics["groups_gone"] == {"train": 1, "val": 0, "test": 0}
+    assert metrics["status"] == {"ok": 11, "corrupt": 0, "unavailable": 1, "excluded": 0}
+    assert metrics["groups_unavailable"] == {"train": 1, "val": 0, "test": 0}
     assert metrics["groups"]["test"] == 4
     assert metrics["groups"]["train"] + metrics["groups"]["val"] == 6
 
@@ -79,7 +79,7 @@ def test_from_the_official_list_to_the_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["{name}.mp4", "{split}/{name}.mp4", "{split}/{label}/{name}.webm"])
 def test_a_folder_that_the_user_has_is_used_in_place(layout: str, tmp_path: Path) -> None:
     for (_, _, label, part), name in zip(ROWS, NAMES, strict=True):
-        if name != GONE:
+        if name != UNAVAILABLE:
             path = tmp_path / "own" / layout.format(name=name, split=part, label=label)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"video")
@@ -91,9 +91,11 @@ def test_a_folder_that_the_user_has_is_used_in_place(layout: str, tmp_path: Path
     (tmp_path / "out").mkdir()
     vggsound.download(own, tmp_path / "out")
     table = datasets.clips(tmp_path / "out").set_index("id")
-    assert table["gone"].to_dict() == {name: "not in the folder of videos" if name == GONE else "" for name in NAMES}
+    assert table["unavailable"].to_dict() == {
+        name: "not in the folder of videos" if name == UNAVAILABLE else "" for name in NAMES
+    }
     clips = datasets.locate(table.reset_index(), vggsound.videos(own, tmp_path / "out"))
-    assert all(clip.path.is_file() for clip in clips if clip.id != GONE)
+    assert all(clip.path.is_file() for clip in clips if clip.id != UNAVAILABLE)
     assert sorted(tmp_path.joinpath("own").rglob("*")) == before
 
 
@@ -117,18 +119,18 @@ def test_what_is_lacking_is_filled_in(tmp_path: Path) -> None:
         assert {path for path, _ in web.requests} == {f"/{ROWS[0][0]}.mp4"}
     table = datasets.clips(tmp_path / "out")
     assert table["file"].tolist() == [f"{NAMES[0]}.mp4", *(f"train/{name}.mp4" for name in NAMES[1:])]
-    assert (table["gone"] == "").all()
+    assert (table["unavailable"] == "").all()
     assert media.probe(tmp_path / f"own/{NAMES[0]}.mp4").seconds == pytest.approx(10, abs=0.01)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,1,x,training\n", r"v\.csv: split 'training': did you mean 'train'\?"),
+        ("a,1,x,training\n", r"v\.csv: unknown split 'training'; did you mean 'train'\?"),
         ("a,one,x,train\n", r"v\.csv: expected rows of video, start in seconds, class and split"),
         ("a_000001.mp4,x\n", r"v\.csv: expected rows of video"),
         ("", r"v\.csv: expected "),
-        ("a,1,x,train\na,1,y,train\n", "clip 'a_000001' stands twice"),
+        ("a,1,x,train\na,1,y,train\n", "clip 'a_000001' occurs twice"),
     ],
 )
 def test_bad_lists(text: str, message: str, tmp_path: Path) -> None:

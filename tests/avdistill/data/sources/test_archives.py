@@ -63,7 +63,7 @@ def found(folder: Path) -> dict[str, bytes]:
 
 @each_type
 def test_all_members(write: Writer, tmp_path: Path) -> None:
-    write(tmp_path / "archive", CONTENTS)  # the name says nothing of the type
+    write(tmp_path / "archive", CONTENTS)  # no extension, so only the first bytes give the type
     paths = unpack(tmp_path / "archive", tmp_path / "out")
     assert paths == [tmp_path / "out" / name for name in CONTENTS]
     assert found(tmp_path / "out") == CONTENTS
@@ -147,7 +147,7 @@ def test_a_member_that_is_longer_than_it_says(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "archive").touch()
     monkeypatch.setattr(archives, "_members", lambda _: iter([bomb]))
     with pytest.raises(
-        UserError, match="archive: 'bomb': refused, longer than the 4000000 bytes that the archive says"
+        UserError, match="archive: 'bomb': refused, longer than the 4000000 bytes that the archive declares"
     ):
         unpack(tmp_path / "archive", tmp_path / "out")
     assert found(tmp_path / "out") == {}
@@ -179,7 +179,7 @@ def test_an_archive_that_ends_too_early(write: Writer, tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             unpack(tmp_path / "archive", tmp_path / "out")
         assert "the archive is damaged" in str(error.value)
-        assert str(error.value).endswith("delete it to have it fetched again")
+        assert str(error.value).endswith("delete it and run again to download it again")
         assert "\n" not in str(error.value)
         assert found(tmp_path / "out") == {}
 
@@ -220,8 +220,8 @@ def test_a_compressed_rar_needs_a_tool(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError) as error:
         unpack(tmp_path / "archive", tmp_path / "out")
     assert str(error.value) == (
-        f"{tmp_path / 'archive'}: 'a': to unpack it, one of unrar, unar, 7z or bsdtar is needed; `apt install unar`, "
-        "or `apt install libarchive-tools` for bsdtar"
+        f"{tmp_path / 'archive'}: 'a': compressed RAR members need one of unrar, unar, 7z or bsdtar, found none; "
+        "run `apt install unar`, or `apt install libarchive-tools` for bsdtar"
     )
 
 

@@ -113,7 +113,7 @@ def test_a_wrong_file_of_that_name_is_fetched_anew(server: Server, tmp_path: Pat
     assert whole(path)
 
 
-def test_broken_connections_are_gone_on_with(server: Server, tmp_path: Path) -> None:
+def test_lost_connections_are_resumed(server: Server, tmp_path: Path) -> None:
     server.cuts = [1000, 1_500_000, 0, 7]
     fetch(server.url, tmp_path / "file.rar")
     assert whole(tmp_path / "file.rar")
@@ -132,8 +132,9 @@ def test_a_later_call_goes_on(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         fetch(server.url, tmp_path / "file.rar")
     assert str(error.value) == (
-        f"{server.url}: the connection ended after 2000000 of 3000000 bytes; gave up after {fetch_module.TRIES} tries; "
-        f"{tmp_path / 'file.rar.part'} keeps what has come, the next run goes on from there"
+        f"{server.url}: the connection was closed after 2000000 of 3000000 bytes; "
+        f"gave up after {fetch_module.TRIES} tries; {tmp_path / 'file.rar.part'} keeps the part received, "
+        "the next run resumes from it"
     )
     assert not (tmp_path / "file.rar").exists()
     server.asked.clear()
@@ -153,14 +154,14 @@ def test_a_call_that_was_killed_before_the_last_step(server: Server, tmp_path: P
     assert server.asked == []
 
 
-@pytest.mark.parametrize("how", ["no ranges", "no version", "weak version", "no notes", "longer part"])
+@pytest.mark.parametrize("how", ["no ranges", "no version", "weak version", "no version file", "longer part"])
 def test_where_it_cannot_go_on_it_begins_anew(server: Server, tmp_path: Path, how: str) -> None:
     server.cuts = [1_000_000, *[0] * fetch_module.TRIES]
     server.ranges = how != "no ranges"
     server.tag = {"no version": "", "weak version": 'W/"1"'}.get(how, '"1"')
     with pytest.raises(UserError):
         fetch(server.url, tmp_path / "file.rar")
-    if how == "no notes":
+    if how == "no version file":
         (tmp_path / "file.rar.part.json").write_text("{")
     if how == "longer part":
         (tmp_path / "file.rar.part").write_bytes(CONTENT + b"x")
@@ -182,7 +183,7 @@ def test_pieces_of_two_versions_are_not_glued_together(server: Server, tmp_path:
     assert server.asked == [None, "bytes=1000000-"]
 
 
-def test_the_file_of_another_url_is_not_gone_on_with(server: Server, tmp_path: Path) -> None:
+def test_the_part_of_another_url_is_not_resumed(server: Server, tmp_path: Path) -> None:
     server.content, server.cuts = bytes(len(CONTENT)), [1_000_000, *[0] * fetch_module.TRIES]
     with pytest.raises(UserError):
         fetch(server.url, tmp_path / "file.rar")
@@ -210,7 +211,7 @@ def test_answers_that_pass_are_tried_again(server: Server, tmp_path: Path, capsy
     assert len(server.asked) == 5
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
-    assert lines[0].startswith("file.rar: the server answers 500 Internal Server Error; trying again in 0.0 s")
+    assert lines[0].startswith("file.rar: HTTP status 500 Internal Server Error; trying again in 0.0 s")
 
 
 def test_answers_that_do_not_pass_end_at_once(server: Server, tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_answers_that_do_not_pass_end_at_once(server: Server, tmp_path: Path) ->
         server.answers = [status]
         with pytest.raises(UserError) as error:
             fetch(server.url, tmp_path / "file.rar")
-        assert str(error.value) == f"{server.url}: the server answers {status} {words}"
+        assert str(error.value) == f"{server.url}: HTTP status {status} {words}"
     assert len(server.asked) == 3
     assert [*tmp_path.iterdir()] == []
 
@@ -255,14 +256,14 @@ def test_a_wrong_checksum_is_refused(server: Server, tmp_path: Path, check: str)
 
 
 def test_a_wrong_size_is_refused_before_anything_is_downloaded(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected 2999999 bytes, the server has 3000000"):
+    with pytest.raises(UserError, match="expected 2999999 bytes, the server reports 3000000"):
         fetch(server.url, tmp_path / "file.rar", size=len(CONTENT) - 1)
     assert [*tmp_path.iterdir()] == []
 
 
 def test_a_server_that_lies_about_the_length(server: Server, tmp_path: Path) -> None:
     server.lie = 10
-    with pytest.raises(UserError, match="ended after 3000000 of 3000010 bytes; gave up"):
+    with pytest.raises(UserError, match="closed after 3000000 of 3000010 bytes; gave up"):
         fetch(server.url, tmp_path / "file.rar")
     assert not (tmp_path / "file.rar").exists()
 
@@ -275,7 +276,7 @@ def test_chunks_tell_when_they_are_whole(server: Server, tmp_path: Path) -> None
 
 def test_more_than_the_disk_has_room_for(server: Server, tmp_path: Path) -> None:
     server.lie = 10**18
-    with pytest.raises(UserError, match=rf"{tmp_path}: 1000000000\.0 GB are needed for file\.rar, [\d.]+ GB are"):
+    with pytest.raises(UserError, match=rf"{tmp_path}: file\.rar needs 1000000000\.0 GB, [\d.]+ GB are"):
         fetch(server.url, tmp_path / "file.rar")
 
 

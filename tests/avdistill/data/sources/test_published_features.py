@@ -41,13 +41,13 @@ CLIPS = {f"{name}/v_{name}_g0{group}_c01": None for name in ("Archery", "Surfing
 
 
 def little_index() -> pd.DataFrame:
-    """Six clips, one without sound and one broken."""
+    """Six clips, one without sound and one corrupt."""
     rows: list[dict[str, Any]] = [
         {"id": clip, "file": f"{clip}.avi", "class": clip.split("/")[0], "group": clip[-7:-4], "split": "train"}
         for clip in CLIPS
     ]
     rows[0] |= {"audio": "no"}
-    rows[5] |= {"status": "broken"}
+    rows[5] |= {"status": "corrupt"}
     return index_of(rows)
 
 
@@ -66,7 +66,7 @@ def test_vectors_find_their_clips_by_name(tmp_path: Path) -> None:
     assert found["features"].dtype == np.float32
     expected = [np.zeros(5) if clip not in vectors else np.atleast_2d(vectors[clip]).mean(0) for clip in sorted(CLIPS)]
     np.testing.assert_allclose(found["features"], expected, rtol=1e-6)
-    # Usable are all but the one without sound and the broken one; g03 of Archery has no vector.
+    # Usable are all but the one without sound and the corrupt one; g03 of Archery has no vector.
     metrics = (params.path("metrics", "teacher_features") / "f.json").read_text()
     assert metrics.split() == ["{", '"clips":', "4,", '"matched":', "3,", '"published":', "5", "}"]
     unmatched = pd.read_csv(folder / "unmatched.csv").to_dict("records")
@@ -96,7 +96,7 @@ BAD = {
     "twice": ({"a/b": np.ones(2), "c/b": np.ones(2)}, "c/b.npy.*two files"),
     "lengths": ({"a/b": np.ones(2), "a/c": np.ones(3)}, "b has 2, c has 3"),
     "climbs out": ({"../b": np.ones(2)}, "leads out"),
-    "other clips": ({"a/b": np.ones(2)}, "no file has the name of a clip of dataset 'd'"),
+    "other clips": ({"a/b": np.ones(2)}, "no .npy file is named like a clip of dataset 'd'"),
 }  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path, damage: str) -> None:
         source.write_text("<html>404</html>")
     else:
         source.unlink()
-    with pytest.raises(UserError, match=r"a\.tar\.gz: (not a whole tar archive|there is no such archive)") as caught:
+    with pytest.raises(UserError, match=r"a\.tar\.gz: (not a complete tar archive|there is no such archive)") as caught:
         published_features.read(source)
     assert "\n" not in str(caught.value)
 

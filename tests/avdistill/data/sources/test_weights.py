@@ -71,7 +71,7 @@ def test_zenodo_s_record_gives_the_checksum_that_is_not_known_here(tmp_path: Pat
     put(mirror, weights.CHECKPOINTS[EMB512].path, content)
     record = {"files": [{"key": "other.pth", "checksum": "md5:0"}]}
     put(mirror, "/api/records/3987831", json.dumps(record).encode())
-    with pytest.raises(UserError, match=r"records/3987831: names no checksum of Cnn14_emb512_mAP=0\.420\.pth"):
+    with pytest.raises(UserError, match=r"records/3987831: no checksum of Cnn14_emb512_mAP=0\.420\.pth"):
         run(tmp_path / "without", weights=EMB512, mirror=mirror.url)
     md5 = f"md5:{hashlib.md5(content).hexdigest()}"
     record["files"].append({"key": "Cnn14_emb512_mAP=0.420.pth", "checksum": md5})
@@ -190,8 +190,8 @@ def test_a_checkpoint_by_path_tells_its_own_embedding(tmp_path: Path) -> None:
 MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "name": ({"weights": "panns:Cnn14_emb512"}, ["weights", "did you mean 'panns:Cnn14_emb512_mAP=0.420'?"]),
     "path": ({"weights": "nowhere.pth"}, ["weights", "nowhere.pth", "avsynth", "panns:Cnn14_mAP=0.431"]),
-    "kind": ({"weights": "torchvision:resnet34"}, ["kind", "checkpoint of a resnet34"]),
-    "mirror": ({"weights": "avsynth", "mirror": "http://x"}, ["weights", "mirror", "'avsynth' is none"]),
+    "kind": ({"weights": "torchvision:resnet34"}, ["kind", "is a resnet34 checkpoint"]),
+    "mirror": ({"weights": "avsynth", "mirror": "http://x"}, ["weights", "mirror", "'avsynth' is not one"]),
 }
 
 

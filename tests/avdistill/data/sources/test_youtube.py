@@ -60,29 +60,29 @@ def test_videos_come_once(web: Server, tmp_path: Path, video: Path) -> None:
     assert len(web.requests) == asked
 
 
-def test_a_gone_video_is_remembered(web: Server, tmp_path: Path) -> None:
+def test_an_unavailable_video_is_remembered(web: Server, tmp_path: Path) -> None:
     (tmp_path / f"web/{IDS[1]}.mp4").rename(tmp_path / "away.mp4")
-    gone = youtube.get(whole(*IDS), tmp_path / "videos", origin(web))
-    assert gone == {f"v_{IDS[1]}": "Unable to download webpage: HTTP Error 404: Not Found"}
-    assert web.count(f"/{IDS[1]}.mp4") == 1, "asked again for what is gone"
+    unavailable = youtube.get(whole(*IDS), tmp_path / "videos", origin(web))
+    assert unavailable == {f"v_{IDS[1]}": "Unable to download webpage: HTTP Error 404: Not Found"}
+    assert web.count(f"/{IDS[1]}.mp4") == 1, "an unavailable video was requested again"
     (tmp_path / "away.mp4").rename(tmp_path / f"web/{IDS[1]}.mp4")
-    assert youtube.get(whole(*IDS), tmp_path / "videos", origin(web)) == gone
+    assert youtube.get(whole(*IDS), tmp_path / "videos", origin(web)) == unavailable
     assert web.count(f"/{IDS[1]}.mp4") == 1
-    assert youtube.get(whole(*IDS), tmp_path / "videos", origin(web, retry_gone=True)) == {}
-    assert len(youtube.there(tmp_path / "videos")) == 3
+    assert youtube.get(whole(*IDS), tmp_path / "videos", origin(web, retry_unavailable=True)) == {}
+    assert len(youtube.find_videos(tmp_path / "videos")) == 3
     assert web.count(f"/{IDS[0]}.mp4") == 2, "a look and a download"
 
 
 def test_a_clip_is_cut_out_of_its_video(web: Server, tmp_path: Path) -> None:
     wanted = [Wanted("a", IDS[0], 3.0, 10.0), Wanted("b", IDS[1], 9.0, 10.0), Wanted("c", IDS[2], 20.0, 10.0)]
-    gone = youtube.get(wanted, tmp_path / "videos", origin(web))
-    assert list(gone) == ["c"]
-    assert gone["c"].startswith("cannot be cut out of its video: no picture between 20 s and 30 s")
+    unavailable = youtube.get(wanted, tmp_path / "videos", origin(web))
+    assert list(unavailable) == ["c"]
+    assert unavailable["c"].startswith("cannot be cut out of its video: no picture between 20 s and 30 s")
     pictures = media.read_frames(tmp_path / "videos/a.mp4", 2, 32)
     assert levels(pictures) == list(range(6, 26))
     assert media.read_audio(tmp_path / "videos/a.mp4").shape[0] == pytest.approx(320_000, abs=2000)
     assert media.probe(tmp_path / "videos/b.mp4").seconds == pytest.approx(5, abs=0.01)
-    assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == ["a.mp4", "b.mp4", "gone.csv"]
+    assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == ["a.mp4", "b.mp4", "unavailable.csv"]
 
 
 def test_whole_videos_do_not_pile_up(web: Server, tmp_path: Path) -> None:
@@ -111,12 +111,12 @@ def test_a_broken_connection_goes_on_where_it_ended(web: Server, tmp_path: Path,
 def test_a_server_that_recovers(web: Server, tmp_path: Path) -> None:
     web.answers[f"/{IDS[0]}.mp4"] = iter([503, 429])
     assert youtube.get(whole(*IDS), tmp_path / "videos", origin(web)) == {}
-    assert len(youtube.there(tmp_path / "videos")) == 3
+    assert len(youtube.find_videos(tmp_path / "videos")) == 3
 
 
-def test_a_failure_that_may_pass_is_an_error_and_not_gone(web: Server, tmp_path: Path) -> None:
+def test_a_transient_failure_is_an_error_and_not_recorded_as_unavailable(web: Server, tmp_path: Path) -> None:
     web.answers[f"/{IDS[1]}.mp4"] = itertools.repeat(503)
-    with pytest.raises(UserError, match=rf"1 of 3 videos .* v_{IDS[1]}: Unable .*HTTP Error 503.*run again to go on$"):
+    with pytest.raises(UserError, match=rf"1 of 3 videos .* v_{IDS[1]}: Unable .*HTTP Error 503.*run again to resume$"):
         youtube.get(whole(*IDS), tmp_path / "videos", origin(web))
     assert web.count(f"/{IDS[1]}.mp4") == 3
     assert youtube.ledger(tmp_path / "videos") == {}
@@ -149,7 +149,7 @@ def test_workers_are_bounded(web: Server, tmp_path: Path, video: Path) -> None:
     web.delay = 0.03
     youtube.get(whole(*names), tmp_path / "videos", origin(web, workers=2, rate_limit=1.0))
     assert web.most_at_once <= 3, "a worker may open a file before the server has closed the page"
-    assert len(youtube.there(tmp_path / "videos")) == 6
+    assert len(youtube.find_videos(tmp_path / "videos")) == 6
     shutil.rmtree(tmp_path / "videos")
     web.delay = 0.5  # slow enough that a busy machine has started the workers meanwhile
     youtube.get(whole(*names), tmp_path / "videos", origin(web, workers=6))
@@ -157,7 +157,7 @@ def test_workers_are_bounded(web: Server, tmp_path: Path, video: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "gone"),
+    ("said", "unavailable"),
     [
         ("Video unavailable", True),
         ("Private video. Sign in if you've been granted access to this video. Use --cookies", True),
@@ -181,7 +181,7 @@ def test_workers_are_bounded(web: Server, tmp_path: Path, video: Path) -> None:
         ("Unable to download API page: [Errno -3] Temporary failure in name resolution", False),
     ],
 )  # fmt: skip
-def test_what_youtube_says(said: str, gone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_youtube_says(said: str, unavailable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import yt_dlp
 
     def extract_info(*_: object) -> None:
@@ -190,11 +190,11 @@ def test_what_youtube_says(said: str, gone: bool, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(yt_dlp.YoutubeDL, "extract_info", lambda *_: extract_info())
     asked = VGGSound(kind="vggsound", source="x", pause=0, retries=0, tolerated=1)
     assert youtube.get(whole(IDS[0]), tmp_path, asked) == {f"v_{IDS[0]}": said}
-    assert youtube.ledger(tmp_path) == ({f"v_{IDS[0]}": said} if gone else {})
+    assert youtube.ledger(tmp_path) == ({f"v_{IDS[0]}": said} if unavailable else {})
 
 
 def test_a_ledger_that_was_torn(tmp_path: Path) -> None:
-    (tmp_path / "gone.csv").write_text('stem,reason\na,"Gone, with a ""comma"""\nb,Priv')
+    (tmp_path / "unavailable.csv").write_text('stem,reason\na,"Gone, with a ""comma"""\nb,Priv')
     assert youtube.ledger(tmp_path) == {"a": 'Gone, with a "comma"'}
     assert youtube.ledger(tmp_path / "nowhere") == {}
 
@@ -203,8 +203,8 @@ def test_files_are_found_by_their_stems(tmp_path: Path) -> None:
     for name in ("b.webm", "train/x y/a.mp4", "val/a.MKV", "c.mp4.part", ".hidden/d.mp4", "e.txt", ".f.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert youtube.there(tmp_path) == {"b": "b.webm", "a": "train/x y/a.mp4"}
-    assert youtube.there(tmp_path / "nowhere") == {}
+    assert youtube.find_videos(tmp_path) == {"b": "b.webm", "a": "train/x y/a.mp4"}
+    assert youtube.find_videos(tmp_path / "nowhere") == {}
 
 
 def test_clips_of_the_users_own_folder(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_clips_of_the_users_own_folder(tmp_path: Path) -> None:
     youtube.save(clips, own, tmp_path / "out", {"b": "Private, sadly", "a": "private once"})
     found = datasets.clips(tmp_path / "out")
     assert found["file"].tolist() == ["b.mp4", "NA/a.avi", "c.mp4"]
-    assert found["gone"].tolist() == ["Private, sadly", "", youtube.NOT_THERE]
+    assert found["unavailable"].tolist() == ["Private, sadly", "", youtube.NOT_THERE]
     assert (tmp_path / "out/files.csv").read_text() == "file,size\nNA/a.avi,5\n"
     with pytest.raises(UserError, match=r"own: expected videos named like x.mp4, found none of 3 clips"):
         youtube.save(clips.assign(stem="x"), own, tmp_path / "out", {})
@@ -225,7 +225,7 @@ def test_clips_of_the_users_own_folder(tmp_path: Path) -> None:
 def test_ids_are_unique(tmp_path: Path) -> None:
     clips = pd.DataFrame({"id": ["a", "b", "a"], "class": ["x", "y", "x"]})
     assert youtube.unique(clips, tmp_path)["id"].tolist() == ["a", "b"]
-    with pytest.raises(UserError, match="clip 'a' stands twice, with different values"):
+    with pytest.raises(UserError, match="clip 'a' occurs twice, with different values"):
         youtube.unique(clips.assign(**{"class": ["x", "y", "z"]}), tmp_path)
 
 
@@ -267,6 +267,8 @@ def test_mistakes_in_params(changes: dict[str, object], message: str, root: Path
 
 
 def test_how_to_download_does_not_change_what(web: Server) -> None:
-    changed = origin(web, workers=9, rate_limit=3.0, pause=1, retries=0, retry_gone=True, cookies="c", tolerated=0.5)
+    changed = origin(
+        web, workers=9, rate_limit=3.0, pause=1, retries=0, retry_unavailable=True, cookies="c", tolerated=0.5
+    )
     assert repr(changed) == repr(origin(web))
     assert repr(origin(web, format="b")) != repr(origin(web))

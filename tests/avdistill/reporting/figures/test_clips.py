@@ -36,13 +36,13 @@ def test_attention_without_truth_shows_each_class(other: Params):
     write_index(path, read_index(path).drop(columns="relevant"))
     drawn = clips.attention_maps(other)
     assert set(drawn.data["class"]) == set(CLASSES) and len(drawn.data) == 8
-    assert "belongs" not in drawn.caption
+    assert "relevant" not in drawn.caption
 
 
 def test_no_attention_is_no_data(other: Params):
     path = other.path("evaluate", "mnf_csc") / "mnf_csc" / "attention.npz"
     write_arrays(path, ids=np.array([], dtype="U1"), weights=np.zeros((0, 2, 2, 2), np.float32))
-    with pytest.raises(NoDataError, match="pays attention to no test clip"):
+    with pytest.raises(NoDataError, match="has no attention map of a test clip"):
         clips.attention_maps(other)
     path.unlink()
     with pytest.raises(NoDataError, match=r"attention\.npz"):

@@ -4,17 +4,17 @@ import pandas as pd
 import pytest
 
 from avdistill.config.schema import Params
-from avdistill.reporting.figures import NoDataError, by_lot, outputs, signed
+from avdistill.reporting.figures import NoDataError, outputs, sample_by_class, signed
 
 
-def test_clips_by_lot_are_of_as_many_classes_as_possible():
+def test_sampled_clips_are_of_as_many_classes_as_possible():
     clips = pd.DataFrame({"id": [f"c{n:02d}" for n in range(30)], "class": [f"{n % 3}" for n in range(30)]})
-    drawn = by_lot(clips, 7)
-    assert sorted(drawn["class"].value_counts()) == [2, 2, 3] and drawn["id"].is_unique
-    assert by_lot(clips, 3)["class"].nunique() == 3
-    assert len(by_lot(clips, 100)) == 30
-    assert by_lot(clips.iloc[::-1], 7)["id"].tolist() == drawn["id"].tolist()
-    assert drawn["id"].tolist() != clips["id"].tolist()[:7]
+    sampled = sample_by_class(clips, 7)
+    assert sorted(sampled["class"].value_counts()) == [2, 2, 3] and sampled["id"].is_unique
+    assert sample_by_class(clips, 3)["class"].nunique() == 3
+    assert len(sample_by_class(clips, 100)) == 30
+    assert sample_by_class(clips.iloc[::-1], 7)["id"].tolist() == sampled["id"].tolist()
+    assert sampled["id"].tolist() != clips["id"].tolist()[:7]
 
 
 def test_outputs_that_are_not_there_are_no_data(pictured: Params):

@@ -96,5 +96,5 @@ def test_shares_of_a_histogram_add_up_to_one(pictured: Params):
 def test_scores_without_truth_are_no_histogram(other: Params):
     path = other.path("evaluate", "mnf_csc") / "scores.csv"
     pd.read_csv(path).assign(relevant="").to_csv(path, index=False)
-    with pytest.raises(NoDataError, match="belongs"):
+    with pytest.raises(NoDataError, match="relevance"):
         runs.score_histograms(other)

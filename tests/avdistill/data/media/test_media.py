@@ -16,7 +16,7 @@ from avdistill.data.media import MediaError, probe, read_audio, read_frames, wri
 from avdistill.pipeline.errors import UserError
 from tests.helpers.little import RATE, levels, ramp, tone
 
-READERS = ["pyav", "decord"] if media._has_decord() else ["pyav"]
+READERS = ["pyav", "decord"] if media.has_decord() else ["pyav"]
 each_reader = pytest.mark.parametrize("reader", READERS)
 
 
@@ -182,7 +182,7 @@ def test_probe(clip: Path, tmp_path: Path) -> None:
     found = probe(clip)
     assert (found.width, found.height, found.fps, found.frames) == (64, 32, 12, 36)
     assert found.seconds == pytest.approx(3, abs=0.01)
-    assert (found.has_video, found.audio, found.broken, found.no_sound) == (True, "yes", None, None)
+    assert (found.has_video, found.audio, found.corrupt, found.no_sound) == (True, "yes", None, None)
     write_video(tmp_path / "silent.mp4", ramp(4), 4, np.zeros(RATE, dtype=np.float32))
     assert probe(tmp_path / "silent.mp4").audio == "silent"
     assert "no sample above 0.0001" in str(probe(tmp_path / "silent.mp4").no_sound)
@@ -203,9 +203,9 @@ def test_bad_files_get_a_reason(clip: Path, tmp_path: Path) -> None:
     for name in ("empty.mp4", "text.mp4", "noise.avi", "cut.mp4", "folder.mp4", "sound.wav", "missing.mp4"):
         path = tmp_path / name
         found = probe(path)
-        assert found.broken, name
-        assert "\n" not in found.broken
-        assert str(tmp_path) not in found.broken
+        assert found.corrupt, name
+        assert "\n" not in found.corrupt
+        assert str(tmp_path) not in found.corrupt
         for reader in ("auto", *READERS):
             with pytest.raises(MediaError) as error:
                 read_frames(path, 4, 32, reader=reader)  # type: ignore[arg-type]
@@ -221,7 +221,7 @@ def test_bad_files_get_a_reason(clip: Path, tmp_path: Path) -> None:
 def test_any_name_is_a_file(clip: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(clip.read_bytes())
-    assert probe(path).broken is None
+    assert probe(path).corrupt is None
     assert len(read_frames(path, 4, 32)) == 12
 
 
@@ -230,7 +230,7 @@ def test_a_playlist_reaches_no_host(tmp_path: Path) -> None:
         server.settimeout(0.2)
         address = f"http://127.0.0.1:{server.getsockname()[1]}/x.ts"
         (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{address}\n#EXT-X-ENDLIST\n")
-        assert probe(tmp_path / "list.mp4").broken
+        assert probe(tmp_path / "list.mp4").corrupt
         with pytest.raises(MediaError):
             read_frames(tmp_path / "list.mp4", 4, 32)
         with pytest.raises(TimeoutError):

@@ -1,6 +1,6 @@
-"""Drawing with NumPy: shapes as signed distances, scenes as textures that a camera drifts over.
+"""Draw frames with NumPy: shapes as signed distance functions, scenes as textures under a drifting camera.
 
-Lengths are pixels, angles radians, colours float (3,) in 0..1, pictures float32 (T, H, W, 3) in 0..1.
+Lengths are in pixels, angles in radians, colours float (3,) in 0..1, frames float32 (T, H, W, 3) in 0..1.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-MARGIN = 8  # the scene is drawn that much larger than the picture, for the camera to drift over
+MARGIN = 8  # pixels that the scene extends beyond the frame on every side, for the camera drift
 
 
 def _box(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
@@ -23,8 +23,7 @@ def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(x) * 0.866 + y * 0.5, -y) - 0.5
 
 
-# Signed distance from the outline of a shape of radius about 1 (negative inside). None looks the same after less
-# than half a turn, so that a spinning one can be told from one that stands still.
+# Signed distance from the outline of a shape of radius about 1 (negative inside).
 SHAPES: dict[str, Distance] = {
     "bar": lambda x, y: _box(x, y, 1.0, 0.35),
     "triangle": _triangle,
@@ -37,7 +36,7 @@ SHAPES: dict[str, Distance] = {
     "square": lambda x, y: _box(x, y, 0.8, 0.8),
     "cross": lambda x, y: np.minimum(_box(x, y, 1.0, 0.28), _box(x, y, 0.28, 1.0)),
 }
-# Grounds that an action may stand on, by colour.
+# Colours of the grounds below an action.
 GROUNDS: dict[str, tuple[float, float, float]] = {
     "meadow": (0.12, 0.36, 0.10),
     "water": (0.08, 0.22, 0.45),
@@ -50,13 +49,14 @@ GROUNDS: dict[str, tuple[float, float, float]] = {
     "mat": (0.10, 0.33, 0.32),
     "moss": (0.30, 0.36, 0.05),
 }
+# Shapes whose rotation is visible: none looks the same after less than a third of a turn.
 ACTORS = ("bar", "triangle", "tee", "half disc", "crescent", "ellipse")
 
 
 def cover(
     shape: str, height: int, width: int, x: np.ndarray, y: np.ndarray, angle: np.ndarray, radius: np.ndarray
 ) -> np.ndarray:
-    """How much of each pixel a moving shape covers, float32 (T, H, W) in 0..1; x, y, angle, radius are (T,)."""
+    """Return the coverage of each pixel by a moving shape, float32 (T, H, W) in 0..1; x, y, angle, radius are (T,)."""
 
     def by_time(values: np.ndarray) -> np.ndarray:
         return np.asarray(values, dtype=np.float32)[:, np.newaxis, np.newaxis]
@@ -70,17 +70,17 @@ def cover(
 
 @dataclass(frozen=True)
 class Scene:
-    """What stands behind an actor, and what the actor looks like: shared by the clips of a group."""
+    """The background, and the shape and colour of the actor; the clips of a group share them."""
 
     canvas: np.ndarray  # (H + 2 MARGIN, W + 2 MARGIN, 3)
     actor: str
     colour: np.ndarray
 
 
-def scene(rng: np.random.Generator, height: int, width: int, clutter: float) -> Scene:
-    """Draw a scene: a two-coloured texture of waves with resting shapes on it. `clutter` in 0..1 scales both.
+def draw_scene(rng: np.random.Generator, height: int, width: int, clutter: float) -> Scene:
+    """Draw a scene: a texture of waves in two colours with static shapes; `clutter` in 0..1 scales both.
 
-    The actor is brighter than what is behind it.
+    The actor's colour is brighter than the background.
     """
     tall, wide = height + 2 * MARGIN, width + 2 * MARGIN
     y, x = np.mgrid[:tall, :wide].astype(np.float32)
@@ -99,50 +99,50 @@ def scene(rng: np.random.Generator, height: int, width: int, clutter: float) -> 
     return Scene(canvas.astype(np.float32), str(rng.choice(ACTORS)), colour)
 
 
-def on_ground(rng: np.random.Generator, setting: Scene, ground: str, clutter: float) -> Scene:
-    """The scene with a ground below its horizon, whose height, shade and grain are drawn."""
-    canvas = setting.canvas.copy()
+def draw_ground(rng: np.random.Generator, scene: Scene, ground: str, clutter: float) -> Scene:
+    """Return the scene with a ground below a horizon of random height, with random shade and grain."""
+    canvas = scene.canvas.copy()
     horizon = round(canvas.shape[0] - MARGIN - rng.uniform(0.2, 0.35) * (canvas.shape[0] - 2 * MARGIN))
     shade = np.array(GROUNDS[ground]) * rng.uniform(0.8, 1.2) + rng.uniform(-0.03, 0.03, 3)
     below = canvas[horizon:]
     below[:] = shade + 0.06 * clutter * rng.standard_normal((*below.shape[:2], 1))
-    return replace(setting, canvas=canvas)
+    return replace(scene, canvas=canvas)
 
 
-def film(
-    rng: np.random.Generator, setting: Scene, place: np.ndarray, angle: np.ndarray, radius: np.ndarray, clutter: float
+def render(
+    rng: np.random.Generator, scene: Scene, position: np.ndarray, angle: np.ndarray, radius: np.ndarray, clutter: float
 ) -> np.ndarray:
-    """The scene with its actor at `place` (T, 2), uint8 (T, H, W, 3): the camera drifts, the sensor is noisy."""
-    canvas = setting.canvas
+    """Render the scene with its actor at `position` (T, 2), camera drift and noise, as uint8 (T, H, W, 3)."""
+    canvas = scene.canvas
     height, width = canvas.shape[0] - 2 * MARGIN, canvas.shape[1] - 2 * MARGIN
-    time = np.linspace(0, 1, len(place))
+    time = np.linspace(0, 1, len(position))
     reach = clutter * (MARGIN - 2)
     drift = MARGIN + reach * np.sin(rng.uniform(0, 2 * np.pi, 2) + rng.uniform(0.5, 2.5, 2) * time[:, np.newaxis])
-    pictures = np.stack([_window(canvas, x, y, height, width) for x, y in drift])
-    layer = cover(setting.actor, height, width, place[:, 0], place[:, 1], angle, radius)[..., np.newaxis]
-    pictures += layer * (setting.colour.astype(np.float32) - pictures)
-    pictures *= np.float32(rng.uniform(0.8, 1.15))
-    pictures += rng.standard_normal((*pictures.shape[:3], 1), dtype=np.float32) * np.float32(0.05 * clutter)
-    return (np.clip(pictures, 0, 1) * 255).round().astype(np.uint8)
+    frames = np.stack([_window(canvas, x, y, height, width) for x, y in drift])
+    layer = cover(scene.actor, height, width, position[:, 0], position[:, 1], angle, radius)[..., np.newaxis]
+    frames += layer * (scene.colour.astype(np.float32) - frames)
+    frames *= np.float32(rng.uniform(0.8, 1.15))
+    frames += rng.standard_normal((*frames.shape[:3], 1), dtype=np.float32) * np.float32(0.05 * clutter)
+    return (np.clip(frames, 0, 1) * 255).round().astype(np.uint8)
 
 
-def still(rng: np.random.Generator, shape: str, striped: bool, size: int) -> np.ndarray:
-    """One picture of a shape on a scene, uint8 (size, size, 3); `striped` fills it with stripes of two colours."""
-    setting = scene(rng, size, size, 0.5)
+def draw_image(rng: np.random.Generator, shape: str, striped: bool, size: int) -> np.ndarray:
+    """Draw an image of a shape on a scene, uint8 (size, size, 3); `striped` fills it with stripes of two colours."""
+    scene = draw_scene(rng, size, size, 0.5)
     x, y = size / 2 + rng.uniform(-0.15, 0.15, (2, 1)) * size
     turn, radius = rng.uniform(0, 2 * np.pi, 1), size * rng.uniform(0.15, 0.3, 1)
     layer = cover(shape, size, size, x, y, turn, radius)[0, ..., np.newaxis]
-    colour = np.broadcast_to(setting.colour, (size, size, 3))
+    colour = np.broadcast_to(scene.colour, (size, size, 3))
     if striped:
         across = np.cos(turn) * np.arange(size) + np.sin(turn) * np.arange(size)[:, np.newaxis]
         colour = np.where((across % 5 < 2.5)[..., np.newaxis], colour, 1 - colour)
-    picture = setting.canvas[MARGIN:-MARGIN, MARGIN:-MARGIN]
-    picture = picture + layer * (colour - picture) + rng.normal(0, 0.02, (size, size, 1))
-    return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+    image = scene.canvas[MARGIN:-MARGIN, MARGIN:-MARGIN]
+    image = image + layer * (colour - image) + rng.normal(0, 0.02, (size, size, 1))
+    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
 
 
 def _window(canvas: np.ndarray, x: float, y: float, height: int, width: int) -> np.ndarray:
-    """The canvas from (x, y), between pixels: bilinear."""
+    """Crop (height, width) of the canvas at the fractional offset (x, y), bilinearly interpolated."""
     column, row = int(x), int(y)
     right, down = np.float32(x - column), np.float32(y - row)
     part = canvas[row : row + height + 1, column : column + width + 1]

@@ -1,0 +1,31 @@
+"""Read and write video files: the only package that imports PyAV and decord.
+
+Times are seconds from the first frame of the file. A frame is the one that a player shows at that time: FFmpeg's
+sequential decode, at the times that the packets carry, upright where the file has a rotation flag. decord, which seeks
+by itself and scales while it decodes, is used for the containers and codecs in which it was shown to give the same
+(DECORD_READS); elsewhere it shifts or mixes up frames, or never returns. Pixels are taken to be square.
+
+Damage costs what is damaged: packets that cannot be decoded are left out and counted.
+"""
+
+from avdistill.data.media.container import Damage, MediaError
+from avdistill.data.media.frames import Reader, has_decord, read_frames
+from avdistill.data.media.probing import Audio, Probe, check_readers, probe
+from avdistill.data.media.sound import NO_AUDIO, SAMPLE_RATE, read_audio
+from avdistill.data.media.writing import write_video
+
+__all__ = [
+    "NO_AUDIO",
+    "SAMPLE_RATE",
+    "Audio",
+    "Damage",
+    "MediaError",
+    "Probe",
+    "Reader",
+    "check_readers",
+    "has_decord",
+    "probe",
+    "read_audio",
+    "read_frames",
+    "write_video",
+]

@@ -1,0 +1,111 @@
+"""Open a container, find its streams, decode them past damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avdistill.pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+# What a file cannot be blamed for: a library that is missing, or has another interface than this module expects.
+ENVIRONMENT = (ImportError, AttributeError, NameError, TypeError)
+
+
+class MediaError(UserError):
+    """A file that cannot be decoded. The message begins with its path."""
+
+
+@dataclass
+class Damage:
+    """How many packets of a stream could not be decoded."""
+
+    packets: int = 0
+
+    def text(self, stream: str) -> str:
+        """The damage in words; empty where there is none."""
+        return f"damaged: {self.packets} {stream} packets cannot be decoded" if self.packets else ""
+
+
+def decode(container: InputContainer, stream: Any, damage: Damage) -> Iterator[Any]:
+    """Frames of a stream in the order of display. Packets that cannot be decoded are left out and counted.
+
+    Raises what the last one raised if no packet at all can be decoded."""
+    import av
+
+    decoded, problem = False, None
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            damage.packets += 1
+            problem = error
+            continue
+        decoded = decoded or bool(frames)
+        yield from frames
+    if problem is not None and not decoded:
+        raise problem
+
+
+def quarter_turns(frame: VideoFrame) -> int:
+    """Quarter turns, counterclockwise, that bring a frame upright (the rotation flag of phones)."""
+    return round(getattr(frame, "rotation", 0) / 90) % 4
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[InputContainer]:
+    """Open a file for reading; whatever goes wrong inside the block is a MediaError that names the file."""
+    import av
+
+    try:
+        # PyAV 19 reads any metadata; before, titles that are not UTF-8 were errors unless asked otherwise.
+        lenient: Any = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+        # "file:" because a name like "a:b.mp4" is a protocol to FFmpeg.
+        with av.open(f"file:{path}", **lenient) as container:
+            yield container
+    except (MediaError, *ENVIRONMENT):
+        raise
+    except Exception as error:  # noqa: BLE001 - FFmpeg's errors have many classes, decord's and NumPy's have others
+        reason = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+        raise MediaError(f"{path}: {reason[:200]}") from None
+
+
+def video_stream(container: InputContainer, path: Path) -> VideoStream:
+    """The first stream of moving pictures (an album's cover is a stream, too). One thread decodes it."""
+    from av.stream import Disposition
+
+    kind = container.format.name
+    if kind == "image2" or kind.endswith("_pipe"):
+        raise MediaError(f"{path}: mislabelled: a picture ({kind.removesuffix('_pipe')}), not a video")
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if streams:
+        one_thread(streams[0], path)
+    if not streams or not streams[0].codec_context.width:
+        what = f"mislabelled: sound only ({kind}), not a video" if container.streams.audio else "no video stream"
+        raise MediaError(f"{path}: {what}")
+    return streams[0]
+
+
+def one_thread(stream: VideoStream | AudioStream, path: Path) -> None:
+    """Have one thread decode a stream. Raises MediaError if FFmpeg does not know its codec."""
+    if stream.codec_context is None:
+        raise MediaError(f"{path}: {stream.type} of an unknown codec")
+    stream.codec_context.thread_count = 1
+
+
+def origin_of(stream: VideoStream) -> float:
+    """The file's own time of the first picture, in seconds."""
+    return float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
+
+
+def frame_time(stream: VideoStream) -> float:
+    """How long a picture is shown on average, in seconds."""
+    return float(1 / stream.average_rate) if stream.average_rate else 0.04

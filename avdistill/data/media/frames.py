@@ -1,0 +1,193 @@
+"""Frames by time, from PyAV's sequential decode, or from decord where that is proven to give the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+from avdistill.data.media.container import (
+    Damage,
+    MediaError,
+    decode,
+    frame_time,
+    open_video,
+    origin_of,
+    quarter_turns,
+    video_stream,
+)
+
+# Containers and codecs in which decord shows the frames of a sequential decode (tests/avdistill/data/test_readers.py).
+DECORD_READS = {("mov", "h264"), ("matroska", "h264"), ("mov", "mpeg4"), ("avi", "mpeg4")}
+NO_B_FRAMES = {"mpeg4"}  # codecs that decord reads in the wrong order where there are B-frames
+TICK = 1e-6  # s, tolerance in comparing times
+Reader = Literal["auto", "decord", "pyav"]
+
+
+def read_frames(
+    path: Path,
+    fps: float,
+    short_side: int,
+    start: float = 0.0,
+    end: float | None = None,
+    reader: Reader = "auto",
+    damage: Damage | None = None,
+) -> np.ndarray:
+    """The frames shown at start, start + 1/fps, … before `end`, as uint8 (T, H, W, 3), RGB, T >= 1, upright.
+
+    The shorter side is scaled (bilinear) to `short_side` pixels, the ratio of the sides is kept. Times come from the
+    file's timestamps, so a variable frame rate is sampled evenly. `auto` is decord where it is installed and reads the
+    file's kind exactly (DECORD_READS), else PyAV. Packets that cannot be decoded are counted in `damage`.
+    Raises MediaError if nothing can be decoded or `start` is beyond the end of the file.
+    """
+    damage = damage if damage is not None else Damage()
+    if reader == "decord" or (reader == "auto" and has_decord() and _decord_is_exact(path)):
+        try:
+            return _read_decord(path, fps, short_side, start, end)
+        except MediaError:
+            if reader == "decord":
+                raise
+    return _read_pyav(path, fps, short_side, start, end, damage)
+
+
+def has_decord() -> bool:
+    """Whether decord is installed: it has wheels for x86-64 Linux and Windows only."""
+    from importlib.util import find_spec
+
+    return find_spec("decord") is not None
+
+
+def _evenly_spaced(container: InputContainer) -> bool:
+    """AVI numbers its frames in the order of decoding; what FFmpeg makes up for B-frames is out of order."""
+    return "avi" in container.format.name
+
+
+def timetable(container: InputContainer, stream: VideoStream) -> np.ndarray:
+    """When each frame comes on screen, float64 (N,), ascending from 0: read from the packets without decoding.
+
+    Packets that show nothing, empty or to be discarded, have no place in it."""
+    packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+    stamps = [packet.dts if _evenly_spaced(container) else packet.pts for packet in packets]
+    if None in stamps or not stamps:
+        return np.arange(len(stamps)) * frame_time(stream)
+    times = np.sort(np.array(stamps, dtype=np.float64)) * float(stream.time_base or 0)
+    return times - times[0]
+
+
+def _decord_is_exact(path: Path) -> bool:
+    """Whether decord shows the right frames of a file: proven for its container and codec, upright, nothing to skip."""
+    with open_video(path) as container:
+        stream = video_stream(container, path)
+        codec = stream.codec_context
+        if (container.format.name.split(",")[0], codec.name) not in DECORD_READS:
+            return False
+        if codec.name in NO_B_FRAMES and codec.has_b_frames:
+            return False
+        return next((quarter_turns(frame) == 0 for frame in decode(container, stream, Damage())), False)
+
+
+def _scaled_size(stream: VideoStream, short_side: int) -> tuple[int, int]:
+    """Width and height with the shorter side scaled to `short_side`."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    scale = short_side / min(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _nothing_between(path: Path, start: float, end: float | None) -> MediaError:
+    return MediaError(f"{path}: no picture between {start:g} s and {'the end' if end is None else f'{end:g} s'}")
+
+
+def _read_decord(path: Path, fps: float, short_side: int, start: float, end: float | None) -> np.ndarray:
+    """decord picks the pictures by number and scales while decoding; the numbers come from PyAV's timetable."""
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    with open_video(path) as container:
+        stream = video_stream(container, path)
+        times = timetable(container, stream)
+        last = times[-1] + frame_time(stream) if len(times) else 0.0
+        stop = last if end is None else min(end, last)
+        count = int(np.ceil((stop - start - TICK) * fps))
+        if count < 1:
+            raise _nothing_between(path, start, end)
+        wanted = start + np.arange(count) / fps
+        width, height = _scaled_size(stream, short_side)
+        video = decord.VideoReader(str(path), width=width, height=height, num_threads=1)
+        if len(video) != len(times):
+            raise MediaError(f"{path}: {len(times)} pictures in the file, {len(video)} by decord's count")
+        return video.get_batch(np.searchsorted(times, wanted + TICK, side="right") - 1).asnumpy()
+
+
+def _read_pyav(path: Path, fps: float, short_side: int, start: float, end: float | None, damage: Damage) -> np.ndarray:
+    """Walk through the frames; each is taken once for every sample time until the next one comes on screen."""
+    from av.video.reformatter import Interpolation, VideoReformatter
+
+    scaler = VideoReformatter()
+    taken: list[np.ndarray] = []
+
+    def take(frame: VideoFrame, until: float) -> None:
+        image: np.ndarray | None = None
+        while start + len(taken) / fps < until - TICK:
+            if image is None:
+                image = scaler.reformat(
+                    frame, width, height, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1
+                ).to_ndarray()
+                image = np.ascontiguousarray(np.rot90(image, quarter_turns(frame)))
+            taken.append(image)
+
+    with open_video(path) as container:
+        stream = video_stream(container, path)
+        width, height = _scaled_size(stream, short_side)
+        shown: VideoFrame | None = None
+        stop = 0.0
+        for time, frame in _frames(path, container, stream, start, damage):
+            if shown is not None:
+                take(shown, time if end is None else min(time, end))
+            shown, stop = frame, time + frame_time(stream)
+            if end is not None and time >= end:
+                break
+        if shown is not None:
+            take(shown, stop if end is None else min(stop, end))
+    if not taken:
+        raise _nothing_between(path, start, end)
+    return np.stack(taken)
+
+
+def _frames(
+    path: Path, container: InputContainer, stream: VideoStream, start: float, damage: Damage
+) -> Iterator[tuple[float, VideoFrame]]:
+    """Time and frame, from the one on screen at `start` or an earlier one."""
+    step = float(stream.time_base or 0)
+    times: np.ndarray | None = None
+    if _evenly_spaced(container):
+        with open_video(path) as again:
+            times = timetable(again, video_stream(again, path))
+
+    def timed() -> Iterator[tuple[float, VideoFrame]]:
+        time = -frame_time(stream)
+        for number, frame in enumerate(decode(container, stream, damage)):
+            if times is not None and number < len(times):
+                time = float(times[number])
+            elif times is not None or frame.pts is None:
+                time += frame_time(stream)
+            else:
+                time = frame.pts * step - origin_of(stream)
+            yield time, frame
+
+    if start > 2 and times is None:  # nearer to the beginning, seeking gains nothing
+        container.seek(int((start + origin_of(stream)) / step), stream=stream)
+        frames = timed()
+        first = next(frames, None)
+        if first is not None and 0 <= first[0] <= start:
+            yield first
+            yield from frames
+            return
+        container.seek(0)  # some formats have no index and land too late
+        damage.packets = 0
+    yield from timed()

@@ -1,0 +1,43 @@
+"""The suites of the repository: each table and curve is the paper's own experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from avdistill.config.loading import load
+from avdistill.config.schema import Params, Run
+from avdistill.pipeline.errors import UserError
+
+
+@pytest.fixture(params=["params.yaml", "paper/params.yaml"])
+def suite(request: pytest.FixtureRequest, root: Path) -> Params:
+    return load(root / request.param)
+
+
+def run_of(suite: Params, name: str) -> Run:
+    return suite.runs()[name][1]
+
+
+def test_table_3_leaves_out_the_contrast(suite: Params) -> None:
+    """Xia et al. compare Table 3 with "the second line of Table 2", L_t without L_cl."""
+    table = suite.report.tables["xia_3"]
+    for row, masked in (("w/ MNF", True), ("w/o MNF", False)):
+        options = run_of(suite, table.rows[row]).options
+        assert options.get("contrast") is False and options.get("mask", True) is masked
+        assert suite.noise_mixes[suite.features[suite.jobs[suite.runs()[table.rows[row]][0]].A].input.split("/")[1]]
+
+
+def test_points_of_a_noise_curve_differ_in_the_sound_alone(suite: Params) -> None:
+    for curve in suite.report.figures.noise.values():
+        options = [run_of(suite, run).options for run in curve.values()]
+        assert all(other == options[0] for other in options) and options[0]["contrast"] is False
+    assert suite.report.figures.noise["with MNF"]["clean"] == suite.report.tables["xia_2"].rows["MNF+CSC w/o L_cl"]
+
+
+def test_a_noise_curve_of_different_losses_is_an_error(root: Path, tmp_path: Path) -> None:
+    text = (root / "params.yaml").read_text().replace("{ clean: mnf_csc-no_contrast,", "{ clean: mnf_csc,")
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"report\.figures\.noise\.with MNF: .*, mnf_csc has"):
+        load(tmp_path / "params.yaml")

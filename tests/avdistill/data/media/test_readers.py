@@ -1,0 +1,230 @@
+"""Whatever the container and codec: the frame that is shown at k/fps, and sound at the time at which it is heard.
+
+Frames carry their own number as a grey level and beeps come at whole seconds, so the truth is known without a reader.
+"""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from avdistill.data import media
+from avdistill.data.media import probe, read_audio, read_frames
+
+RATE = 32_000
+FRAMES = 40
+STEP = 5  # grey levels between two frames
+
+# Container, codec, options of the encoder.
+KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "mp4 h264": ("mp4", "libx264", {"bf": "0"}),
+    "mp4 h264 B": ("mp4", "libx264", {"bf": "3"}),
+    "mov h264 B": ("mov", "libx264", {"bf": "2"}),
+    "mkv h264 B": ("mkv", "libx264", {"bf": "3"}),
+    "ts h264": ("ts", "libx264", {"bf": "0"}),
+    "ts h264 B": ("ts", "libx264", {"bf": "3", "g": "250"}),
+    "avi h264": ("avi", "libx264", {"bf": "0"}),
+    "avi h264 B": ("avi", "libx264", {"bf": "2"}),
+    "avi mpeg4": ("avi", "mpeg4", {"bf": "0"}),
+    "avi mpeg4 B": ("avi", "mpeg4", {"bf": "2"}),
+    "mp4 mpeg4": ("mp4", "mpeg4", {"bf": "0"}),
+    "mp4 mpeg4 B": ("mp4", "mpeg4", {"bf": "2"}),
+    "mkv mpeg4 B": ("mkv", "mpeg4", {"bf": "2"}),
+    "ts mpeg2 B": ("ts", "mpeg2video", {"bf": "2"}),
+    "mp4 hevc": ("mp4", "libx265", {"x265-params": "log-level=none"}),
+    "ts hevc": ("ts", "libx265", {"x265-params": "log-level=none"}),
+    "webm vp8": ("webm", "libvpx", {}),
+    "webm vp9": ("webm", "libvpx-vp9", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+    "wmv": ("wmv", "wmv2", {}),
+    "flv": ("flv", "flv", {}),
+}
+NO_VARIABLE_RATE = {"avi", "flv", "wmv"}  # containers, or codecs, with a fixed rate
+
+
+def write(path: Path, kind: str, times: list[float]) -> None:
+    """A video of FRAMES grey frames that come on screen at `times` (s)."""
+    _, codec, options = KINDS[kind]
+    if codec not in av.codecs_available:
+        pytest.skip(f"no encoder {codec} here")
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.bit_rate = 2_000_000
+        base = Fraction(1, 25) if path.suffix[1:] in NO_VARIABLE_RATE or "mpeg" in codec else Fraction(1, 1000)
+        stream.codec_context.time_base = base
+        for number, time in enumerate(times):
+            picture = np.full((48, 64, 3), 20 + STEP * number, dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = round(time / base), base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """The number that each frame carries."""
+    return [round((float(frame.mean()) - 20) / STEP) for frame in frames]
+
+
+def shown(times: list[float], fps: float, start: float, count: int) -> list[int]:
+    """The frames that a player shows at start, start + 1/fps, …"""
+    moments = start + np.arange(count) / fps
+    return [int(np.searchsorted(np.array(times) - 1e-6, moment, side="right") - 1) for moment in moments]
+
+
+@pytest.mark.parametrize("reader", ["pyav", "auto"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_constant_rate(tmp_path: Path, kind: str, reader: media.Reader) -> None:
+    path = tmp_path / f"clip.{KINDS[kind][0]}"
+    times = [number / 25 for number in range(FRAMES)]
+    write(path, kind, times)
+    for fps, start in ((4.0, 0.0), (25.0, 0.0), (10.0, 0.52), (7.0, 0.3)):
+        found = numbers(read_frames(path, fps, 48, start, reader=reader))
+        expected = shown(times, fps, start, len(found))
+        assert found == expected and len(found) >= int((FRAMES / 25 - start) * fps) - 1, (fps, start)
+    assert probe(path).corrupt is None
+
+
+@pytest.mark.parametrize("reader", ["pyav", "auto"])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if not any(word in kind for word in (*NO_VARIABLE_RATE, "mpeg"))]
+)
+def test_variable_rate(tmp_path: Path, kind: str, reader: media.Reader) -> None:
+    path = tmp_path / f"clip.{KINDS[kind][0]}"
+    times = np.cumsum([0.0, *np.random.default_rng(0).choice([0.02, 0.04, 0.12, 0.3], FRAMES - 1)]).round(3).tolist()
+    write(path, kind, times)
+    for fps, start in ((4.0, 0.0), (12.5, 0.0), (4.0, 1.3), (4.0, 3.1)):
+        found = numbers(read_frames(path, fps, 48, start, reader=reader))
+        assert found[:-1] == shown(times, fps, start, len(found))[:-1], (fps, start)
+
+
+@pytest.mark.parametrize(
+    ("turns", "matrix"), [(0, (1, 0, 0, 1)), (1, (0, -1, 1, 0)), (2, (-1, 0, 0, -1)), (3, (0, 1, -1, 0))]
+)
+@pytest.mark.parametrize("reader", ["pyav", "auto"])
+def test_rotation_flags_are_followed(tmp_path: Path, turns: int, matrix: tuple[int, ...], reader: media.Reader) -> None:
+    """`turns`: quarter turns counterclockwise that bring the frame upright, as the matrix of the track header says."""
+    path = tmp_path / "clip.mov"
+    picture = np.zeros((48, 64, 3), dtype=np.uint8)
+    picture[:24, :32] = 255  # the upper left quarter is white
+    media.write_video(path, np.repeat(picture[None], 8, axis=0), 4, None)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 4 + 40  # version and flags, times, id, duration, layer, volume
+    a, b, c, d = (value << 16 for value in matrix)
+    struct.pack_into(">9i", content, place, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    frames = read_frames(path, 4, 48, reader=reader)
+    expected = np.rot90(picture, turns)
+    assert frames.shape[1:] == expected.shape
+    assert np.abs(frames[0].astype(int) - expected).mean() < 8
+    assert (probe(path).width, probe(path).height) == (expected.shape[1], expected.shape[0])
+
+
+def beeps(seconds: float) -> np.ndarray:
+    """A tone of 0.1 s at every whole second."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    return (0.5 * np.sin(2 * np.pi * 1000 * time) * (time % 1 < 0.1)).astype(np.float32)
+
+
+def heard(sound: np.ndarray) -> list[float]:
+    """When beeps begin, in seconds."""
+    loud = np.flatnonzero(np.abs(sound) > 0.1)
+    return (loud[np.r_[True, np.diff(loud) > RATE // 4]] / RATE).round(1).tolist() if len(loud) else []
+
+
+def write_sound(
+    path: Path, channels: np.ndarray, layout: str, rate: int = RATE, skip: tuple[float, float] = (0, 0)
+) -> None:
+    """A video of 6 s with sound (channels, samples), whose packets between the times of `skip` are left out."""
+    with av.open(str(path), "w") as container:
+        picture: Any = container.add_stream("libx264", rate=4)
+        picture.height, picture.width, picture.pix_fmt = 32, 32, "yuv420p"
+        voice: Any = container.add_stream("aac", rate=rate, layout=layout)
+        for number in range(24):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), number, dtype=np.uint8), format="rgb24")
+            container.mux(picture.encode(frame))
+        container.mux(picture.encode(None))
+        samples = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels), format="fltp", layout=layout)
+        samples.sample_rate, samples.time_base, samples.pts = rate, Fraction(1, rate), 0
+        for packet in [*voice.encode(samples), *voice.encode(None)]:
+            if not skip[0] <= float((packet.pts or 0) * packet.time_base) < skip[1]:
+                container.mux(packet)
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
+def test_a_gap_in_the_sound_is_silence(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"clip.{ending}"
+    write_sound(path, beeps(6)[None], "mono", skip=(1.5, 3.5))
+    sound = read_audio(path)
+    assert heard(sound) == [0.0, 1.0, 4.0, 5.0] and len(sound) == pytest.approx(6 * RATE, abs=0.1 * RATE)
+
+
+def test_sound_without_a_gap_has_no_silence_put_in(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    time = np.arange(6 * RATE) / RATE
+    write_sound(path, (0.5 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)[None], "mono")
+    sound = read_audio(path)[RATE : 5 * RATE].reshape(-1, 320)
+    assert (np.abs(sound).max(axis=1) > 0.4).all()
+
+
+def test_a_change_of_layout_midway_keeps_the_rest(tmp_path: Path) -> None:
+    parts = [tmp_path / "stereo.ts", tmp_path / "mono.ts"]
+    write_sound(parts[0], np.stack([beeps(6), beeps(6)]), "stereo")
+    write_sound(parts[1], beeps(6)[None], "mono")
+    path = tmp_path / "both.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert len(heard(read_audio(path))) >= 11
+    assert probe(path).audio == "yes"
+
+
+def test_one_bad_packet_loses_that_packet(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    write_sound(path, beeps(6)[None], "mono")
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(container.streams.audio[0]) if packet.size]
+        place, size = packets[80].pos, packets[80].size
+    content = bytearray(path.read_bytes())
+    content[place : place + size] = b"\xff" * size
+    path.write_bytes(content)
+    found = probe(path)
+    assert found.audio == "yes" and found.corrupt is None
+    assert found.remark is not None and "audio packets cannot be decoded" in found.remark
+    assert heard(read_audio(path))[:3] == [0.0, 1.0, 2.0] and heard(read_audio(path))[-1] == 5.0
+
+
+def test_bad_packets_of_pictures_are_counted_and_the_rest_kept(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    write(path, "mp4 h264", [number / 25 for number in range(FRAMES)])
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+        place, size = packets[20].pos, packets[20].size
+    content = bytearray(path.read_bytes())
+    content[place : place + size] = b"\xff" * size
+    path.write_bytes(content)
+    damage = media.Damage()
+    frames = read_frames(path, 25, 48, reader="pyav", damage=damage)
+    assert damage.packets == 1 and len(frames) == FRAMES
+    assert numbers(frames)[:20] == list(range(20))
+
+
+def test_opposite_phases_are_not_silence(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mkv"
+    write_sound(path, np.stack([beeps(6), -beeps(6)]), "stereo")
+    assert probe(path).audio == "yes" and heard(read_audio(path)) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_the_public_odd_files(shared_data: Path) -> None:
+    folder = shared_data / "odd_videos"
+    counts = {"h264_in_avi.avi": 32, "xvid_bframes.avi": 32, "shifted_h264_ts.mts": 12, "hang_gop250.mts": 48}
+    for name, count in (counts | {"three_bad_h264_packets.mp4": 48}).items():
+        by_reader = [read_frames(folder / name, 4, 72, reader=reader) for reader in ("auto", "pyav")]
+        assert len(by_reader[0]) == count and (by_reader[0] == by_reader[1]).all(), name
+    assert read_frames(folder / "rotate90.mov", 4, 72).shape == (1, 128, 72, 3)
+    for name, seconds in (("audio_gap.mp4", 12.0), ("audio_layout_change.ts", 8.0), ("one_bad_aac_packet.mp4", 12.0)):
+        assert len(read_audio(folder / name)) / RATE == pytest.approx(seconds, abs=0.05), name
+        assert probe(folder / name).audio == "yes"
