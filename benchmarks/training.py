@@ -21,7 +21,7 @@ from models.distillers.mnf_csc import MnfCsc, calibrated_contrast, temperatures,
 LOOP = "float32 loop with the same network: contiguous layout, eager, two backward passes"
 # Accepted relative differences of the loss and of the gradients between the two. Batch norms over few clips make
 # gradients ill-conditioned: in float32 both differ from float64 by some per cent. The loss is the sharper test.
-TOLERANCE = {"float32": (1e-4, 0.2), "bfloat16": (3e-2, 0.5)}
+LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 
 
 class PlainLoop:
@@ -72,34 +72,50 @@ def papers_size(setting: Setting, student: str, **changes: Any) -> tuple[Trainer
     recipe |= {"precision": "bfloat16", "compile": True} if gpu else {}
     recipe |= {"frames": 4, "size": 32, "width": 0.125} if setting.quick else {}
     shape = (8, 36, 48) if setting.quick else (20, 128, 171)
-    clips = 4 * recipe["batch"]
+    clips = (16 if gpu else 4) * recipe["batch"]
     params = made_up.suite(setting.folder, clips, shape, recipe | changes, {"gradients": "released"})
     trainer = made_up.trainer(params, setting.device)
     return trainer, [Batch(*(tensor.to(trainer.device) for tensor in batch)) for batch in trainer.loader]
 
 
-def step_of(setting: Setting, student: str) -> Measured:
-    """Compare a step of the trainer with one of the plain loop, after checking that both give the same gradients."""
-    trainer, batches = papers_size(setting, student)
+def compare_gradients(setting: Setting, student: str) -> dict[str, float]:
+    """Relative differences of losses and gradients between a step of the trainer and one of the plain loop, in float32.
+
+    Not at the precision that is timed: in bfloat16 rounding alone moves the gradients of 18 layers by their own length.
+    """
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    trainer, batches = papers_size(setting, student, precision="float32", compile=False)
     loop = PlainLoop(trainer)
-
-    def ours(batch: Batch = batches[0]) -> float:
-        torch.use_deterministic_algorithms(True)
-        return float(trainer.step(*batch)["loss"])
-
-    def theirs(batch: Batch = batches[0]) -> float:
-        torch.use_deterministic_algorithms(False)
-        return loop.step(*batch)
-
-    losses = ours(), theirs()
-    of_loss, of_gradients = TOLERANCE[trainer.recipe.precision]
-    apart = {"loss": abs(losses[0] - losses[1]) / abs(losses[1])}
+    torch.use_deterministic_algorithms(True)
+    ours = float(trainer.step(*batches[0])["loss"])
+    torch.use_deterministic_algorithms(False)
+    theirs = loop.step(*batches[0])
+    torch.backends.cudnn.allow_tf32 = before
+    apart = {"loss": abs(ours - theirs) / abs(theirs)}
     for name, pair in {"student": (trainer.student, loop.student), "module": (trainer.distiller, loop.module)}.items():
         gradients = [torch.cat([p.grad.flatten() for p in one.parameters() if p.grad is not None]) for one in pair]
         apart[name] = float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
-    assert apart["loss"] < of_loss and max(apart["student"], apart["module"]) < of_gradients, apart
+    assert apart["loss"] < LOSS_TOLERANCE["float32"] and max(apart["student"], apart["module"]) < 0.2, apart
+    return apart
 
-    steps = batches if setting.device != "cpu" else batches[:1]  # several on a GPU, where only the last is synchronised
+
+def step_of(setting: Setting, student: str) -> Measured:
+    """Compare a step of the trainer with one of the plain loop, after checking that both give the same gradients."""
+    apart = compare_gradients(setting._replace(folder=setting.folder / "exact"), student)
+    trainer, batches = papers_size(setting, student)
+    loop = PlainLoop(trainer)
+
+    def theirs(batch: Batch) -> float:
+        torch.use_deterministic_algorithms(False)
+        return loop.step(*batch)
+
+    torch.use_deterministic_algorithms(True)
+    losses = float(trainer.step(*batches[0])["loss"]), theirs(batches[0])
+    apart["loss_at_speed"] = abs(losses[0] - losses[1]) / abs(losses[1])
+    assert apart["loss_at_speed"] < LOSS_TOLERANCE[trainer.recipe.precision], apart
+    steps = (
+        batches[:4] if setting.device != "cpu" else batches[:1]
+    )  # on a GPU only the last is synchronised
 
     def several() -> None:
         torch.use_deterministic_algorithms(True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -111,10 +112,10 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 def training_loader(
     clips: ClipSet, recipe: Recipe, seed: int, shard: tuple[int, int] = (0, 1)
 ) -> tuple[DataLoader[tuple[Tensor, int, int]], EpochSampler]:
-    """Loader and the sampler whose `epoch` is to be set before each pass.
+    """Return the loader and its sampler, whose `epoch` is to be set before each pass.
 
-    Its workers start anew each epoch and end with it: persistent ones end only when the loader is collected, which
-    may take 5 s a worker."""
+    Workers stay from one epoch to the next, since starting them takes as long as a short epoch; `end_workers` ends
+    them."""
     sampler = EpochSampler(len(clips), recipe.batch, seed, shard)
     loader = DataLoader(
         TrainingWindows(clips, recipe, seed),
@@ -122,8 +123,17 @@ def training_loader(
         collate_fn=_collate,
         num_workers=recipe.loader_workers,
         pin_memory=torch.cuda.is_available(),
+        persistent_workers=recipe.loader_workers > 0,
     )
     return loader, sampler
+
+
+def end_workers(loader: DataLoader[Any]) -> None:
+    """End the workers of a loader; without this they end when it is collected, which may take 5 s for each."""
+    workers = getattr(loader, "_iterator", None)
+    if workers is not None:
+        workers._shutdown_workers()
+        loader._iterator = None
 
 
 def test_windows(clips: ClipSet, recipe: Recipe, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -193,9 +203,17 @@ def to_input(clips: Tensor, normalisation: str) -> Tensor:
     if clips.ndim == 3:
         return ((clips - LOG_MEL_MEAN) / LOG_MEL_STD).unsqueeze(1)
     width = clips.shape[3]
-    # A row of pixels at a time: along an axis of three channels alone this takes twenty times as long on a CPU.
-    mean, std = ((torch.tensor(v, device=clips.device) * 255).repeat(width) for v in NORMALISATION[normalisation])
+    mean, std = _mean_and_std(normalisation, width, clips.device)
     return clips.flatten(3).float().sub_(mean).div_(std).unflatten(3, (width, 3)).permute(0, 4, 1, 2, 3)
+
+
+@cache
+def _mean_and_std(normalisation: str, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a row of pixels, (3 * width,) each: along an axis of three channels alone, a CPU
+    takes twenty times as long. Kept on the device, where sending them would make every step wait."""
+    with torch.inference_mode(False):
+        mean, std = ((torch.tensor(v, device=device) * 255).repeat(width) for v in NORMALISATION[normalisation])
+    return mean, std
 
 
 def teacher_table(features: Path, head: Path, clips: ClipSet, with_blocks: bool = False) -> TeacherBatch:

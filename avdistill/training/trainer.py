@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from avdistill.config.schema import Params, Recipe
 from avdistill.data.files import intact, write_csv
-from avdistill.data.loader import ClipSet, to_input, training_loader
+from avdistill.data.loader import ClipSet, end_workers, to_input, training_loader
 from avdistill.pipeline.errors import UserError
 from avdistill.tracking.journal import TrackedRun
 from avdistill.training import parallel
@@ -105,6 +105,8 @@ class Trainer:
             if time.monotonic() - saved >= SAVE_SECONDS or self.epoch == epochs:
                 self.save()
                 saved = time.monotonic()
+
+        end_workers(self.loader)
 
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training clips: mean of each term of the loss, and the share that was classified right."""

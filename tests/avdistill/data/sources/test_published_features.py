@@ -223,5 +223,5 @@ def test_a_head_without_training_clips_is_an_error(tmp_path: Path) -> None:
     source = archive(tmp_path / "a.tar.gz", dict.fromkeys(CLIPS, np.ones(2)))
     params = features(tmp_path, little_index().assign(split="test"), str(source))
     run(params)
-    with pytest.raises(UserError, match="f: no clip of the train split has features"):
+    with pytest.raises(UserError, match="f: no usable clip of the train split has features"):
         teacher_head.main(stage(params, "teacher_head", "f"))
