@@ -113,9 +113,7 @@ def step_of(setting: Setting, student: str) -> Measured:
     losses = float(trainer.step(*batches[0])["loss"]), theirs(batches[0])
     apart["loss_at_speed"] = abs(losses[0] - losses[1]) / abs(losses[1])
     assert apart["loss_at_speed"] < LOSS_TOLERANCE[trainer.recipe.precision], apart
-    steps = (
-        batches[:4] if setting.device != "cpu" else batches[:1]
-    )  # on a GPU only the last is synchronised
+    steps = batches[:4] if setting.device != "cpu" else batches[:1]  # on a GPU only the last is synchronised
 
     def several() -> None:
         torch.use_deterministic_algorithms(True)

@@ -30,7 +30,7 @@ from models.distillers.base import Distiller, Sizes, valid_rows, zero_loss
 from models.outputs import StudentOutput, TeacherBatch
 
 
-class Setting(NamedTuple):
+class Variant(NamedTuple):
     """Share a of the KL, temperature T and multiplier m of a variant."""
 
     share: float
@@ -38,7 +38,7 @@ class Setting(NamedTuple):
     multiplier: float
 
 
-VIRTUAL, SELF, CONFIDENCE = Setting(0.1, 20.0, 1.0), Setting(0.95, 6.0, 0.5), 0.99
+VIRTUAL, SELF, CONFIDENCE = Variant(0.1, 20.0, 1.0), Variant(0.95, 6.0, 0.5), 0.99
 
 
 def virtual_teacher(logits: Tensor, labels: Tensor, confidence: float) -> Tensor:
@@ -73,8 +73,8 @@ class KdNoise(Distiller):
         super().__init__()
         if sizes.classes < 2:
             raise ValueError(f"kd_noise needs two classes or more, found {sizes.classes}")
-        virtual = Setting(virtual_share, virtual_temperature, virtual_multiplier)
-        earlier = Setting(self_share, self_temperature, self_multiplier)
+        virtual = Variant(virtual_share, virtual_temperature, virtual_multiplier)
+        earlier = Variant(self_share, self_temperature, self_multiplier)
         if "S" in sizes.teachers and (virtual, confidence) != (VIRTUAL, CONFIDENCE):
             raise ValueError("options virtual_* and confidence are for runs without a teacher; with S, expected self_*")
         if "S" not in sizes.teachers and earlier != SELF:

@@ -29,6 +29,7 @@ from avdistill.config.origins import Videos, YouTube
 from avdistill.data import media
 from avdistill.data.datasets import CLIPS
 from avdistill.data.datasets.folder import VIDEO_TYPES
+from avdistill.data.sources.http import TransientError
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.progress import progress
 
@@ -65,10 +66,6 @@ class Wanted(NamedTuple):
 
 class UnavailableError(Exception):
     """A file is permanently unavailable; the message is the reason."""
-
-
-class TransientError(Exception):
-    """A download failed for a reason that may not recur."""
 
 
 def check(origin: Videos, lists: Sequence[str]) -> None:
