@@ -64,6 +64,7 @@ override VIDEOS := $(value VIDEOS)
 export VIDEOS
 own: $(READY) ## run the own/ suite on your videos: make own VIDEOS=/some/folder (<class>/<clip>.<video type>)
 	@test -d "$$VIDEOS" || { echo "error: VIDEOS: '$$VIDEOS' is not a folder; expected make own VIDEOS=/some/folder" >&2; exit 1; }
+	@test -L own/videos || ! test -e own/videos || { echo "error: own/videos is a folder itself; move it away, or use it by: dvc repro own/dvc.yaml" >&2; exit 1; }
 	@ln -sfn -- "$$(realpath -- "$$VIDEOS")" own/videos
 	$(DVC) repro own/dvc.yaml
 	@echo "report: $$PWD/out/own/report/index.html"

@@ -13,6 +13,12 @@ os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
 
 
+# Prefect and MLflow speak to servers on this machine, which a proxy cannot reach.
+for _name in ("no_proxy", "NO_PROXY"):
+    _hosts = os.environ.get(_name, "")
+    os.environ[_name] = ",".join(filter(None, [_hosts, "127.0.0.1,localhost"])) if "127.0.0.1" not in _hosts else _hosts
+
+
 def _writable(folder: Path) -> bool:
     """Return whether a folder is writable, or can be created in its nearest existing parent."""
     while not folder.exists() and folder != folder.parent:

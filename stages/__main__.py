@@ -7,6 +7,7 @@ import sys
 from avdistill.pipeline import warm
 
 os.environ.update(warm.threads())
+os.environ["MPLBACKEND"] = "agg"  # a notebook's own is not here
 arguments = sys.argv[1:]
 if (code := warm.hand_over(arguments)) is not None:
     sys.exit(code)

@@ -5,6 +5,10 @@ teacher's prediction for the target classes use this layer. Its accuracy measure
 
 Writes to teacher_head/<entry>/: head.npz (weight (C, Dt), bias (C,)), logits.npz (ids, logits (N, C)) and metrics.json.
 The weight decay is the one of DECAYS with the highest validation accuracy.
+
+On the clips that it was fitted on, a layer looks far better than it is (on the real UCF51 audio features 80 to 99 %
+right, 46 to 49 % on clips that it has not seen), and a student that distils those logits learns its labels again. So by
+default the logits of training clips are out of fold: from a layer fitted without the clip's group (`cross_fit`).
 """
 
 from __future__ import annotations
@@ -46,6 +50,29 @@ def fit_linear(features: Tensor, labels: Tensor, classes: int, decay: float) -> 
     return folded, bias.detach() - folded @ mean
 
 
+def folds_of(groups: np.ndarray, folds: int) -> np.ndarray:
+    """Return the fold (N,) of each clip: whole groups (N,), in a fixed random order, dealt out to the folds in turn.
+
+    With fewer groups than folds, each group is a fold."""
+    names = np.unique(groups)
+    order = np.random.default_rng(0).permutation(len(names))
+    fold_of = dict(zip(names[order], np.arange(len(names)) % min(folds, len(names)), strict=True))
+    return np.array([fold_of[group] for group in groups])
+
+
+def out_of_fold(features: Tensor, labels: Tensor, groups: np.ndarray, classes: int, decay: float, folds: int) -> Tensor:
+    """Return the logits (N, C) of clips, each from a layer fitted on the folds that do not have the clip's group.
+
+    `features` (N, D), `labels` (N,), `groups` (N,) of at least two values."""
+    fold = torch.from_numpy(folds_of(groups, folds)).to(features.device)
+    logits = features.new_empty(len(features), classes)
+    for number in range(int(fold.max()) + 1):
+        inside = fold == number
+        weight, bias = fit_linear(features[~inside], labels[~inside], classes, decay)
+        logits[inside] = features[inside] @ weight.T + bias
+    return logits
+
+
 def main(stage: Stage) -> None:
     """Train the head of one features entry."""
     entry = stage.params.features[stage.item or ""]
@@ -75,9 +102,16 @@ def main(stage: Stage) -> None:
     best = int(np.nanargmax(scores)) if not np.isnan(scores).all() else len(DECAYS) // 2
     weight, bias = heads[best]
     logits = features @ weight.T + bias
+    by_name = {name: accuracy(heads[best], name) for name in ("train", "val", "test")}
+    train = split["train"]
+    groups = index["group"].to_numpy(dtype=str)[train.cpu().numpy()]
+    if entry.cross_fit and len(set(groups)) > 1:
+        logits[train] = out_of_fold(features[train], labels[train], groups, classes, DECAYS[best], entry.cross_fit)
+    by_name["distilled"] = float((logits[train].argmax(1) == labels[train]).float().mean())
     counts = np.bincount(index["label"][split["test"].cpu().numpy()], minlength=classes)
     summary: dict[str, Any] = {
-        "accuracy": {name: accuracy(heads[best], name) for name in ("train", "val", "test")},
+        "accuracy": by_name,  # `train` in sample; `distilled` of the logits that methods distil on training clips
+        "cross_fit": entry.cross_fit,
         "majority": float(counts.max() / max(1, counts.sum())),
         "clips": {name: int(rows.sum()) for name, rows in split.items()},
         "weight_decay": DECAYS[best],

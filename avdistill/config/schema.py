@@ -90,7 +90,10 @@ class Features(Settings):
 
     Alternatively, `published` features of a paper's authors (see avdistill/data/sources/published_features.py): then
     `teacher` is `none`, `input` is `split/<dataset>`, and `source` may be the URL or path of an archive in place of the
-    official one. A `precision` below float32 is faster on some processors, with errors of some thousandths."""
+    official one. A `precision` below float32 is faster on some processors, with errors of some thousandths.
+
+    `cross_fit`: the logits of a training clip, which methods distil, come from a linear layer that has not seen its
+    group; the groups are divided into this many folds. 0: from the layer that was fitted on the clip itself."""
 
     dataset: str
     teacher: str
@@ -98,6 +101,13 @@ class Features(Settings):
     precision: Precision = "float32"
     published: Literal["ccl_ucf51_audio"] | None = None
     source: str | None = None
+    cross_fit: Annotated[int, Field(ge=0, le=100)] = 5
+
+    @model_validator(mode="after")
+    def _more_than_one_fold(self) -> Features:
+        if self.cross_fit == 1:
+            raise ValueError("cross_fit must be 0 (no folds) or at least 2")
+        return self
 
 
 class Recipe(Settings):

@@ -161,6 +161,9 @@ def teachers_table(suite: EvaluatedSuite) -> pd.DataFrame:
                 "teacher": entry.published or entry.teacher,
                 "kind": "published" if entry.teacher == NO_TEACHER else suite.params.teachers[entry.teacher].kind,
                 "input": entry.input,
+                "in-sample": 100 * found["accuracy"].get("train", np.nan),
+                "distilled": 100 * found["accuracy"].get("distilled", np.nan),
+                "logits": f"{entry.cross_fit} folds" if entry.cross_fit else "in sample",
                 "val": 100 * found["accuracy"].get("val", np.nan),
                 "test": 100 * found["accuracy"].get("test", np.nan),
                 "majority": 100 * found.get("majority", np.nan),
@@ -175,7 +178,10 @@ def teachers_sheet(table: pd.DataFrame) -> Sheet:
     """Return the sheet of the linear layers."""
     columns = [Column(heading, number=False) for heading in ("features", "teacher", "input")]
     columns += [
-        Column("val", "accuracy", first=True),
+        Column("training clips, distilled logits", first=True, number=False),
+        Column("in sample", "accuracy", first=True),
+        Column("distilled", "accuracy"),
+        Column("val", "accuracy"),
         Column("test", "accuracy"),
         Column("most frequent class", first=True),
     ]
@@ -185,14 +191,19 @@ def teachers_sheet(table: pd.DataFrame) -> Sheet:
             TableCell(row["features"]),
             TableCell(f"{row['teacher']} ({row['kind']})"),
             TableCell(row["input"]),
-            *(TableCell(plain(row[key]), row["mlflow"]) for key in ("val", "test", "majority")),
+            TableCell(row["logits"]),
+            *(
+                TableCell(plain(row[key]), row["mlflow"])
+                for key in ("in-sample", "distilled", "val", "test", "majority")
+            ),
             TableCell(f"{row['clips']:,}"),
         ]
         for row in table.to_dict("records")
     ]
     notes = [
-        "Accuracy in percent on clips with an input for the teacher. Most frequent class: accuracy of always "
-        "predicting it."
+        "Accuracy in percent on clips with an input for the teacher. In sample: training clips, by the layer that was "
+        "fitted on them. Distilled: training clips, by the logits that methods with teacher logits distil; with folds, "
+        "by a layer that has not seen the clip's group. Most frequent class: accuracy of always predicting it."
     ]
     return Sheet("teachers", "A linear layer on each teacher's features", columns, rows, notes)
 

@@ -5,13 +5,18 @@ The groups come from the first of these that is given:
 - `<source>/groups.csv`: columns file (`<class>/<clip>`), group, and optionally split.
 - `group_pattern`: a regular expression with one (group), searched in the file name.
 - Neither: each clip is a group of its own, so clips of one recording may be in both train and test.
+
+`<source>/<split>/<class>/<clip>` and `<source>/<class>/<split>/<clip>` give the splits, too. Hidden files, folders of
+the system (`@eaDir`, `__MACOSX`, …), broken links and other types of files are left out and counted.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 from avdistill.config.origins import Folder
 from avdistill.data.datasets import CLIPS
@@ -20,18 +25,28 @@ from avdistill.pipeline.errors import UserError, nearest
 if TYPE_CHECKING:
     import pandas as pd
 
-VIDEO_TYPES = re.compile(r"\.(3gp|asf|avi|flv|gif|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|mxf|og[gv]|ts|vob|webm|wmv)", re.I)
+VIDEO_TYPES = re.compile(
+    r"\.(3g2|3gp|amv|asf|avi|divx|dv|f4v|flv|gif|ivf|m2ts|m2v|m4v|mj2|mjpe?g|mkv|mod|mov|mp4|mpe?g|mpv|mts|mxf|nut|og[gmv]"
+    r"|qt|rm|rmvb|tod|ts|vob|webm|wmv|wtv|y4m)",
+    re.I,
+)
 GROUPS = "groups.csv"
+# Folders that file managers, archives and storage systems make.
+SYSTEM = {"@eadir", "$recycle.bin", "system volume information", "__macosx", "#recycle", "lost+found"}
+# Names of folders that stand for splits: <split>/<class>/<clip> or <class>/<split>/<clip>.
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLITS |= {"test": "test", "testing": "test"}
 
 
 def check(origin: Folder) -> None:
     """Check the folder and groups.csv. Raises UserError, also if there are videos of fewer than two classes."""
-    classes = {file.parts[0] for file in _files(origin)}
+    files, _ = _scan(origin)
+    classes = set(_classes(files)[0])
     if not classes:
         raise UserError(f"source: {origin.source}: expected one folder of videos per class, found none")
     if len(classes) == 1:
         raise UserError(f"source: {origin.source}: expected two or more classes, found only '{classes.pop()}'")
-    _listing(origin)
+    _listing(origin, files)
 
 
 def videos(origin: Folder, folder: Path) -> Path:
@@ -40,44 +55,76 @@ def videos(origin: Folder, folder: Path) -> Path:
 
 
 def download(origin: Folder, folder: Path) -> None:
-    """Write clips.csv, and files.csv with the file sizes, so that DVC notices replaced files."""
+    """Write clips.csv and files.csv (sizes, so that DVC notices replaced files); print what is left out."""
     import pandas as pd
 
     from avdistill.data.files import write_csv
 
-    listing = _listing(origin)
+    files, left_out = _scan(origin)
+    listing = _listing(origin, files)
     sizes = [(Path(origin.source) / file).stat().st_size for file in listing["file"]]
     write_csv(folder / "files.csv", pd.DataFrame({"file": listing["file"], "size": sizes}))
     write_csv(folder / CLIPS, listing)
+    reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
+    classes = listing["class"].nunique()
+    print(f"{origin.source}: {len(files)} videos of {classes} classes; left out: {reasons or 'nothing'}")
 
 
-def _files(origin: Folder) -> list[Path]:
-    """Return the video files (extension in VIDEO_TYPES, not hidden), relative to the source, sorted."""
+def _scan(origin: Folder) -> tuple[list[Path], Counter[str]]:
+    """Return the video files relative to the source, sorted, and how many files were left out for which reason."""
     source = Path(origin.source)
     if not source.is_dir():
         raise UserError(f"source: {origin.source}: there is no such folder")
-    found = []
-    for folder in source.iterdir():
-        if folder.is_dir() and not folder.name.startswith("."):
-            found += [file for file in folder.rglob("*") if VIDEO_TYPES.fullmatch(file.suffix) and file.is_file()]
-    files = sorted(file.relative_to(source) for file in found if not file.name.startswith("."))
-    for file in files:
+    files: list[Path] = []
+    left_out: Counter[str] = Counter()
+    for path in (path for folder in source.iterdir() if folder.is_dir() for path in folder.rglob("*")):
+        file = path.relative_to(source)
+        if path.is_dir():
+            if path.is_symlink():
+                left_out["links to folders, which are not followed"] += 1
+        elif any(part.startswith(".") or part.lower() in SYSTEM for part in file.parts):
+            left_out["hidden files or files of the system"] += 1
+        elif not path.exists():
+            left_out["broken links"] += 1
+        elif not VIDEO_TYPES.fullmatch(path.suffix):
+            left_out[f"files of type '{path.suffix.lower()}'"] += 1
+        else:
+            files.append(file)
+    left_out["files beside the folders of classes"] = sum(
+        path.is_file() and path.name != GROUPS for path in source.iterdir()
+    )
+    for file in sorted(files):
         try:
             str(file).encode()
         except UnicodeEncodeError:
             raise UserError(f"source: {file.as_posix()!a}: the file name is not valid UTF-8; rename the file") from None
-    return files
+    return sorted(files), +left_out
 
 
-def _listing(origin: Folder) -> pd.DataFrame:
+def _classes(files: list[Path]) -> tuple[list[str], list[str] | None]:
+    """Return the class of each file, and its split where folders give it; else None."""
+
+    def split_at(place: int) -> bool:
+        return all(len(file.parts) > 2 and file.parts[place].lower() in SPLITS for file in files)
+
+    for place in (0, 1):
+        if files and split_at(place):
+            return [file.parts[1 - place] for file in files], [SPLITS[file.parts[place].lower()] for file in files]
+    return [file.parts[0] for file in files], None
+
+
+def _listing(origin: Folder, files: list[Path]) -> pd.DataFrame:
     """Return the table of clips; id and file are the path below the source, with "/" on every system."""
     import pandas as pd
 
-    files = _files(origin)
     table = pd.DataFrame({"id": [file.as_posix() for file in files], "file": [file.as_posix() for file in files]})
-    table["class"] = [file.parts[0] for file in files]
+    classes, splits = _classes(files)
+    table["class"] = classes
+    if splits is not None:
+        table["split"] = splits
     if (Path(origin.source) / GROUPS).exists():
-        return table.join(_read_groups(origin, table["file"].tolist()).set_index("file"), on="file")
+        groups = _read_groups(origin, table["file"].tolist()).set_index("file")
+        return table.drop(columns=[column for column in groups if column in table]).join(groups, on="file")
     if origin.group_pattern is not None:
         pattern = re.compile(origin.group_pattern)
         found = [pattern.search(file.name) for file in files]
@@ -85,7 +132,7 @@ def _listing(origin: Folder) -> pd.DataFrame:
             if match is None or not match[1]:
                 raise UserError(f"group_pattern: {origin.group_pattern!r} does not match the file name {file.name!r}")
         # Numbers in file names count within a class: "g01" of two classes are different recordings.
-        table["group"] = [f"{file.parts[0]}/{match[1]}" for file, match in zip(files, found, strict=True) if match]
+        table["group"] = [f"{name}/{match[1]}" for name, match in zip(classes, found, strict=True) if match]
     else:
         table["group"] = table["id"]
     return table
@@ -103,6 +150,9 @@ def _read_groups(origin: Folder, files: list[str]) -> pd.DataFrame:
     for column in ("file", "group"):
         if column not in table:
             raise UserError(f"{path}: expected a column '{column}', found {', '.join(table.columns)}")
+    # A file system may spell é in two characters where the table has one, or the other way round.
+    spelling = {normalize("NFC", file): file for file in files}
+    table["file"] = [spelling.get(normalize("NFC", file), file) for file in table["file"]]
     listed = table["file"].tolist()
     for file in sorted(set(listed) - set(files)):
         raise UserError(f"{path}: there is no video '{file}' in {origin.source}; {nearest(file, files)}")

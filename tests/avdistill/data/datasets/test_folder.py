@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from unicodedata import normalize
 
 import pandas as pd
 import pytest
@@ -127,3 +129,51 @@ def test_bad_folders(tmp_path: Path) -> None:
     (tmp_path / "videos/Surfing/x\udcff.mp4").touch()
     with pytest.raises(UserError, match="not valid UTF-8"):
         listed(tmp_path / "videos", tmp_path)
+
+
+def test_nothing_is_left_out_in_silence(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hidden and system folders at any depth, broken links, links to folders, other types: counted, with reasons."""
+    for path in (
+        "Archery/.ipynb_checkpoints/a.mp4", "Archery/@eaDir/a.mp4", "Archery/deep/__MACOSX/a.mp4", "$RECYCLE.BIN/x/a.mp4",
+        "Archery/._a.mp4", "Archery/notes.txt", "readme.md",
+    ):  # fmt: skip
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).write_text("")
+    (source / "Archery/broken.mp4").symlink_to("nowhere.mp4")
+    (source / "Archery/elsewhere").symlink_to(source / "naïve class, 2")
+    assert len(listed(source, tmp_path)) == 8
+    told = capsys.readouterr().out
+    assert "8 videos of 2 classes" in told
+    for reason in (
+        "5 hidden files or files of the system", "1 broken links", "1 links to folders", "1 files of type '.txt'",
+        "1 files beside the folders of classes",
+    ):  # fmt: skip
+        assert reason in told, told
+
+
+@pytest.mark.parametrize("layout", ["{split}/{name}/{file}", "{name}/{split}/{file}"])
+def test_folders_may_give_the_splits(layout: str, tmp_path: Path) -> None:
+    for split, name, file in itertools.product(("train", "Valid", "testing"), "ab", ("1.mp4", "2.mp4")):
+        path = tmp_path / "in" / layout.format(split=split, name=name, file=file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"video")
+    table = listed(tmp_path / "in", tmp_path)
+    assert set(table["class"]) == {"a", "b"}
+    assert table["split"].value_counts().to_dict() == {"train": 4, "val": 4, "test": 4}
+
+
+def test_a_class_called_test_is_a_class(tmp_path: Path) -> None:
+    for name in ("test", "other"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "1.mp4").write_bytes(b"video")
+    table = listed(tmp_path / "in", tmp_path)
+    assert set(table["class"]) == {"test", "other"} and "split" not in table
+
+
+def test_letters_with_accents_match_however_they_are_spelt(tmp_path: Path) -> None:
+    for name in ("café", "thé"):
+        (tmp_path / "in" / normalize("NFD", name)).mkdir(parents=True)
+        (tmp_path / "in" / normalize("NFD", name) / "1.mp4").write_bytes(b"video")
+    rows = "".join(f"{normalize('NFC', name)}/1.mp4,g{name}\\n" for name in ("café", "thé"))
+    (tmp_path / "in/groups.csv").write_text(f"file,group\\n{rows}")
+    assert set(listed(tmp_path / "in", tmp_path)["group"]) == {"gcafé", "gthé"}
