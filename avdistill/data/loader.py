@@ -203,7 +203,9 @@ def to_input(clips: Tensor, normalisation: str) -> Tensor:
     if clips.ndim == 3:
         return ((clips - LOG_MEL_MEAN) / LOG_MEL_STD).unsqueeze(1)
     width = clips.shape[3]
-    mean, std = _mean_and_std(normalisation, width, clips.device)
+    # What an exported program traces must not come from outside of it.
+    constants = _mean_and_std.__wrapped__ if torch.compiler.is_compiling() else _mean_and_std
+    mean, std = constants(normalisation, width, clips.device)
     return clips.flatten(3).float().sub_(mean).div_(std).unflatten(3, (width, 3)).permute(0, 4, 1, 2, 3)
 
 

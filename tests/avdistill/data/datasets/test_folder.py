@@ -134,8 +134,8 @@ def test_bad_folders(tmp_path: Path) -> None:
 def test_nothing_is_left_out_in_silence(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Hidden and system folders at any depth, broken links, links to folders, other types: counted, with reasons."""
     for path in (
-        "Archery/.ipynb_checkpoints/a.mp4", "Archery/@eaDir/a.mp4", "Archery/deep/__MACOSX/a.mp4", "$RECYCLE.BIN/x/a.mp4",
-        "Archery/._a.mp4", "Archery/notes.txt", "readme.md",
+        "Archery/.ipynb_checkpoints/a.mp4", "Archery/@eaDir/a.mp4", "Archery/deep/__MACOSX/a.mp4",
+        "$RECYCLE.BIN/x/a.mp4", "Archery/._a.mp4", "Archery/notes.txt", "readme.md",
     ):  # fmt: skip
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         (source / path).write_text("")
@@ -174,6 +174,6 @@ def test_letters_with_accents_match_however_they_are_spelt(tmp_path: Path) -> No
     for name in ("café", "thé"):
         (tmp_path / "in" / normalize("NFD", name)).mkdir(parents=True)
         (tmp_path / "in" / normalize("NFD", name) / "1.mp4").write_bytes(b"video")
-    rows = "".join(f"{normalize('NFC', name)}/1.mp4,g{name}\\n" for name in ("café", "thé"))
-    (tmp_path / "in/groups.csv").write_text(f"file,group\\n{rows}")
+    rows = "".join(f"{normalize('NFC', name)}/1.mp4,g{name}\n" for name in ("café", "thé"))
+    (tmp_path / "in/groups.csv").write_text(f"file,group\n{rows}")
     assert set(listed(tmp_path / "in", tmp_path)["group"]) == {"gcafé", "gthé"}
