@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from avdistill.data import datasets
-from avdistill.data.packing import pack
+from avdistill.data.packing import pack, usable_clips
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.stage import Stage
 from stages.spectrogram import read_sound, spectrogram
@@ -33,20 +33,13 @@ def main(stage: Stage) -> None:
     """Write a store of spectrograms, pairs.csv (id, noise_id, measured snr_db), and problems.csv."""
     import pandas as pd
 
-    from avdistill.data.files import digest, write_csv
-    from avdistill.data.index import read_index
+    from avdistill.data.files import write_csv
 
     params = stage.params.noise_mixes[str(stage.item)]
-    origin = stage.params.datasets[params.dataset].origin
-    source = stage.input("split", params.dataset) / "index.csv"
-    index = read_index(source)
-    audible = index[index["audio"] == "yes"].reset_index(drop=True)
-    videos = datasets.of(origin).videos(origin, stage.input("download", params.dataset))
-    clips = datasets.locate(audible, videos)
+    audible, clips, _ = usable_clips(stage, params.dataset, "audio", "yes")
     noises = [clips[row] for row in sample_partners(audible, params.seed)]
     pairs = [Mixture(clip, noise, params.snr_db) for clip, noise in zip(clips, noises, strict=True)]
     stage.run.log_params(params.model_dump())
-    stage.run.log_dataset(name=params.dataset, path=source, digest=digest(source), context="mix_noise")
     measured = []
 
     def finish(pair: Mixture, mixed: tuple[np.ndarray, float]) -> np.ndarray:

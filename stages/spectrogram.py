@@ -5,23 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from avdistill.data import datasets, media
-from avdistill.data.packing import pack
+from avdistill.data.packing import pack, usable_clips
 from avdistill.pipeline.stage import Stage
 
 
 def main(stage: Stage) -> None:
     """Write a store of spectrograms, float32 (frames, 64) in dB, 100 frames per second, by clip id; problems.csv."""
-    from avdistill.data.files import digest
-    from avdistill.data.index import read_index
-
-    name = str(stage.item)
-    origin = stage.params.datasets[name].origin
-    source = stage.input("split", name) / "index.csv"
-    index = read_index(source)
-    videos = datasets.of(origin).videos(origin, stage.input("download", name))
-    clips = datasets.locate(index[index["audio"] == "yes"], videos)
-    stage.run.log_dataset(name=name, path=source, digest=digest(source), context="spectrogram")
-    with stage.output(key=digest(source)) as folder:
+    _, clips, digest = usable_clips(stage, str(stage.item), "audio", "yes")
+    with stage.output(key=digest) as folder:
         counts = pack(folder, "float32", clips, read_sound, lambda _, sound: spectrogram(sound), "spectrograms")
         stage.run.log_artifact(folder / "problems.csv")
     stage.run.log_metrics(counts)

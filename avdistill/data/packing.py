@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from avdistill.data import media
+from avdistill.data import datasets, media
+from avdistill.data.datasets import Clip
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.workers import each
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from avdistill.pipeline.stage import Stage
 
 SHARD_BYTES = 1 << 28  # at most this much is computed again after an interruption
 
@@ -32,6 +38,23 @@ class Damaged(NamedTuple, Generic[R]):
 
     value: R
     reason: str
+
+
+def usable_clips(stage: Stage, dataset: str, column: str, value: str) -> tuple[pd.DataFrame, list[Clip], str]:
+    """Return the rows of a dataset's index whose `column` has `value`, their clips, and the digest of the index.
+
+    Logs the dataset to the stage's run."""
+    from avdistill.data.files import digest
+    from avdistill.data.index import read_index
+
+    source = stage.input("split", dataset) / "index.csv"
+    index = read_index(source)
+    rows = index[index[column] == value].reset_index(drop=True)
+    origin = stage.params.datasets[dataset].origin
+    videos = datasets.of(origin).videos(origin, stage.input("download", dataset))
+    found = digest(source)
+    stage.run.log_dataset(name=dataset, path=source, digest=found, context=stage.name)
+    return rows, datasets.locate(rows, videos), found
 
 
 def pack(

@@ -20,8 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from avdistill.config.schema import Params
 from avdistill.tracking.shared import (
     ROOT,
     file_lock,
@@ -31,6 +29,9 @@ from avdistill.tracking.shared import (
     one_line,
     unreachable_marker,
 )
+
+if TYPE_CHECKING:
+    from avdistill.config.schema import Params
 
 # The section of params that contains a stage's items; its entries have the dataset.
 SECTIONS = {

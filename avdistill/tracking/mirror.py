@@ -14,11 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from avdistill.pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-    from avdistill.config.schema import Params
 from avdistill.tracking.shared import (
     SQLITE,
     artifact_location,
@@ -30,6 +25,11 @@ from avdistill.tracking.shared import (
     tracking_uri,
     unreachable_marker,
 )
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from avdistill.config.schema import Params
 
 
 class Delivery(NamedTuple):

@@ -1,6 +1,6 @@
 """docs/robustness.md from what the tests of faults recorded: python -m tests.faults.table
 
-Of a fault that was tried in several runs the last one counts.
+If a fault was tested in several runs, the last one counts.
 """
 
 from __future__ import annotations
@@ -11,32 +11,53 @@ from pathlib import Path
 from tests.faults.record import FOLDER
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "robustness.md"
-# Headings of the topics, in their order, and what holds of all that is tried under them.
+# Title and summary of each topic, in the order of the page.
 TOPICS = {
     "crash": (
         "Crashes",
-        "The embedded suite at tiny settings, from made videos to the report. Afterwards every file is compared with "
-        "that of an undisturbed run, byte by byte.",
+        "The embedded suite runs at tiny settings, from generated videos to the report. Afterwards every "
+        "file is compared, byte by byte, with that of an undisturbed run.",
     ),
-    "disk": ("Full disks", "Each stage ends with one line that names the file and the room; what was there stays."),
-    "tracker": ("The tracker away", "Training goes on; what MLflow did not get is sent later, once."),
-    "together": ("Several at once", "Each ends well, or says in one line who is before it."),
-    "params": ("Mistakes in params", "One line that names the key and the nearest valid choice, before any work."),
+    "disk": (
+        "Full disks",
+        "Each stage ends with one line that names the file and the free space. Existing outputs stay.",
+    ),
+    "tracker": (
+        "Tracker unreachable",
+        "Training continues. What MLflow did not receive is sent later, exactly once.",
+    ),
+    "together": (
+        "Several processes at once",
+        "Each process finishes, or ends with one line that names the process that holds the lock.",
+    ),
+    "params": (
+        "Mistakes in params",
+        "The command ends before any work, with one line that names the key and the nearest valid choice.",
+    ),
     "files": (
         "Damaged files",
-        "Bits turned over, ends cut off, blocks of zeros, other files in their place: an error that names the file, or "
-        "what was there before. Never a wrong result, a hang, or code that runs.",
+        "Flipped bits, truncated files, blocks of zeros, files swapped with others. The result is an "
+        "error that names the file, or the same output as before: never a wrong result, a hang, or code "
+        "that runs.",
     ),
-    "load": ("Load", "The served student under many requests at once."),
+    "load": (
+        "Load",
+        "The served student gets many requests at once.",
+    ),
 }
 
 
 def main() -> None:
     """Write the page."""
     lines = [
-        "# What was tried, and what was lost",
+        "# Faults that were tested, and the data loss",
         "",
-        "`make test-faults` tries all of this; `python -m tests.faults.table` makes this page of what it found.",
+        "This page shows which faults the pipeline survives, how often each was tested, and which data was lost.",
+        "",
+        "```sh",
+        "make test-faults                       # run the tests of faults and write this page",
+        "python -m tests.faults.table           # write this page from their records",
+        "```",
     ]
     for topic, (title, remark) in TOPICS.items():
         file = FOLDER / f"{topic}.jsonl"

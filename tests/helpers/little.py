@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
 from avdistill.config.schema import Params
@@ -42,6 +43,16 @@ def folder_of_videos(folder: Path, classes: int = 3, groups: int = 4) -> None:
             media.write_video(path, ramp(18), 12, sound)
             if group == 0 and label == 2:
                 path.write_bytes(b"this is no video")
+
+
+def spoil_packet(path: Path, kind: str, number: int) -> None:
+    """Overwrite one packet of the first stream of a kind ("video", "audio") so that it cannot be decoded."""
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(getattr(container.streams, kind)[0]) if packet.size]
+        place, size = packets[number].pos, packets[number].size
+    content = bytearray(path.read_bytes())
+    content[place : place + size] = b"\xff" * size
+    path.write_bytes(content)
 
 
 class Recorder:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import av
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +11,7 @@ from avdistill.data.packed import Store
 from avdistill.pipeline.errors import UserError
 from avdistill.reporting.check_videos import check_videos
 from stages import download, frames, split
-from tests.helpers.little import folder_of_videos, levels, stage
+from tests.helpers.little import folder_of_videos, levels, spoil_packet, stage
 
 
 @pytest.fixture
@@ -96,12 +95,7 @@ def test_damage_is_where_a_user_looks(tmp_path: Path) -> None:
     origin = {"kind": "folder", "source": str(tmp_path / "videos")}
     folder_of_videos(tmp_path / "videos")
     path = next((tmp_path / "videos").glob("class 2/*g2*.mp4"))
-    with av.open(str(path)) as container:
-        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
-        place, size = packets[10].pos, packets[10].size
-    content = bytearray(path.read_bytes())
-    content[place : place + size] = b"\xff" * size
-    path.write_bytes(content)
+    spoil_packet(path, "video", 10)
     stages = {name: stage(name, "d", tmp_path, origin) for name in ("download", "split", "frames")}
     for module in (download, split, frames):
         module.main(stages[module.__name__.removeprefix("stages.")])

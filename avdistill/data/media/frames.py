@@ -8,10 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from av import VideoFrame
-    from av.container import InputContainer
-    from av.video.stream import VideoStream
 from avdistill.data.media.container import (
     Damage,
     MediaError,
@@ -23,7 +19,12 @@ from avdistill.data.media.container import (
     video_stream,
 )
 
-# Containers and codecs in which decord shows the frames of a sequential decode (tests/avdistill/data/test_readers.py).
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+# Containers and codecs in which decord shows the frames of a sequential decode (see its tests).
 DECORD_READS = {("mov", "h264"), ("matroska", "h264"), ("mov", "mpeg4"), ("avi", "mpeg4")}
 NO_B_FRAMES = {"mpeg4"}  # codecs that decord reads in the wrong order where there are B-frames
 TICK = 1e-6  # s, tolerance in comparing times

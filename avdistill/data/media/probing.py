@@ -13,11 +13,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from avdistill.pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.video.stream import VideoStream
 from avdistill.data.media.container import (
     Damage,
     MediaError,
@@ -31,6 +26,11 @@ from avdistill.data.media.frames import has_decord, read_frames, timetable
 from avdistill.data.media.headers import mislabelling, not_a_video, truncation
 from avdistill.data.media.sound import NO_AUDIO, SAMPLE_RATE, SILENCE, read_audio
 from avdistill.data.media.writing import write_video
+from avdistill.pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 Audio = Literal["yes", "silent", "no"]
 

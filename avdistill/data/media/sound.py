@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from avdistill.data.media.container import Damage, MediaError, decode, one_thread, open_video, origin_of
+
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
-from avdistill.data.media.container import Damage, MediaError, decode, one_thread, open_video, origin_of
 
 SAMPLE_RATE = 32_000  # Hz, what PANNs hears
 SILENCE = 1e-4  # -80 dB of full scale: below it 16-bit sound is three steps of dither or nothing

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from avdistill.data.media.sound import SAMPLE_RATE
+
 if TYPE_CHECKING:
     pass
-from avdistill.data.media.sound import SAMPLE_RATE
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int, sound: np.ndarray | None, rate: int = SAMPLE_RATE) -> None:

@@ -77,7 +77,7 @@ def bare(axis: Axes) -> None:
     axis.spines[:].set_visible(False)
 
 
-def signed(value: float) -> str:
+def whole_points(value: float) -> str:
     """Format a difference in points with its sign, rounded to an integer; 0 has no sign."""
     return f"{value:+.0f}".replace("-", MINUS) if round(value) else "0"
 
@@ -85,11 +85,6 @@ def signed(value: float) -> str:
 def fraction(interval: results.Interval) -> str:
     """Format a number between 0 and 1, with its interval if defined."""
     return f"{interval.mean:.2f}" + (f" \N{PLUS-MINUS SIGN} {interval.half:.2f}" if interval.defined else "")
-
-
-def symbol(name: str) -> str:
-    """Return the papers' symbol for a clip score."""
-    return {"tau": "τ"}.get(name, name)
 
 
 def measured_metrics(params: Params) -> pd.DataFrame:

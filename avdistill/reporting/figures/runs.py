@@ -22,8 +22,8 @@ from avdistill.reporting.figures import (
     fraction,
     measured_metrics,
     new_figure,
-    symbol,
 )
+from avdistill.reporting.page import symbol
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,8 +16,8 @@ import pytest
 
 from avdistill.data import media
 from avdistill.data.media import probe, read_audio, read_frames
+from tests.helpers.little import RATE, spoil_packet
 
-RATE = 32_000
 FRAMES = 40
 STEP = 5  # grey levels between two frames
 
@@ -185,12 +185,7 @@ def test_a_change_of_layout_midway_keeps_the_rest(tmp_path: Path) -> None:
 def test_one_bad_packet_loses_that_packet(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     write_sound(path, beeps(6)[None], "mono")
-    with av.open(str(path)) as container:
-        packets = [packet for packet in container.demux(container.streams.audio[0]) if packet.size]
-        place, size = packets[80].pos, packets[80].size
-    content = bytearray(path.read_bytes())
-    content[place : place + size] = b"\xff" * size
-    path.write_bytes(content)
+    spoil_packet(path, "audio", 80)
     found = probe(path)
     assert found.audio == "yes" and found.corrupt is None
     assert found.remark is not None and "audio packets cannot be decoded" in found.remark
@@ -200,12 +195,7 @@ def test_one_bad_packet_loses_that_packet(tmp_path: Path) -> None:
 def test_bad_packets_of_pictures_are_counted_and_the_rest_kept(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     write(path, "mp4 h264", [number / 25 for number in range(FRAMES)])
-    with av.open(str(path)) as container:
-        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
-        place, size = packets[20].pos, packets[20].size
-    content = bytearray(path.read_bytes())
-    content[place : place + size] = b"\xff" * size
-    path.write_bytes(content)
+    spoil_packet(path, "video", 20)
     damage = media.Damage()
     frames = read_frames(path, 25, 48, reader="pyav", damage=damage)
     assert damage.packets == 1 and len(frames) == FRAMES

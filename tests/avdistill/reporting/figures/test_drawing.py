@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from avdistill.config.schema import Params
-from avdistill.reporting.figures import NoDataError, outputs, sample_by_class, signed
+from avdistill.reporting.figures import NoDataError, outputs, sample_by_class, whole_points
 
 
 def test_sampled_clips_are_of_as_many_classes_as_possible():
@@ -25,4 +25,4 @@ def test_outputs_that_are_not_there_are_no_data(pictured: Params):
 
 
 def test_a_zero_has_no_sign():
-    assert [signed(value) for value in (-0.4, 0.4, 2.6, -2.6)] == ["0", "0", "+3", "\N{MINUS SIGN}3"]
+    assert [whole_points(value) for value in (-0.4, 0.4, 2.6, -2.6)] == ["0", "0", "+3", "\N{MINUS SIGN}3"]
