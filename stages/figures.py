@@ -7,7 +7,6 @@ suite has it, also add a key of its name to `avdistill.config.report.Figures`.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,12 +17,11 @@ from avdistill.config.schema import Params
 from avdistill.data.files import write_csv, write_json
 from avdistill.pipeline.devices import run_parallel
 from avdistill.pipeline.stage import Stage
-from avdistill.reporting.figures import STYLE, Drawn, NoDataError, classes, clips, runs
+from avdistill.reporting.figures import STYLE, Drawn, NoDataError, classes, clips, runs, save
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
-MAX_BYTES = 150_000
 FIGURES: dict[str, tuple[str, Callable[[Params], Drawn]]] = {
     "accuracy": ("Accuracy of all runs", runs.accuracy_of_runs),
     "training_curves": ("Training curves of the strategies (Xia Fig. 3)", runs.training_curves),
@@ -37,23 +35,6 @@ FIGURES: dict[str, tuple[str, Callable[[Params], Drawn]]] = {
     "scores": ("Mask and τ of clips with relevant and irrelevant sound", runs.score_histograms),
     "confusion": ("Confusion matrices", classes.confusion_matrices),
 }
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG of at most MAX_BYTES if possible, by reducing first the colours, then the resolution."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    image = Image.open(buffer).convert("RGB")
-    image.save(path, optimize=True)
-    for colours, scale in ((256, 1.0), (128, 1.0), (64, 1.0), (64, 0.7), (64, 0.5)):
-        if path.stat().st_size <= MAX_BYTES:
-            break
-        scaled = image.resize((round(scale * image.width), round(scale * image.height)), Image.Resampling.LANCZOS)
-        # FASTOCTREE keeps the ends of colour bars, which the default method merges.
-        fewer = scaled.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-        fewer.save(path, optimize=True)
 
 
 def wanted(params: Params) -> dict[str, tuple[str, Callable[[Params], Drawn]]]:

@@ -210,7 +210,7 @@ def write(ablation: Ablation, measured: pd.DataFrame, folder: Path) -> pd.DataFr
     """Write results.csv, picture.png and index.html to `folder`; return the table."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from stages.figures import save
+    from avdistill.reporting.figures import save
 
     table = summarise(ablation, measured)
     write_csv(folder / "results.csv", table)

@@ -41,7 +41,7 @@ def test_half_of_a_download_under_other_settings_is_put_aside(tiny: Params, caps
     partial = Path(tiny.suite.out) / ".partial"
     assert (partial / "download-avsynth.1/half 360p").exists() and (partial / "download-avsynth.2/half 720p").exists()
     assert (partial / "download-avsynth/half 1080p").exists()
-    assert "half of a download" in capsys.readouterr().err
+    assert "unfinished download with other settings" in capsys.readouterr().err
 
 
 def test_what_is_made_here_depends_on_its_code(tiny: Params, monkeypatch: pytest.MonkeyPatch) -> None:

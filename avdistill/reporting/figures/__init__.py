@@ -6,6 +6,7 @@ figures are drawn from files of earlier stages; no network is evaluated.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MAX_BYTES = 150_000
 WIDTH = 8.4  # inches
 DPI = 130
 SEED = 0  # of random sampling and t-SNE
@@ -124,3 +126,20 @@ def sample_by_class(clips: pd.DataFrame, number: int) -> pd.DataFrame:
     shuffled = clips.sort_values("id").iloc[np.random.default_rng(SEED).permutation(len(clips))]
     turn = shuffled.groupby("class").cumcount().to_numpy()
     return shuffled.iloc[np.argsort(turn, kind="stable")[:number]]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG of at most MAX_BYTES if possible, by reducing first the colours, then the resolution."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    image = Image.open(buffer).convert("RGB")
+    image.save(path, optimize=True)
+    for colours, scale in ((256, 1.0), (128, 1.0), (64, 1.0), (64, 0.7), (64, 0.5)):
+        if path.stat().st_size <= MAX_BYTES:
+            break
+        scaled = image.resize((round(scale * image.width), round(scale * image.height)), Image.Resampling.LANCZOS)
+        # FASTOCTREE keeps the ends of colour bars, which the default method merges.
+        fewer = scaled.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        fewer.save(path, optimize=True)
