@@ -245,7 +245,8 @@ def _description(stage: str, item: str | None, params: Params) -> str:
 
     The source is parsed, not imported, because the import takes seconds."""
     job = params.jobs.get(item or "") if SECTIONS.get(stage) == "jobs" else None
-    path = ROOT / f"models/distillers/{job.method}.py" if job else ROOT / f"stages/{stage}.py"
+    made_by = {"ablation": "avdistill/reporting/ablation_page.py"}.get(stage, f"stages/{stage}.py")
+    path = ROOT / (f"models/distillers/{job.method}.py" if job else made_by)
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return text if job else text.partition("\n\n")[0]
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from avdistill.config.schema import Params
-from avdistill.reporting.figures import new_figure
+from avdistill.reporting.figures import MAX_BYTES, new_figure, save
 from stages import figures
 from tests.helpers.pictured import FIGURES, pictured_params, write_pictured
 from tests.helpers.synthetic import read_json, stage, suite_params, write_suite
@@ -74,5 +74,5 @@ def test_no_suite_at_all_draws_nothing(tmp_path: Path):
 def test_a_picture_that_compresses_badly_is_brought_under_the_limit(tmp_path: Path):
     figure, axes = new_figure(8)
     axes[0, 0].imshow(np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8))
-    figures.save(figure, tmp_path / "noise.png")
-    assert (tmp_path / "noise.png").stat().st_size <= figures.MAX_BYTES
+    save(figure, tmp_path / "noise.png")
+    assert (tmp_path / "noise.png").stat().st_size <= MAX_BYTES
