@@ -80,7 +80,7 @@ class Stage:
         final = self.params.path(self.name, self.item)
         partial = Path(self.params.suite.out) / ".partial" / "-".join(filter(None, [self.name, self.item]))
         marker = partial / ".key"
-        finished = partial.with_name(f"{partial.name}.key")  # the key of the finished output
+        finished = self.params.path(".downloads") / f"{partial.name}.key"  # the key of what has the final name
         if keep and partial.exists() and marker.exists() and marker.read_text() != key:
             _put_aside(partial)
         if keep and final.exists() and not partial.exists() and finished.exists() and finished.read_text() == key:
@@ -104,6 +104,7 @@ class Stage:
             final.replace(old)
         partial.replace(final)
         if keep:
+            finished.parent.mkdir(exist_ok=True)
             finished.write_text(key or "")
         shutil.rmtree(old, ignore_errors=True)
 
