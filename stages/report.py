@@ -337,7 +337,7 @@ def build(stage: Stage, folder: Path) -> None:
 
 def accuracy_table(suite: EvaluatedSuite) -> pd.DataFrame:
     """Return the accuracy of every run and seed, as fractions."""
-    rows = suite.measured[suite.measured["metric"] == "accuracy"]
+    rows = suite.measured[suite.measured["metric"] == "accuracy"].dropna()
     return rows[["run", "seed", "value"]].rename(columns={"value": "accuracy"})
 
 
@@ -348,7 +348,8 @@ def write_metrics(stage: Stage, table: pd.DataFrame) -> None:
         for row in table.to_dict("records")
     }
     stage.metrics(dict(summary))
-    stage.run.log_metrics({f"accuracy/{run}": values["accuracy"] for run, values in summary.items()})
+    known = {run: values["accuracy"] for run, values in summary.items() if "accuracy" in values}
+    stage.run.log_metrics({f"accuracy/{run}": value for run, value in known.items()})
 
 
 def main(stage: Stage) -> None:

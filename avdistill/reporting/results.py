@@ -258,7 +258,7 @@ def compare(params: Params, table: Table, measured: pd.DataFrame) -> pd.DataFram
                     "method": method,
                     "setup": setup,
                     "row": f"{method} ({setup})" if several else method,
-                    "run": run if score.seeds else "",
+                    "run": run if len(ours) else "",
                     "metric": metric,
                     "reported": value,
                     **interval_columns("ours", percent(score)),

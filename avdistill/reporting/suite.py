@@ -54,6 +54,10 @@ class EvaluatedSuite:
         """Return the values of a metric of a run, as fractions (index: seed)."""
         return self._values.get((run, results.metric_key(metric)), pd.Series(dtype=float))
 
+    def not_converged(self, run: str) -> int:
+        """Return how many trainings of a run diverged. Their metrics are NaN, which means and tests leave out."""
+        return int((self.values(run, "converged") == 0).sum())
+
     def score(self, run: str, metric: str) -> Interval:
         """Return the mean of a metric of a run over seeds, in percent."""
         return percent(results.student_interval(self.values(run, metric)))

@@ -82,6 +82,7 @@ def runs_table(suite: EvaluatedSuite) -> pd.DataFrame:
                 "dataset": job.dataset,
                 "student": suite.params.recipes[job.recipe].student,
                 "seeds": " ".join(map(str, suite.seeds(run))),
+                "not_converged": suite.not_converged(run),
             }
             for metric in METRICS:
                 row |= interval_columns(metric, suite.score(run, metric))
@@ -117,7 +118,7 @@ def runs_sheet(suite: EvaluatedSuite, study: str, table: pd.DataFrame) -> Sheet:
         rows.append(
             [
                 *(TableCell(row[key] or EMPTY) for key in ("run", "method", "teachers", "options")),
-                TableCell(str(len(row["seeds"].split())), f"seeds {row['seeds']}"),
+                TableCell(seeds_text(row), f"seeds {row['seeds']}"),
                 scores[0],
                 TableCell("baseline", look="dim") if row["method"] == baseline_method else gain,
                 *scores[1:],
@@ -131,6 +132,12 @@ def runs_sheet(suite: EvaluatedSuite, study: str, table: pd.DataFrame) -> Sheet:
     return Sheet(name, caption, columns, rows, with_dagger(rows, notes))
 
 
+def seeds_text(row: dict[str, Any]) -> str:
+    """Return the number of seeds of a run, and how many of them did not converge."""
+    count = str(len(row["seeds"].split()))
+    return f"{count} ({row['not_converged']} not converged)" if row["not_converged"] else count
+
+
 def runs_notes(table: pd.DataFrame) -> list[str]:
     """Return the notes that explain the columns of the run tables."""
     notes = [
@@ -140,6 +147,10 @@ def runs_notes(table: pd.DataFrame) -> list[str]:
         "divides by the hits in the top K, ignoring queries without a hit (released) or counting them as 0 (hits), or "
         "by the smaller of K and the number of relevant videos (standard)."
     ]
+    if lost := int(table["not_converged"].sum()):
+        notes.append(
+            f"{lost} trainings did not converge. Means, intervals and tests leave them out; {EMPTY}: none did."
+        )
     capped = {size: [f"mAP@{k}" for k in (100, 500) if size < k] for size in sorted(set(table["gallery"].dropna()))}
     notes += [
         f"Gallery of {size:.0f} videos: {listed(names)} ranks all of them." for size, names in capped.items() if names

@@ -64,6 +64,8 @@ class RcMc(Distiller):
         weight: float = 1.0,
     ) -> None:
         super().__init__()
+        if sizes.classes < 2:
+            raise ValueError(f"rc_mc needs two classes or more, found {sizes.classes}")
         if not 0 <= beta <= 1:
             raise ValueError(f"beta must be in 0..1, not {beta}")
         if temperature <= 0:

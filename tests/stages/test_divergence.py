@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from avdistill.config.schema import Params
-from avdistill.data.files import read_arrays, write_arrays
+from avdistill.data.files import read_arrays, write_arrays, write_csv
 from avdistill.data.loader import ClipSet, teacher_table
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.stage import Stage
@@ -19,7 +19,8 @@ from avdistill.reporting import results
 from avdistill.tracking.journal import start
 from avdistill.training.inference import NotConvergedError, NotFiniteError, load_student, predict
 from models.students import build_student
-from stages import evaluate, train
+from stages import evaluate, figures, report, train
+from tests.helpers.synthetic import SEEDS, stage, suite_params, write_suite
 
 
 @pytest.fixture
@@ -77,3 +78,29 @@ def test_features_that_are_not_finite_name_file_and_clip(tiny: Params, tmp_path:
     write_arrays(features / "features.npz", **arrays)
     with pytest.raises(UserError, match=rf"features\.npz: features of clip '{clips.ids[3]}' are not finite \(1 clip"):
         teacher_table(features, head, clips)
+
+
+def test_tables_show_a_dash_and_say_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One seed of MNF+CSC and all of KD diverged: the first has the mean of the others, the second a dash."""
+    params = suite_params(tmp_path)
+    write_suite(params)
+    for job, lost in (("kd", set(SEEDS)), ("mnf_csc", {2})):
+        path = params.path("evaluate", job) / "metrics.csv"
+        table = pd.read_csv(path)
+        bad = table["seed"].isin(lost) & (table["run"] == job)
+        marks = [{"run": job, "seed": seed, "metric": "converged", "value": 0.0} for seed in lost]
+        table.loc[bad, "value"] = np.nan
+        write_csv(path, pd.concat([table, pd.DataFrame(marks)], ignore_index=True))
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    figures.main(stage("figures", params))
+    report.main(stage("report", params))
+    tables = params.path("report") / "tables"
+    scores = (tables / "xia_1-scores.md").read_text()
+    assert "| KD | kd | 65.8 | \N{EN DASH} |" in scores
+    runs = pd.read_csv(tables / "runs.csv").set_index("run")
+    assert runs.loc["mnf_csc", "not_converged"] == 1 and runs.loc["mnf_csc", "accuracy_seeds"] == 4
+    assert runs.loc["kd", "not_converged"] == 5 and math.isnan(runs.loc["kd", "accuracy"])
+    assert runs.loc["uni_modal", "not_converged"] == 0
+    page = (params.path("report") / "index.html").read_text()
+    assert "5 (1 not converged)" in page and "6 trainings did not converge" in page
+    assert "nan" not in page.lower().split()

@@ -146,3 +146,8 @@ def test_widths():
 def test_options_out_of_range(options, words):
     with pytest.raises(ValueError, match=words):
         make(**options)
+
+
+def test_one_class_is_an_error():
+    with pytest.raises(ValueError, match="two classes"):
+        RcMc(Sizes(DIM, STAGES, {"A": 7}, 1, CLIPS))
