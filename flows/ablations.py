@@ -16,7 +16,6 @@ import base64
 import contextlib
 import io
 import re
-import signal
 import sys
 import threading
 import time
@@ -48,6 +47,7 @@ from avdistill.pipeline.errors import UserError, nearest
 from avdistill.pipeline.processes import cores
 from avdistill.reporting.ablation_page import Ablation, markdown, value, verdict, write
 from avdistill.tracking.journal import start
+from flows import command
 from flows.devices import gpus, held
 from flows.dvc import Dvc, StageError, StoppedError
 from flows.paper import LOOK_SECONDS, cancelled
@@ -361,8 +361,6 @@ def _main() -> None:
     parser.add_argument("name", help="one of " + ", ".join(ablations()))
     parser.add_argument("parameters", nargs="*", metavar="KEY=VALUE", help="such as snr_db=[20,10,0] or workers=4")
     given = parser.parse_args()
-    # Raise SystemExit instead of dying at once, so that Prefect's temporary server is stopped too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     known = ablations()
     if given.name not in known:
         sys.exit(f"error: prefect.yaml: there is no ablation '{given.name}'; {nearest(given.name, known)}")
@@ -372,11 +370,7 @@ def _main() -> None:
         if not equals or key not in ablate.parameters.properties:
             sys.exit(f"error: {pair}: expected KEY=VALUE; {nearest(key, ablate.parameters.properties)}")
         asked[key] = yaml.safe_load(text)
-    try:
-        state = ablate(**asked, return_state=True)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    print(state.message) if state.is_completed() else sys.exit(f"error: {state.message}")
+    print(command.run(ablate, **asked).message)
 
 
 if __name__ == "__main__":

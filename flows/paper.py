@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -43,6 +42,7 @@ from avdistill.data.files import write_json
 from avdistill.pipeline.errors import UserError, nearest, redact
 from avdistill.pipeline.processes import cores
 from avdistill.tracking.journal import ledger
+from flows import command
 from flows.devices import gpus, held
 from flows.dvc import Dvc, StageError, StoppedError
 
@@ -286,14 +286,7 @@ def _main() -> None:
     )
     parser.add_argument("--workers", type=int, default=2, help="number of stages in parallel (default: 2)")
     given = parser.parse_args()
-    # Raise SystemExit instead of dying at once, so that Prefect's temporary server is stopped too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        state = reproduce(given.suite, given.workers, given.targets or None, return_state=True)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    if not state.is_completed():
-        sys.exit(f"error: {state.message}")
+    command.run(reproduce, given.suite, given.workers, given.targets or None)
 
 
 if __name__ == "__main__":
