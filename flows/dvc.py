@@ -273,6 +273,18 @@ def recover_lock(root: Path) -> None:
             print(f"{lock}: incomplete, because DVC was killed while writing it; moved to {aside}", file=sys.stderr)
 
 
+def allow_no_git(root: Path) -> None:
+    """Let DVC work in a copy without git (a ZIP file that was unpacked): set `core.no_scm` for this copy only."""
+    local = root / ".dvc" / "config.local"
+    if (
+        (root / ".dvc").is_dir()
+        and not local.exists()
+        and not any((up / ".git").exists() for up in (root, *root.parents))
+    ):
+        local.write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+        print(f"{root}: no git repository here, so DVC keeps no versions and runs no experiments", file=sys.stderr)
+
+
 def executable() -> str:
     """Return the path of this environment's `dvc`. Raises UserError if it is not installed."""
     path = Path(sys.executable).with_name("dvc")
@@ -315,6 +327,7 @@ def _reason(lines: list[str]) -> str:
 if __name__ == "__main__":
     try:
         recover_lock(Path.cwd())
+        allow_no_git(Path.cwd())
         os.execve(executable(), ["dvc", *sys.argv[1:]], environment())  # noqa: S606 - without a shell
     except UserError as error:
         sys.exit(f"error: {error}")

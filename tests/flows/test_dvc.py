@@ -275,3 +275,16 @@ def test_the_records_of_a_dvc_that_runs_are_left_alone(repo: Path) -> None:
     thread.join()
     dvc.recover_lock(repo)
     assert not (repo / "dvc.lock").exists()
+
+
+def test_a_copy_without_git_works_and_says_what_it_cannot(tmp_path: Path, root: Path) -> None:
+    """A ZIP file of the repository, unpacked."""
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "dvc.yaml").write_text("stages:\n  a:\n    cmd: echo 1 > a\n    outs: [a]\n")
+    command = [sys.executable, "-m", "flows.dvc", "repro"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "a").read_text() == "1\n", done.stderr
+    assert "no git repository" in done.stderr
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0 and "no git repository" not in again.stderr
