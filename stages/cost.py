@@ -7,6 +7,10 @@ Writes cost/cost.csv, one row per run of `report.cost`:
   relative_low, relative_high            quartiles of that ratio
   memory, memory_relative                bytes of a step, and their ratio to the baseline's
 
+and cost/gradients.csv, one row per run and term of its loss:
+  run, term, start, end   length of the term's gradient on the student, relative to the plain cross-entropy's, with the
+                          untrained networks and with those of the selected epoch (first seed, one batch)
+
 A step is forward, backward and optimizer on a batch that is already on the device, with the recipe's batch size. Steps
 of the baseline and of the method alternate in one process, so that other load on the machine affects both. On the CPU,
 where training uses one thread, seconds are processor time.
@@ -25,12 +29,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from avdistill.data.files import write_csv
+from avdistill.data.loader import to_input
 from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.stage import Stage
 from avdistill.reporting import results
+from avdistill.training.tensors import load_tensors
 from avdistill.training.trainer import Task, Trainer, count_parameters, make_deterministic
 
 WARM_UP = 2  # unmeasured steps: they allocate the optimizer state and choose convolution algorithms
@@ -157,6 +164,48 @@ def measure(trainer: Trainer, baseline: Trainer, batches: list[tuple[Tensor, ...
     }
 
 
+def gradient_shares(trainer: Trainer, batch: tuple[Tensor, ...]) -> dict[str, float]:
+    """Return the length of each term's gradient on the student, relative to that of the plain cross-entropy.
+
+    A method whose terms have shares of thousandths is in fact off."""
+    torch.manual_seed(0)
+    clips, labels, index = batch
+    parameters = [parameter for parameter in trainer.student.parameters() if parameter.requires_grad]
+
+    def length(loss: Tensor) -> float:
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        return float(torch.cat([gradient.flatten() for gradient in gradients if gradient is not None]).norm())
+
+    output = trainer.student(to_input(clips, trainer.recipe.normalisation))
+    teachers = {letter: table.take(index) for letter, table in trainer.teachers.items()}
+    terms = trainer.distiller(output, teachers, labels, index)
+    plain = length(F.cross_entropy(output.logits.float(), labels))
+    # Terms of the method's own networks do not reach the student at all.
+    return {name: length(term) / plain if reaches(term, parameters) else 0.0 for name, term in terms.items()}
+
+
+def reaches(loss: Tensor, parameters: list[nn.Parameter]) -> bool:
+    """Return whether a loss depends on any of the parameters."""
+    if not loss.requires_grad:
+        return False
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    return any(gradient is not None for gradient in gradients)
+
+
+def gradients(stage: Stage, run: str, device: str) -> list[dict[str, Any]]:
+    """Return the rows of gradients.csv of one run. `end` is NaN if the run was not trained, or did not converge."""
+    trainer = ready(stage, run, device)
+    batch = first_batches(trainer)[0]
+    start = gradient_shares(trainer, batch)
+    end: dict[str, float] = {}
+    path = stage.params.path("train", trainer.task.job) / run / f"seed-{trainer.task.seed}.pt"
+    if path.exists() and (state := load_tensors(path, trainer.device)).get("converged", True):
+        trainer.student.load_state_dict(state["student"])
+        trainer.distiller.load_state_dict(state["distiller"])
+        end = gradient_shares(trainer, batch)
+    return [{"run": run, "term": name, "start": start[name], "end": end.get(name, np.nan)} for name in start]
+
+
 def row(stage: Stage, run: str, device: str) -> dict[str, Any]:
     """Measure one run and its baseline; return the row of cost.csv."""
     params = stage.params
@@ -178,9 +227,13 @@ def main(stage: Stage) -> None:
     device = resolve_device(params.device)
     rows = run_parallel(row, [(stage, run, device) for run in params.report.cost], device, "cost")
     table = pd.DataFrame(rows, columns=["run", "method", "teachers", "baseline", "device", *MEASURED])
+    shares = [gradients(stage, run, device) for run in params.report.cost]
     with stage.output() as folder:
         write_csv(folder / "cost.csv", table)
-        stage.run.log_artifact(folder / "cost.csv")
+        columns = ["run", "term", "start", "end"]
+        write_csv(folder / "gradients.csv", pd.DataFrame([each for found in shares for each in found], columns=columns))
+        for name in ("cost", "gradients"):
+            stage.run.log_artifact(folder / f"{name}.csv")
     stage.run.log_params({"device": device, "steps": STEPS})
     for found in rows:
         stage.run.log_metrics({f"{found['run']}/{name}": found[name] for name in MEASURED})

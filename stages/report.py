@@ -36,6 +36,8 @@ from avdistill.reporting.extra_tables import (
     detection_sentence,
     detection_sheet,
     detection_table,
+    gradients_sheet,
+    gradients_table,
     noise_sheet,
     noise_table,
     tests_sentence,
@@ -261,6 +263,9 @@ def beyond_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figur
     tables["cost"] = cost_table(suite.params)
     if len(tables["cost"]):
         sheets = [cost_sheet(tables["cost"], suite.ledger.get(("cost", None)))]
+        tables["gradients"] = gradients_table(suite.params)
+        if len(tables["gradients"]):
+            sheets.append(gradients_sheet(tables["gradients"]))
         sections.append(Section("cost", "Cost of the methods", [], sheets))
     return Chapter("beyond", "Beyond both papers", [], sections)
 

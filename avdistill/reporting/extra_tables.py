@@ -35,6 +35,7 @@ from avdistill.reporting.page import (
 from avdistill.reporting.results import interval_columns, interval_of
 from avdistill.reporting.suite import EvaluatedSuite
 
+WEAK = 0.01  # gradient relative to the cross-entropy's, below which a term hardly moves the student
 KINDS = {
     "baseline": "Each run against its baseline",
     "proposed": "The proposed method against each other method",
@@ -173,6 +174,30 @@ def cost_table(params: Params) -> pd.DataFrame:
     """Read the measurements of stage cost; empty if `report.cost` names no runs."""
     path = params.path("cost") / "cost.csv"
     return results.read_table(path, ("run", "baseline", "relative")) if path.exists() else pd.DataFrame()
+
+
+def gradients_table(params: Params) -> pd.DataFrame:
+    """Read the gradients of the terms of each loss, as measured by stage cost; empty if there are none."""
+    path = params.path("cost") / "gradients.csv"
+    return results.read_table(path, ("run", "term", "start", "end")) if path.exists() else pd.DataFrame()
+
+
+def gradients_sheet(table: pd.DataFrame) -> Sheet:
+    """Return the sheet of the gradients: one row per run and term."""
+    columns = [Column("run", number=False), Column("term", number=False), Column("start", first=True), Column("end")]
+    rows = []
+    for run, term, start, end in table[["run", "term", "start", "end"]].itertuples(index=False):
+        cells = [
+            TableCell(EMPTY if np.isnan(value) else f"{value:.2g}", look="dim" if value < WEAK else "")
+            for value in (start, end)
+        ]
+        rows.append([TableCell(run), TableCell(term), *cells])
+    notes = [
+        "Length of each term's gradient on the student, relative to the plain cross-entropy's: with untrained networks "
+        f"and with those of the selected epoch (first seed, one batch). Below {WEAK:g} (dim) a term is in fact off; 0 is "
+        "a term of the method's own networks."
+    ]
+    return Sheet("gradients", "What each term does to the student", columns, rows, notes)
 
 
 def cost_sheet(table: pd.DataFrame, mlflow_id: str | None) -> Sheet:

@@ -19,7 +19,7 @@ from avdistill.pipeline.errors import UserError, nearest
 
 REPORTED = Path(__file__).with_name("reported_results.csv")
 # Text columns; all others are numeric.
-TEXT = {"id", "class", "true", "predicted", "run", "metric", "score", "split", "relevant", "reason"}
+TEXT = {"id", "class", "true", "predicted", "run", "metric", "score", "split", "relevant", "reason", "term"}
 TEXT |= {"source", "task", "dataset", "setup", "method", "teachers", "baseline", "device"}
 CONFIDENCE = 0.95
 RESERVED = ("studies", "runs", "tests", "noise", "detection", "cost", "teachers")  # names of the report's own tables

@@ -12,7 +12,7 @@ from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.stage import Stage
 from avdistill.tracking.journal import start
 from avdistill.training.trainer import Trainer
-from stages import cost
+from stages import cost, train
 
 RUNS = ("uni_modal", "kd", "mnf_csc")
 
@@ -102,3 +102,31 @@ def test_a_run_without_a_baseline_has_no_cost(stage: Stage) -> None:
     params = stage.params.model_copy(update={"jobs": jobs, "recipes": recipes})
     with pytest.raises(UserError, match=r"report\.cost: 'kd' has no baseline; expected a run of method uni_modal"):
         cost.main(Stage("cost", None, params, stage.run))
+
+
+def test_gradients_are_relative_to_the_plain_cross_entropy(stage: Stage) -> None:
+    trainer = cost.ready(stage, "kd", "cpu")
+    batch = cost.first_batches(trainer)[0]
+    shares = cost.gradient_shares(trainer, batch)
+    known = trainer.teachers["A"].take(batch[2]).mask
+    assert shares["ce"] == pytest.approx(0.1, rel=1e-4) if known.all() else shares["ce"] > 0.1
+    assert shares["kd"] > 0 and set(shares) == {"ce", "kd"}
+    trainer = cost.ready(stage, "uni_modal", "cpu")
+    assert cost.gradient_shares(trainer, batch) == {"ce": pytest.approx(1, rel=1e-5)}
+
+
+def test_a_weak_term_is_seen(stage: Stage) -> None:
+    trainer = cost.ready(stage, "kd", "cpu")
+    trainer.distiller.weight = 1e-6  # type: ignore[assignment]
+    assert cost.gradient_shares(trainer, cost.first_batches(trainer)[0])["kd"] < 1e-3
+
+
+def test_the_table_has_start_and_end_of_every_term(stage: Stage) -> None:
+    with start("train", "uni_modal", stage.params) as run:
+        train.main(Stage("train", "uni_modal", stage.params, run))
+    rows = pd.DataFrame([each for name in RUNS for each in cost.gradients(stage, name, "cpu")]).set_index(
+        ["run", "term"]
+    )
+    assert rows.loc[("uni_modal", "ce")].tolist() == pytest.approx([1, 1], rel=1e-4)
+    assert np.isfinite(rows["start"]).all() and rows.loc["mnf_csc"]["end"].isna().all(), "it was not trained"
+    assert (rows.loc["mnf_csc"]["start"] > 0).any() and 0 in rows.loc["mnf_csc"]["start"].to_list()
