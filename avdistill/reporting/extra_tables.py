@@ -194,8 +194,8 @@ def gradients_sheet(table: pd.DataFrame) -> Sheet:
         rows.append([TableCell(run), TableCell(term), *cells])
     notes = [
         "Length of each term's gradient on the student, relative to the plain cross-entropy's: with untrained networks "
-        f"and with those of the selected epoch (first seed, one batch). Below {WEAK:g} (dim) a term is in fact off; 0 is "
-        "a term of the method's own networks."
+        f"and with those of the selected epoch (first seed, one batch). Below {WEAK:g} (dim) a term is in fact off; "
+        "0 is a term of the method's own networks."
     ]
     return Sheet("gradients", "What each term does to the student", columns, rows, notes)
 
