@@ -17,6 +17,12 @@ from stages import cost, train
 RUNS = ("uni_modal", "kd", "mnf_csc")
 
 
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage forks its workers, which PyTorch refuses in a process where another test has used autograd."""
+    monkeypatch.setattr("avdistill.pipeline.devices.cores", lambda: 1)
+
+
 @pytest.fixture
 def stage(tiny: Params) -> Iterator[Stage]:
     report = tiny.report.model_copy(update={"cost": RUNS})

@@ -23,6 +23,12 @@ from stages import evaluate, figures, report, train
 from tests.helpers.synthetic import SEEDS, stage, suite_params, write_suite
 
 
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage forks its workers, which PyTorch refuses in a process where another test has used autograd."""
+    monkeypatch.setattr("avdistill.pipeline.devices.cores", lambda: 1)
+
+
 @pytest.fixture
 def diverging(tiny: Params) -> Params:
     """The tiny suite with a learning rate at which the first step of SGD ends in NaN; one job of two seeds."""
