@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from avdistill.data.files import write_csv
@@ -173,23 +173,18 @@ def gradient_shares(trainer: Trainer, batch: tuple[Tensor, ...]) -> dict[str, fl
     parameters = [parameter for parameter in trainer.student.parameters() if parameter.requires_grad]
 
     def length(loss: Tensor) -> float:
+        # Terms of the method's own networks do not reach the student at all.
+        if not loss.requires_grad:
+            return 0.0
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        return float(torch.cat([gradient.flatten() for gradient in gradients if gradient is not None]).norm())
+        reached = [gradient.flatten() for gradient in gradients if gradient is not None]
+        return float(torch.cat(reached).norm()) if reached else 0.0
 
     output = trainer.student(to_input(clips, trainer.recipe.normalisation))
     teachers = {letter: table.take(index) for letter, table in trainer.teachers.items()}
     terms = trainer.distiller(output, teachers, labels, index)
     plain = length(F.cross_entropy(output.logits.float(), labels))
-    # Terms of the method's own networks do not reach the student at all.
-    return {name: length(term) / plain if reaches(term, parameters) else 0.0 for name, term in terms.items()}
-
-
-def reaches(loss: Tensor, parameters: list[nn.Parameter]) -> bool:
-    """Return whether a loss depends on any of the parameters."""
-    if not loss.requires_grad:
-        return False
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return any(gradient is not None for gradient in gradients)
+    return {name: length(term) / plain for name, term in terms.items()}
 
 
 def gradients(stage: Stage, run: str, device: str) -> list[dict[str, Any]]:
