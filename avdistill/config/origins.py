@@ -21,7 +21,8 @@ class Avsynth(Origin):
 
     kind: Literal["avsynth"]
     seed: Seed = 0
-    classes: Annotated[int, Field(ge=2, le=12)] = 10
+    classes: Annotated[int, Field(ge=2, le=10)] = 10
+    variants: Annotated[int, Field(ge=1, le=5)] = 1
     groups: Annotated[int, Field(ge=3)] = 20
     clips_per_group: Count = 3
     seconds: Annotated[float, Field(ge=0.5, le=30)] = 3.0
@@ -29,6 +30,7 @@ class Avsynth(Origin):
     width: Annotated[int, Field(ge=32, multiple_of=2)] = 56
     height: Annotated[int, Field(ge=32, multiple_of=2)] = 42
     relevant: Fraction = 0.8
+    informed: Fraction = 1.0
     strong: Fraction = 0.7
     no_sound: Fraction = 0.02
     music_db: tuple[float, float] = (-25.0, -5.0)

@@ -119,7 +119,13 @@ class Recipe(Settings):
     torch.compile to the student."""
 
     student: Literal[
-        "r2plus1d_10", "r2plus1d_10_factored", "r2plus1d_18", "resnet10_audio", "resnet34_audio", "resnet50_audio"
+        "r2plus1d_10",
+        "r2plus1d_10_factored",
+        "r2plus1d_10_small",
+        "r2plus1d_18",
+        "resnet10_audio",
+        "resnet34_audio",
+        "resnet50_audio",
     ] = "r2plus1d_10"
     width: Annotated[float, Field(gt=0, le=1)] = 1.0
     frames: Count = 16

@@ -10,12 +10,16 @@ speed of `Conv3d` (0.98 to 1.11; forward and backward, widths 1/8 to 1, 16 to 11
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.outputs import StudentOutput
+
+Stride = tuple[int, int]  # in time, and in space
+PUBLISHED: tuple[Stride, ...] = ((1, 2), (1, 1), (2, 2), (2, 2), (2, 2))  # of the stem and the four stages
 
 
 def mid_planes(planes_in: int, planes_out: int, step: int = 1) -> int:
@@ -54,25 +58,25 @@ class Temporal(nn.Conv3d):
 class Conv2Plus1d(nn.Sequential):
     """A 3x3x3 convolution as 1x3x3, batch norm, ReLU, 3x1x1."""
 
-    def __init__(self, planes_in: int, planes_out: int, planes_mid: int, stride: int = 1) -> None:
+    def __init__(self, planes_in: int, planes_out: int, planes_mid: int, stride: Stride = (1, 1)) -> None:
         super().__init__(
-            Spatial(planes_in, planes_mid, 3, stride),
+            Spatial(planes_in, planes_mid, 3, stride[1]),
             nn.BatchNorm3d(planes_mid),
             nn.ReLU(inplace=True),
-            Temporal(planes_mid, planes_out, stride),
+            Temporal(planes_mid, planes_out, stride[0]),
         )
 
 
-def factored_shortcut(planes_in: int, planes_out: int, stride: int, step: int) -> nn.Sequential:
+def factored_shortcut(planes_in: int, planes_out: int, stride: Stride, step: int) -> nn.Sequential:
     """A 1x1x1 convolution as a spatial and a temporal one, with batch norm and ReLU between them.
 
     The middle has floor(Ci Co / (Ci + Co)) channels: 42, 85 and 170 from 64, 128 and 256 channels."""
     middle = max(1, round((planes_in * planes_out) // (planes_in + planes_out) / step)) * step
     return nn.Sequential(
-        nn.Conv3d(planes_in, middle, 1, (1, stride, stride), bias=False),
+        nn.Conv3d(planes_in, middle, 1, (1, stride[1], stride[1]), bias=False),
         nn.BatchNorm3d(middle),
         nn.ReLU(inplace=True),
-        nn.Conv3d(middle, planes_out, 1, (stride, 1, 1), bias=False),
+        nn.Conv3d(middle, planes_out, 1, (stride[0], 1, 1), bias=False),
     )
 
 
@@ -83,7 +87,7 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, planes_in: int, planes_out: int, stride: int, shared: bool, step: int, factored: bool = False
+        self, planes_in: int, planes_out: int, stride: Stride, shared: bool, step: int, factored: bool = False
     ) -> None:
         super().__init__()
         mid1 = mid_planes(planes_in, planes_out, step)
@@ -94,16 +98,16 @@ class Block(nn.Module):
         self.conv2 = nn.Sequential(Conv2Plus1d(planes_out, planes_out, mid2), nn.BatchNorm3d(planes_out))
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
-        if stride != 1 or planes_in != planes_out:
+        if stride != (1, 1) or planes_in != planes_out:
             projection = (
                 factored_shortcut(planes_in, planes_out, stride, step)
                 if factored
-                else nn.Conv3d(planes_in, planes_out, 1, stride, bias=False)
+                else nn.Conv3d(planes_in, planes_out, 1, (stride[0], stride[1], stride[1]), bias=False)
             )
             self.downsample = nn.Sequential(projection, nn.BatchNorm3d(planes_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) to the same with `planes_out` channels, T, H and W divided by the stride."""
+        """(B, C, T, H, W) to (B, planes_out, T / stride[0], H / stride[1], W / stride[1]), rounded up."""
         shortcut = x if self.downsample is None else self.downsample(x)
         return self.relu(self.conv2(self.conv1(x)) + shortcut)
 
@@ -117,6 +121,8 @@ class R2Plus1d(nn.Module):
 
     `factored`: the three shortcuts that change the size are factored as well.
 
+    `strides` (in time, in space) are those of the stem and the four stages.
+
     (1, 1, 1, 1) with "paper" and `factored` is what both papers' programs train ("R(2+1)D-18" there: 10 convolution
     layers, 14.4 M parameters, 42.72 GFLOP for 16 x 112 x 112); without `factored` it has 174 parameters more and needs
     42.67 GFLOP. (2, 2, 2, 2) with "torchvision" is that library's r2plus1d_18 (31.3 M, 81.0).
@@ -129,8 +135,10 @@ class R2Plus1d(nn.Module):
         width: float = 1.0,
         middle: Literal["paper", "torchvision"] = "paper",
         factored: bool = False,
+        strides: tuple[Stride, ...] = PUBLISHED,
     ) -> None:
         super().__init__()
+        self.strides = strides
         planes, shared = max(1, round(64 * width)), middle == "torchvision"
         # Batch norm on a CPU takes eight channels at a time, and five times as long where some are left over.
         step = 1 if width == 1 else 8
@@ -139,16 +147,16 @@ class R2Plus1d(nn.Module):
         self.stage_dims = tuple(planes * 2**level for level in range(4))
         self.feature_dim = self.stage_dims[-1]
         self.stem = nn.Sequential(
-            Spatial(3, stem_mid, 7, 2),
+            Spatial(3, stem_mid, 7, strides[0][1]),
             nn.BatchNorm3d(stem_mid),
             nn.ReLU(inplace=True),
-            Temporal(stem_mid, planes),
+            Temporal(stem_mid, planes, strides[0][0]),
             nn.BatchNorm3d(planes),
             nn.ReLU(inplace=True),
         )
         for level, (planes_in, planes_out) in enumerate(zip((planes, *self.stage_dims), self.stage_dims, strict=False)):
-            first = Block(planes_in, planes_out, 2 if level else 1, shared, step, factored)
-            rest = [Block(planes_out, planes_out, 1, shared, step) for _ in range(layers[level] - 1)]
+            first = Block(planes_in, planes_out, strides[level + 1], shared, step, factored)
+            rest = [Block(planes_out, planes_out, (1, 1), shared, step) for _ in range(layers[level] - 1)]
             self.add_module(f"layer{level + 1}", nn.Sequential(first, *rest))
         self.fc = nn.Linear(self.feature_dim, classes)
         for module in self.modules():
@@ -159,7 +167,8 @@ class R2Plus1d(nn.Module):
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """T', H' and W' of the last feature map, whose T'·H'·W' positions lie in this order in `StudentOutput.map`."""
-        return -(-frames // 8), -(-height // 16), -(-width // 16)
+        time, space = (math.prod(each) for each in zip(*self.strides, strict=True))
+        return -(-frames // time), -(-height // space), -(-width // space)
 
     def forward(self, clips: Tensor) -> StudentOutput:
         """`clips` (B, 3, T, H, W) float, normalised; any T, H and W from 1 up."""

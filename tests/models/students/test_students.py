@@ -55,6 +55,14 @@ def test_r2plus1d_10_is_the_programs_up_to_its_shortcuts():
     assert output.map.shape == (2, 98, 512)
 
 
+def test_the_small_student_keeps_4_x_4_positions():
+    student = build_student("r2plus1d_10_small", 5, 0.125)
+    assert student.grid(8, 24, 24) == (1, 4, 4)
+    with torch.device("meta"):
+        plain, small = build_student("r2plus1d_10", 51), build_student("r2plus1d_10_small", 51)
+    assert count(plain) == count(small)
+
+
 @pytest.mark.parametrize("name", ["r2plus1d_10", "r2plus1d_10_factored", "r2plus1d_18"])
 @pytest.mark.parametrize("width", [1 / 64, 0.1875, 1.0])
 def test_width_scales_the_channels(name, width):
