@@ -119,7 +119,8 @@ def changes(
                     continue
             used.add(axis)
         entry["seeds"] = list(seeds or job.seeds_of(name))
-        entry["runs"] = {job_of(name): {"teachers": run.teachers, "options": options}}
+        kept = run.model_dump(mode="json", exclude={"options", "repeats"})
+        entry["runs"] = {job_of(name): kept | {"options": options}}
         found[f"jobs.{job_of(name)}"] = entry
     if idle := [axis for axis in settings if axis not in used]:
         raise UserError(f"{idle[0]}: has no effect on the runs {', '.join(runs)} ({AXES[idle[0]]})")

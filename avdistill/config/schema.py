@@ -161,11 +161,20 @@ class Run(Settings):
     """A configuration of its job's method.
 
     `teachers` are the teachers that it uses, `options` the options of the method that differ from their defaults.
-    It is trained with the first `repeats` seeds of its job (None: with all)."""
+    It is trained with the first `repeats` seeds of its job (None: with all). With `shuffled`, each training clip has
+    the outputs that its teachers have for a random training clip of another class."""
 
     teachers: Literal["", "A", "I", "AI", "S"] = ""
     options: dict[str, Any] = {}
     repeats: Count | None = None
+    # Not in the files of stage check where it is false, so that runs without it need not run again.
+    shuffled: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+
+    @model_validator(mode="after")
+    def _shuffles_teachers(self) -> Run:
+        if self.shuffled and not self.teachers:
+            raise ValueError("shuffled needs a teacher; set teachers, or remove shuffled")
+        return self
 
 
 class Job(Settings):

@@ -93,6 +93,10 @@ MISTAKES = {
         set_("jobs", "kd", "runs", "kd", value={"teachers": "B"}),
         ["jobs.kd.runs.kd.teachers", "valid: A, AI, I"],
     ),
+    "shuffled without a teacher": (
+        set_("jobs", "uni_modal", "runs", "uni_modal", value={"shuffled": True}),
+        ["jobs.uni_modal.runs.uni_modal: shuffled needs a teacher"],
+    ),
     "run twice": (set_("jobs", "kd", "runs", value={"uni_modal": {"teachers": "A"}}), ["uni_modal", "too"]),
     "seed twice": (set_("jobs", "kd", "seeds", value=[0, 1, 0]), ["jobs.kd.seeds", "twice"]),
     "no seed": (set_("jobs", "kd", "seeds", value=[]), ["jobs.kd.seeds", "at least 1"]),
