@@ -169,7 +169,7 @@ def sources(params: Params) -> list[Path]:
     """Return the files and folders that a suite names by paths relative to the repository's root, such as datasets."""
     named = [dataset.origin.source for dataset in params.datasets.values()]
     named += [str(value) for dataset in params.datasets.values() if (value := getattr(dataset.origin, "videos", None))]
-    named += [teacher.weights for teacher in params.teachers.values()]
+    named += [teacher.weights for teacher in params.teachers.values() if teacher.weights]
     return [Path(name) for name in named if not Path(name).is_absolute() and "://" not in name]
 
 

@@ -30,7 +30,8 @@ def check(file: str, params: Params) -> None:
         except UserError as error:
             raise UserError(f"{file}: datasets.{name}.origin: {error}") from None
     for name, teacher in params.teachers.items():
-        _check_weights(f"{file}: teachers.{name}", teacher)
+        if teacher.kind != "truth":
+            _check_weights(f"{file}: teachers.{name}", teacher)
     for name, features in params.features.items():
         try:
             published_features.check(features)
