@@ -119,7 +119,8 @@ def changes(
                     continue
             used.add(axis)
         entry["seeds"] = list(seeds or job.seeds_of(name))
-        entry["runs"] = {job_of(name): {"teachers": run.teachers, "options": options}}
+        kept = run.model_dump(mode="json", exclude={"options", "repeats"})
+        entry["runs"] = {job_of(name): kept | {"options": options}}
         found[f"jobs.{job_of(name)}"] = entry
     if idle := [axis for axis in settings if axis not in used]:
         raise UserError(f"{idle[0]}: has no effect on the runs {', '.join(runs)} ({AXES[idle[0]]})")
@@ -168,7 +169,7 @@ def sources(params: Params) -> list[Path]:
     """Return the files and folders that a suite names by paths relative to the repository's root, such as datasets."""
     named = [dataset.origin.source for dataset in params.datasets.values()]
     named += [str(value) for dataset in params.datasets.values() if (value := getattr(dataset.origin, "videos", None))]
-    named += [teacher.weights for teacher in params.teachers.values()]
+    named += [teacher.weights for teacher in params.teachers.values() if teacher.weights]
     return [Path(name) for name in named if not Path(name).is_absolute() and "://" not in name]
 
 

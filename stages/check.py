@@ -3,7 +3,8 @@
 `avdistill.config` checks types, ranges and names; this stage adds the checks that need the code of the methods or the
 file system. It writes, under check/, <section>.json, <section>/<entry>.json and datasets/<entry>/<key>.json. Other
 stages depend on these files, so a change of params reruns only the stages that it affects. The files include defaults,
-so a changed default counts as a change; keys whose value is None are left out, so a new optional key does not.
+so a changed default counts as a change. Keys whose value is None, and `shuffled: false`, are left out: a new optional
+key is no change.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def check(file: str, params: Params) -> None:
         except UserError as error:
             raise UserError(f"{file}: datasets.{name}.origin: {error}") from None
     for name, teacher in params.teachers.items():
-        _check_weights(f"{file}: teachers.{name}", teacher)
+        if teacher.kind != "truth":
+            _check_weights(f"{file}: teachers.{name}", teacher)
     for name, features in params.features.items():
         try:
             published_features.check(features)

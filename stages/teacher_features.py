@@ -4,7 +4,8 @@ Writes teacher_features/<entry>/features.npz, one row per clip of the index:
   ids (N,)  features (N, Dt) float32  mask (N,) bool: False for a clip without usable input, whose row is zero
   logits (N, K) float32 of the teacher's own classes  block_0 … (N, D_l) float32 pooled output of each block
   probabilities (N, K) float16 of the teacher's own classes: sigmoid for PANNs, else softmax
-Published features have only ids, features and mask (avdistill/data/sources/published_features.py).
+Published features have only ids, features and mask (avdistill/data/sources/published_features.py); those of a teacher
+of kind `truth` also have the values that they stand for (avdistill/data/sources/truth.py).
 
 Clips are processed in shards, in parallel on several cores or GPUs; an interrupted execution resumes after the
 completed shards.
@@ -29,7 +30,7 @@ from avdistill.data.files import digest, intact, read_arrays, replacing, write_a
 from avdistill.data.index import read_index
 from avdistill.data.loader import centre_crop
 from avdistill.data.packed import Store
-from avdistill.data.sources import published_features
+from avdistill.data.sources import published_features, truth
 from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.stage import Stage
 from avdistill.training.precision import autocast
@@ -150,12 +151,15 @@ def read_array(path: Path, name: str) -> np.ndarray:
 
 
 def main(stage: Stage) -> None:
-    """Compute the features of all clips of a dataset, or map published features to the clips."""
+    """Compute the features of all clips of a dataset, map published features to the clips, or write the truth."""
     entry = stage.params.features[stage.item or ""]
     if entry.published is not None:
         published_features.main(stage)
         return
     teacher = stage.params.teachers[entry.teacher]
+    if teacher.kind == "truth":
+        truth.main(stage)
+        return
     device = resolve_device(stage.params.device)
     split, weights = stage.input("split", entry.dataset), stage.input("teachers", entry.teacher)
     store = stage.input(*entry.input.split("/"))

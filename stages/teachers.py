@@ -1,7 +1,7 @@
 """Stage teachers: the frozen networks that students learn from.
 
 Writes to teachers/<teacher>/: weights.pt (a state dict) and teacher.json (kind, class names, and either origin and
-checksum or held-out accuracy).
+checksum or held-out accuracy). A teacher of kind `truth` has no network: its teacher.json has its kind and column.
 
 `weights: avsynth` pre-trains a small teacher on synthetic sounds or images of other categories than the actions. A name
 such as `panns:Cnn14_mAP=0.431` or `torchvision:resnet50` downloads a published checkpoint
@@ -157,6 +157,12 @@ def class_names(count: int) -> list[str]:
 def main(stage: Stage) -> None:
     """Pre-train or load one teacher."""
     teacher = stage.params.teachers[stage.item or ""]
+    if teacher.kind == "truth":
+        stage.run.log_params({"teacher": teacher.model_dump()})
+        with stage.output() as folder:
+            write_json(folder / "teacher.json", {"kind": teacher.kind, "column": teacher.column})
+        stage.metrics({})
+        return
     device = resolve_device(stage.params.device)
     torch.set_num_threads(2)  # fixed, because results depend on the number of threads
     stage.run.log_params({"teacher": teacher.model_dump(), "device": device})

@@ -60,7 +60,11 @@ def check_references(path: Path, params: Params) -> None:
                 f"{path}: {key}.source: only published features have a source; set `published` or remove it"
             )
         check_reference(f"{key}.teacher", features.teacher, params.teachers, "teacher")
-        is_audio = params.teachers[features.teacher].kind == "cnn14"
+        kind = params.teachers[features.teacher].kind
+        if kind == "truth":
+            check_reference(f"{key}.input", features.input, {f"split/{features.dataset}": ""}, "input for kind truth")
+            continue
+        is_audio = kind == "cnn14"
         inputs = audio_inputs if is_audio else frame_inputs
         check_reference(f"{key}.input", features.input, inputs, f"{'audio' if is_audio else 'frames'} input")
         if inputs[features.input] != features.dataset:

@@ -66,16 +66,20 @@ class NoiseMix(Settings):
 
 
 class Teacher(Settings):
-    """A frozen network.
+    """A frozen network, or an oracle.
 
     `weights` is the name of a published checkpoint (see avdistill/data/sources/weights.py), the path of a checkpoint,
     or `avsynth` to train a network here on synthetic sounds or images. For a published checkpoint, `mirror` is a base
     URL in place of the official host's, and `checksum` (`md5:…` or `sha256:…`, in full) replaces the published one.
     `embedding`, `examples`, `epochs` and `seed` apply to teachers trained here; `width` to these and to checkpoints of
-    narrower networks."""
+    narrower networks.
 
-    kind: Literal["cnn14", "resnet10", "resnet34", "resnet50"]
-    weights: str
+    A teacher of kind `truth` is an oracle without weights: it knows, for each clip, the value of `column` in index.csv.
+    Its features (avdistill/data/sources/truth.py) have input `split/<dataset>`."""
+
+    kind: Literal["cnn14", "resnet10", "resnet34", "resnet50", "truth"]
+    weights: str = ""
+    column: Annotated[str, Field(min_length=1)] | None = None
     mirror: str | None = None
     checksum: Annotated[str, Field(pattern=r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$")] | None = None
     width: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -84,9 +88,24 @@ class Teacher(Settings):
     epochs: Count = 5
     seed: Seed = 0
 
+    @model_validator(mode="after")
+    def _has_weights_or_a_column(self) -> Teacher:
+        if self.kind != "truth":
+            if not self.weights:
+                raise ValueError("weights: missing; expected avsynth, a published checkpoint or the path of one")
+            if self.column is not None:
+                raise ValueError("column: only a teacher of kind truth has a column")
+        elif self.column is None:
+            raise ValueError("column: missing; a teacher of kind truth needs a column of index.csv")
+        elif others := sorted(self.model_fields_set - {"kind", "column"}):
+            raise ValueError(f"{others[0]}: a teacher of kind truth has a column and no other settings")
+        return self
+
 
 class Features(Settings):
     """The features of `teacher` on `input` (`spectrogram/…`, `mix_noise/…` or `frames/…`), one vector per clip.
+
+    The input of a teacher of kind `truth` is `split/<dataset>`.
 
     Alternatively, `published` features of a paper's authors (see avdistill/data/sources/published_features.py): then
     `teacher` is `none`, `input` is `split/<dataset>`, and `source` may be the URL or path of an archive in place of the
@@ -167,11 +186,20 @@ class Run(Settings):
     """A configuration of its job's method.
 
     `teachers` are the teachers that it uses, `options` the options of the method that differ from their defaults.
-    It is trained with the first `repeats` seeds of its job (None: with all)."""
+    It is trained with the first `repeats` seeds of its job (None: with all). With `shuffled`, each training clip has
+    the outputs that its teachers have for a random training clip of another class."""
 
     teachers: Literal["", "A", "I", "AI", "S"] = ""
     options: dict[str, Any] = {}
     repeats: Count | None = None
+    # Not in the files of stage check where it is false, so that runs without it need not run again.
+    shuffled: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+
+    @model_validator(mode="after")
+    def _shuffles_teachers(self) -> Run:
+        if self.shuffled and not self.teachers:
+            raise ValueError("shuffled needs a teacher; set teachers, or remove shuffled")
+        return self
 
 
 class Job(Settings):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from avdistill.config.schema import Job, Params, Run
 from avdistill.data.loader import ClipSet, teacher_table
@@ -26,6 +28,39 @@ def teacher_tables(
             features, head = params.path("teacher_features", name), params.path("teacher_head", name)
             tables[letter] = teacher_table(features, head, clips, distillers.methods()[job.method].uses_blocks)
     return {letter: table.to(device) for letter, table in tables.items()}
+
+
+def shuffled(tables: dict[str, TeacherBatch], labels: Tensor, seed: int) -> dict[str, TeacherBatch]:
+    """Give each clip all outputs that the teachers have for a random clip of another class, the same for all teachers.
+
+    `labels` (N,). Raises ValueError as `rows_of_other_classes` does."""
+    rows = rows_of_other_classes(labels, seed)
+    return {letter: table.take(rows.to(table.mask.device)) for letter, table in tables.items()}
+
+
+def rows_of_other_classes(labels: Tensor, seed: int) -> Tensor:
+    """Return for each clip the row (N,) of a random clip of another class.
+
+    The rows are a permutation, so the outputs of all clips remain in use. If a class has more than half of the clips,
+    there is none; then the rows of its surplus are sampled with replacement. Raises ValueError if there is one class
+    only."""
+    classes = labels.numpy()
+    if len(np.unique(classes)) < 2:
+        raise ValueError("shuffled needs training clips of two classes or more, found one class")
+    random = np.random.default_rng((seed, 0, 0, 1))  # other numbers than (seed, epoch) and (seed, epoch, row) give
+    rows = random.permutation(len(classes))
+    for clip in np.flatnonzero(classes[rows] == classes):
+        own = classes[clip]
+        if classes[rows[clip]] != own:  # since an earlier swap
+            continue
+        # After a swap with one of these, neither clip has a row of its own class.
+        free = np.flatnonzero((classes != own) & (classes[rows] != own))
+        if len(free):
+            other = random.choice(free)
+            rows[[clip, other]] = rows[[other, clip]]
+        else:
+            rows[clip] = random.choice(np.flatnonzero(classes != own))
+    return torch.from_numpy(rows)
 
 
 def earlier_student(params: Params, name: str, clips: ClipSet, seed: int, device: torch.device) -> TeacherBatch:

@@ -24,7 +24,7 @@ from avdistill.tracking.journal import TrackedRun
 from avdistill.training import parallel
 from avdistill.training.inference import NotFiniteError, predict
 from avdistill.training.precision import autocast
-from avdistill.training.teachers import build_distiller, teacher_tables
+from avdistill.training.teachers import build_distiller, shuffled, teacher_tables
 from avdistill.training.tensors import load_state, save_tensors
 from models import students
 from models.distillers import Distiller
@@ -70,8 +70,10 @@ class Trainer:
         if self.processes > 1:
             parallel.sync_batch_norms(self.student)
         try:
+            if self.run.shuffled:
+                self.teachers = shuffled(self.teachers, self.clips.labels, task.seed)
             distiller = build_distiller(job, self.run, self.student, self.teachers, self.clips)
-        except ValueError as error:  # what only the widths of student and teacher tell
+        except ValueError as error:  # what only the clips and the widths of student and teacher tell
             raise UserError(f"{params.suite.file}: jobs.{task.job}.runs.{task.run}: {error}") from None
         self.distiller = distiller.to(self.device)
         self.optimizer = make_optimizer(self.recipe, self.student, self.distiller)
@@ -255,6 +257,7 @@ def train_student(task: Task) -> None:
             {
                 "method": trainer.job.method,
                 "teachers": trainer.run.teachers,
+                "shuffled": trainer.run.shuffled,
                 "seed": task.seed,
                 "device": task.device,
                 "options": trainer.run.options,

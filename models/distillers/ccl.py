@@ -58,13 +58,19 @@ def log_complement(x: Tensor) -> Tensor:
     return torch.where(top, others, torch.log1p(-p.masked_fill(top, 0)))
 
 
+def nce_of_logits(x: Tensor, same: Tensor) -> Tensor:
+    """Compute N from the logits x (N, M) of P, M >= 1, and `same` (N, M) in x's dtype: 1 for Pos_i, 0 for Neg_i.
+
+    The first half is 0 for clips without any Pos_i, the second for those without any Neg_i."""
+    positive = (x.log_softmax(1) * same).sum(1) / same.sum(1).clamp(min=1)
+    negative = (log_complement(x) * (1 - same)).sum(1) / (1 - same).sum(1).clamp(min=1)
+    return -(positive + negative).mean()
+
+
 def multiclass_nce(u: Tensor, w: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Compute N(u, w) of (N, D) features and (N,) labels: same class attracts, other classes repel."""
     x = similarities(u, w, temperature)
-    same = (labels[:, None] == labels).to(x.dtype)
-    positive = (x.log_softmax(1) * same).sum(1) / same.sum(1)
-    negative = (log_complement(x) * (1 - same)).sum(1) / (1 - same).sum(1).clamp(min=1)
-    return -(positive + negative).mean()
+    return nce_of_logits(x, (labels[:, None] == labels).to(x.dtype))
 
 
 def info_nce(u: Tensor, w: Tensor, labels: Tensor, temperature: float) -> Tensor:

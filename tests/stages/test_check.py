@@ -58,6 +58,18 @@ def test_a_change_alters_the_files_of_what_was_changed(raw: dict[str, Any], tmp_
     }
 
 
+def test_shuffled_alters_the_job_that_has_it(raw: dict[str, Any], tmp_path: Path) -> None:
+    before = written(raw, tmp_path)
+    run = raw["jobs"]["fitnet"]["runs"]["fitnet-A"]
+    assert "shuffled" not in before["jobs/fitnet.json"]["runs"]["fitnet-A"]
+    run["shuffled"] = False
+    assert written(raw, tmp_path) == before
+    run["shuffled"] = True
+    after = written(raw, tmp_path)
+    assert {name for name in before if before[name] != after[name]} == {"jobs.json", "jobs/fitnet.json"}
+    assert after["jobs/fitnet.json"]["runs"]["fitnet-A"]["shuffled"] is True
+
+
 def test_what_is_no_longer_there_has_no_file(raw: dict[str, Any], tmp_path: Path) -> None:
     written(raw, tmp_path)
     del raw["noise_mixes"]["avsynth_10db"], raw["features"]["avsynth_audio_10db"], raw["jobs"]["noise_10db"]

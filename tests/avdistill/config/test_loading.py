@@ -93,6 +93,34 @@ MISTAKES = {
         set_("jobs", "kd", "runs", "kd", value={"teachers": "B"}),
         ["jobs.kd.runs.kd.teachers", "valid: A, AI, I"],
     ),
+    "truth without a column": (
+        set_("teachers", "audio", value={"kind": "truth"}),
+        ["teachers.audio: column: missing", "index.csv"],
+    ),
+    "truth with weights": (
+        set_("teachers", "audio", value={"kind": "truth", "column": "relevant", "weights": "avsynth"}),
+        ["teachers.audio: weights: a teacher of kind truth has a column and no other settings"],
+    ),
+    "column of a network": (
+        set_("teachers", "audio", "column", value="relevant"),
+        ["teachers.audio: column: only a teacher of kind truth"],
+    ),
+    "network without weights": (drop("teachers", "audio", "weights"), ["teachers.audio: weights: missing"]),
+    "input of truth": (
+        set_("teachers", "audio", value={"kind": "truth", "column": "relevant"}),
+        ["features.avsynth_audio.input", "input for kind truth 'spectrogram/avsynth'", "split/avsynth"],
+    ),
+    "truth of another dataset": (
+        set_(
+            "teachers",
+            value={"audio": {"kind": "truth", "column": "relevant"}, "image": {"kind": "truth", "column": "x"}},
+        ),
+        ["features.avsynth_audio.input", "split/avsynth"],
+    ),
+    "shuffled without a teacher": (
+        set_("jobs", "uni_modal", "runs", "uni_modal", value={"shuffled": True}),
+        ["jobs.uni_modal.runs.uni_modal: shuffled needs a teacher"],
+    ),
     "run twice": (set_("jobs", "kd", "runs", value={"uni_modal": {"teachers": "A"}}), ["uni_modal", "too"]),
     "seed twice": (set_("jobs", "kd", "seeds", value=[0, 1, 0]), ["jobs.kd.seeds", "twice"]),
     "no seed": (set_("jobs", "kd", "seeds", value=[]), ["jobs.kd.seeds", "at least 1"]),

@@ -36,6 +36,8 @@ VARIANTS = {
     "crd": [{"negatives": 5}],
     "cmc": [{"negatives": 5}],
     "xid": [{"warmup": 0}],
+    "supcon": [{"contrast": "multiclass"}],
+    "uni_modal": [{"label_smoothing": 0.1}],
 }
 ALL = [(*case, {}) for case in CASES] + [(n, t, o) for n, t in CASES for o in VARIANTS.get(n, [])]
 
@@ -154,7 +156,7 @@ def test_checking_options_draws_no_random_numbers():
         ("kd", {}, "", "teachers ''"),
         ("kd", {"temperature": 0.0}, None, "temperature"),
         ("kd", {"weight": -1}, None, "weight"),
-        ("uni_modal", {"weight": 1}, "", "no option 'weight'; it has no options"),
+        ("uni_modal", {"weight": 1}, "", "no option 'weight'; valid: label_smoothing"),
         ("uni_modal", {}, "A", "teachers 'A'"),
     ],
 )
