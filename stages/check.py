@@ -3,7 +3,7 @@
 `avdistill.config` checks types, ranges and names; this stage adds the checks that need the code of the methods or the
 file system. It writes, under check/, <section>.json, <section>/<entry>.json and datasets/<entry>/<key>.json. Other
 stages depend on these files, so a change of params reruns only the stages that it affects. The files include defaults,
-so a changed default counts as a change. Keys whose value is None, and `shuffled: false`, are left out: a new optional
+so a changed default counts as a change. Keys whose value is None are left out: a new optional
 key is no change.
 """
 

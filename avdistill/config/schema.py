@@ -187,13 +187,13 @@ class Run(Settings):
 
     `teachers` are the teachers that it uses, `options` the options of the method that differ from their defaults.
     It is trained with the first `repeats` seeds of its job (None: with all). With `shuffled`, each training clip has
-    the outputs that its teachers have for a random training clip of another class."""
+    the outputs that its teachers have for a random training clip of another class (`other_class`: teachers that know
+    less than nothing) or of its own (`within_class`: teachers that know nothing beyond the label)."""
 
     teachers: Literal["", "A", "I", "AI", "S"] = ""
     options: dict[str, Any] = {}
     repeats: Count | None = None
-    # Not in the files of stage check where it is false, so that runs without it need not run again.
-    shuffled: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+    shuffled: Literal["other_class", "within_class"] | None = None
 
     @model_validator(mode="after")
     def _shuffles_teachers(self) -> Run:

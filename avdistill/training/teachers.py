@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,12 +32,25 @@ def teacher_tables(
     return {letter: table.to(device) for letter, table in tables.items()}
 
 
-def shuffled(tables: dict[str, TeacherBatch], labels: Tensor, seed: int) -> dict[str, TeacherBatch]:
-    """Give each clip all outputs that the teachers have for a random clip of another class, the same for all teachers.
+def shuffled(
+    tables: dict[str, TeacherBatch], labels: Tensor, seed: int, how: Literal["other_class", "within_class"]
+) -> dict[str, TeacherBatch]:
+    """Give each clip all outputs that the teachers have for a random clip of another class, or of its own.
 
-    `labels` (N,). Raises ValueError as `rows_of_other_classes` does."""
-    rows = rows_of_other_classes(labels, seed)
+    The clip is the same for all teachers. `labels` (N,). Raises ValueError as `rows_of_other_classes` does."""
+    rows = rows_of_other_classes(labels, seed) if how == "other_class" else rows_within_class(labels, seed)
     return {letter: table.take(rows.to(table.mask.device)) for letter, table in tables.items()}
+
+
+def rows_within_class(labels: Tensor, seed: int) -> Tensor:
+    """Return for each clip the row (N,) of a random clip of its class: a permutation."""
+    classes = labels.numpy()
+    random = np.random.default_rng((seed, 0, 0, 2))
+    rows = np.arange(len(classes))
+    for own in np.unique(classes):
+        members = np.flatnonzero(classes == own)
+        rows[members] = random.permutation(members)
+    return torch.from_numpy(rows)
 
 
 def rows_of_other_classes(labels: Tensor, seed: int) -> Tensor:

@@ -71,7 +71,7 @@ class Trainer:
             parallel.sync_batch_norms(self.student)
         try:
             if self.run.shuffled:
-                self.teachers = shuffled(self.teachers, self.clips.labels, task.seed)
+                self.teachers = shuffled(self.teachers, self.clips.labels, task.seed, self.run.shuffled)
             distiller = build_distiller(job, self.run, self.student, self.teachers, self.clips)
         except ValueError as error:  # what only the clips and the widths of student and teacher tell
             raise UserError(f"{params.suite.file}: jobs.{task.job}.runs.{task.run}: {error}") from None

@@ -74,14 +74,14 @@ def test_what_a_point_changes(
 
 def test_a_point_of_a_shuffled_run_is_shuffled(params: Params, tmp_path: Path) -> None:
     job = params.jobs["mnf_csc"]
-    run = job.runs["mnf_csc"].model_copy(update={"shuffled": True})
+    run = job.runs["mnf_csc"].model_copy(update={"shuffled": "other_class"})
     other = params.model_copy(
         update={"jobs": params.jobs | {"mnf_csc": job.model_copy(update={"runs": job.runs | {"mnf_csc": run}})}}
     )
-    for suite, expected in ((params, False), (other, True)):
+    for suite, expected in ((params, None), (other, "other_class")):
         changed = points.changes(suite, ["mnf_csc"], {"delta": 0.1}, None)
         ablated = applied(params, changed, tmp_path).jobs["ablation-mnf_csc"]
-        assert ablated.runs["ablation-mnf_csc"].shuffled is expected
+        assert ablated.runs["ablation-mnf_csc"].shuffled == expected
 
 
 def test_noise_goes_to_a_mix_beside_the_suites_own(params: Params, tmp_path: Path) -> None:

@@ -62,12 +62,12 @@ def test_shuffled_alters_the_job_that_has_it(raw: dict[str, Any], tmp_path: Path
     before = written(raw, tmp_path)
     run = raw["jobs"]["fitnet"]["runs"]["fitnet-A"]
     assert "shuffled" not in before["jobs/fitnet.json"]["runs"]["fitnet-A"]
-    run["shuffled"] = False
+    run["shuffled"] = None
     assert written(raw, tmp_path) == before
-    run["shuffled"] = True
+    run["shuffled"] = "other_class"
     after = written(raw, tmp_path)
     assert {name for name in before if before[name] != after[name]} == {"jobs.json", "jobs/fitnet.json"}
-    assert after["jobs/fitnet.json"]["runs"]["fitnet-A"]["shuffled"] is True
+    assert after["jobs/fitnet.json"]["runs"]["fitnet-A"]["shuffled"] == "other_class"
 
 
 def test_what_is_no_longer_there_has_no_file(raw: dict[str, Any], tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ MISTAKES = {
         ["features.avsynth_audio.input", "split/avsynth"],
     ),
     "shuffled without a teacher": (
-        set_("jobs", "uni_modal", "runs", "uni_modal", value={"shuffled": True}),
+        set_("jobs", "uni_modal", "runs", "uni_modal", value={"shuffled": "other_class"}),
         ["jobs.uni_modal.runs.uni_modal: shuffled needs a teacher"],
     ),
     "run twice": (set_("jobs", "kd", "runs", value={"uni_modal": {"teachers": "A"}}), ["uni_modal", "too"]),

@@ -15,7 +15,7 @@ from avdistill.config.schema import Params
 from avdistill.data.index import read_index, write_index
 from avdistill.pipeline.errors import UserError
 from avdistill.tracking.journal import start
-from avdistill.training.teachers import rows_of_other_classes, shuffled
+from avdistill.training.teachers import rows_of_other_classes, rows_within_class, shuffled
 from avdistill.training.trainer import Task, Trainer
 from models.outputs import TeacherBatch
 from stages.evaluate import evaluate_one
@@ -67,15 +67,30 @@ def test_all_outputs_of_all_teachers_stay_together(classes: list[int], seed: int
         for letter, start in (("A", 0), ("I", 100))
     }
     rows = rows_of_other_classes(torch.tensor(classes), seed)
-    for letter, table in shuffled(tables, torch.tensor(classes), seed).items():
+    for letter, table in shuffled(tables, torch.tensor(classes), seed, "other_class").items():
         for ours, theirs in zip(
             (*table[:3], *table.blocks), (*tables[letter][:3], *tables[letter].blocks), strict=True
         ):
             assert torch.equal(ours, theirs[rows])
 
 
+@settings(max_examples=30, deadline=None)
+@given(LABELS, st.integers(0, 9))
+def test_within_a_class_every_clip_keeps_its_class(classes: list[int], seed: int) -> None:
+    labels = torch.tensor(classes)
+    rows = rows_within_class(labels, seed)
+    assert sorted(rows.tolist()) == list(range(len(classes)))
+    assert torch.equal(labels[rows], labels)
+    assert torch.equal(rows, rows_within_class(labels, seed))
+
+
+def test_within_a_class_what_a_clip_gets_is_independent_of_what_it_has() -> None:
+    own = [int(rows_within_class(torch.zeros(5, dtype=torch.long), seed)[0]) for seed in range(500)]
+    assert min(own.count(row) for row in range(5)) > 70
+
+
 def trainer(params: Params, folder: Path, shuffle: bool, seed: int = 0) -> Trainer:
-    run = params.jobs["mnf_csc"].runs["mnf_csc"].model_copy(update={"shuffled": shuffle})
+    run = params.jobs["mnf_csc"].runs["mnf_csc"].model_copy(update={"shuffled": "other_class" if shuffle else None})
     job = params.jobs["mnf_csc"].model_copy(update={"runs": {"mnf_csc": run}})
     params = params.model_copy(update={"jobs": params.jobs | {"mnf_csc": job}})
     with start("train", "mnf_csc", params) as tracked:

@@ -140,8 +140,10 @@ def test_an_oracle_teaches_a_student(tiny: Params, tmp_path: Path, method: str, 
     table = read_index(file)
     write_index(file, table.assign(relevant=table["relevant"].mask(table["id"] == "c0_g2_1", "")))
     job = tiny.jobs["kd"].model_dump() | {
-        "method": method, "A": "truth", "runs": {"taught": {"teachers": "A", "shuffled": shuffle}},
-    }  # fmt: skip
+        "method": method,
+        "A": "truth",
+        "runs": {"taught": {"teachers": "A", "shuffled": "other_class" if shuffle else None}},
+    }
     entry = Features(dataset="avsynth", teacher="oracle", input="split/avsynth")
     params = tiny.model_copy(
         update={
