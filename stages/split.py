@@ -12,6 +12,7 @@ from avdistill.pipeline.errors import UserError, nearest
 from avdistill.pipeline.stage import Stage
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 SPLITS = ("train", "val", "test")
@@ -111,7 +112,22 @@ def assign(clips: pd.DataFrame, fractions: Split) -> pd.DataFrame:
         train = usable[split[usable.index] == "train"]
         val = sample_groups(train, fractions.val, [fractions.seed, 1], keep=1)
         split = split.mask((split == "train") & clips["group"].isin(val), "val")
-    return clips.assign(label=clips["class"].map({name: label for label, name in enumerate(classes)}), split=split)
+    labelled = clips.assign(label=clips["class"].map({name: label for label, name in enumerate(classes)}), split=split)
+    return labelled if fractions.wrong_labels is None else labelled.assign(given=given_labels(labelled, fractions))
+
+
+def given_labels(clips: pd.DataFrame, fractions: Split) -> np.ndarray:
+    """Return the label that training gets for each clip: that of a random other class for `wrong_labels` of the
+    usable training clips, rounded to whole clips, else the clip's own."""
+    import numpy as np
+
+    random = np.random.default_rng([fractions.seed, 2])
+    given = clips["label"].to_numpy().copy()
+    usable = np.flatnonzero((clips["split"] == "train") & (clips["status"] == "ok"))
+    wrong = random.choice(usable, round((fractions.wrong_labels or 0) * len(usable)), replace=False)
+    number = int(given.max()) + 1
+    given[wrong] = (given[wrong] + random.integers(1, number, len(wrong))) % number
+    return given
 
 
 def sample_groups(clips: pd.DataFrame, fraction: float, seed: list[int], keep: int) -> set[str]:

@@ -83,6 +83,7 @@ def main(stage: Stage) -> None:
     arrays = read_arrays(path, ("ids", "features", "mask"))
     features = torch.from_numpy(arrays["features"]).to(device)
     labels = torch.tensor(index["label"].to_numpy()).to(device)
+    given = torch.tensor(index["given"].to_numpy()).to(device) if "given" in index else labels
     classes = int(labels.max()) + 1
     usable = arrays["mask"] & (index["status"] == "ok").to_numpy()
     split = {
@@ -97,7 +98,7 @@ def main(stage: Stage) -> None:
         right = (features[rows] @ head[0].T + head[1]).argmax(1) == labels[rows]
         return float(right.float().mean()) if len(right) else float("nan")
 
-    heads = [fit_linear(features[split["train"]], labels[split["train"]], classes, decay) for decay in DECAYS]
+    heads = [fit_linear(features[split["train"]], given[split["train"]], classes, decay) for decay in DECAYS]
     scores = [accuracy(head, "val") for head in heads]
     best = int(np.nanargmax(scores)) if not np.isnan(scores).all() else len(DECAYS) // 2
     weight, bias = heads[best]
@@ -106,7 +107,7 @@ def main(stage: Stage) -> None:
     train = split["train"]
     groups = index["group"].to_numpy(dtype=str)[train.cpu().numpy()]
     if entry.cross_fit and len(set(groups)) > 1:
-        logits[train] = out_of_fold(features[train], labels[train], groups, classes, DECAYS[best], entry.cross_fit)
+        logits[train] = out_of_fold(features[train], given[train], groups, classes, DECAYS[best], entry.cross_fit)
     by_name["distilled"] = float((logits[train].argmax(1) == labels[train]).float().mean())
     counts = np.bincount(index["label"][split["test"].cpu().numpy()], minlength=classes)
     summary: dict[str, Any] = {

@@ -1,10 +1,10 @@
-"""Stage teachers: the frozen networks that students learn from.
+"""Stage teachers: the frozen networks that students learn from, and the weights that students start from.
 
 Writes to teachers/<teacher>/: weights.pt (a state dict) and teacher.json (kind, class names, and either origin and
 checksum or held-out accuracy). A teacher of kind `truth` has no network: its teacher.json has its kind and column.
 
-`weights: avsynth` pre-trains a small teacher on synthetic sounds or images of other categories than the actions. A name
-such as `panns:Cnn14_mAP=0.431` or `torchvision:resnet50` downloads a published checkpoint
+`weights: avsynth` pre-trains a small network on synthetic sounds, images or motions of other categories than the
+actions. A name such as `panns:Cnn14_mAP=0.431` or `torchvision:resnet50` downloads a published checkpoint
 (avdistill/data/sources/weights.py). Any other value is the path of a checkpoint in the layout of PANNs (cnn14) or
 torchvision (ResNets).
 """
@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avdistill.config.schema import Teacher
+from avdistill.config.types import STUDENTS
 from avdistill.data.datasets import avsynth
 from avdistill.data.files import intact, write_json
-from avdistill.data.loader import NORMALISATION
+from avdistill.data.loader import NORMALISATION, to_input
 from avdistill.data.sources import weights
 from avdistill.pipeline.devices import resolve_device
 from avdistill.pipeline.errors import UserError
@@ -34,6 +35,7 @@ from avdistill.pipeline.progress import progress
 from avdistill.pipeline.stage import Stage
 from avdistill.training.tensors import save_tensors
 from models import teachers
+from models.students import Student, build_student
 from models.teachers import Teacher as Network
 from models.teachers import build_teacher
 from models.teachers.cnn14 import Cnn14, load_panns
@@ -51,12 +53,14 @@ NUMPY_ARRAYS: list[Any] = [
 IMAGE_SIZE = {"resnet10": 32, "resnet34": 224, "resnet50": 224}
 
 
-def network(teacher: Teacher, classes: int) -> Network:
-    """Build the network of a teacher with random weights."""
+def network(teacher: Teacher, classes: int) -> Network | Student:
+    """Build the network of a teacher, or a student to start from, with random weights."""
+    if teacher.kind in STUDENTS:
+        return build_student(teacher.kind, classes, teacher.width)
     return build_teacher(teacher.kind, classes=classes, width=teacher.width, embedding=teacher.embedding)
 
 
-def head(model: Network) -> nn.Linear:
+def head(model: Network | Student) -> nn.Linear:
     """Return the layer that outputs the logits of the teacher's own classes."""
     return model.fc_audioset if isinstance(model, Cnn14) else model.fc
 
@@ -68,21 +72,24 @@ def image_input(frames: Tensor) -> Tensor:
 
 
 def pretraining_set(teacher: Teacher) -> tuple[Tensor, Tensor, list[str]]:
-    """Return inputs, labels and class names of the synthetic pre-training sounds or images."""
+    """Return inputs, labels and class names of the synthetic pre-training sounds, images or motions."""
     count = teacher.examples + HELD_OUT
     if teacher.kind == "cnn14":
         from models.logmel import log_mel
 
         sounds, labels, names = avsynth.pretraining_sounds(count, SECONDS, teacher.seed)
         inputs = torch.cat([log_mel(torch.from_numpy(chunk)) for chunk in np.array_split(sounds, 16)])
+    elif teacher.kind in STUDENTS:
+        clips, labels, names = avsynth.pretraining_motions(count, teacher.seed)
+        inputs = to_input(torch.from_numpy(clips), "imagenet")
     else:
         images, labels, names = avsynth.pretraining_images(count, IMAGE_SIZE[teacher.kind], teacher.seed)
         inputs = image_input(torch.from_numpy(images))
     return inputs, torch.from_numpy(np.asarray(labels, dtype=np.int64)), list(names)
 
 
-def pretrain(teacher: Teacher, device: str) -> Iterator[tuple[Network, list[str], dict[str, float]]]:
-    """Train a small teacher; yield it after each epoch with its class names, loss and held-out accuracy."""
+def pretrain(teacher: Teacher, device: str) -> Iterator[tuple[Network | Student, list[str], dict[str, float]]]:
+    """Train a small network; yield it after each epoch with its class names, loss and held-out accuracy."""
     inputs, labels, names = pretraining_set(teacher)
     torch.manual_seed(teacher.seed)
     model = network(teacher, len(names)).to(device)

@@ -31,7 +31,7 @@ def main(stage: Stage) -> None:
         raise UserError(f"recipes.{job.recipe}.processes: {processes} GPUs requested, {device} has {gpus(device)}")
     inputs = [stage.input("split", job.dataset), stage.input(*job.input.split("/"))]
     inputs += [stage.input(s, getattr(job, t)) for t in "AI" for s in ("teacher_features", "teacher_head")]
-    inputs += [stage.input("train", job.S)]
+    inputs += [stage.input("train", job.S), stage.input("teachers", job.init)]
     settings = f"{job.model_dump_json()}{params.recipes[job.recipe].model_dump_json()}{device}"
     fingerprint = f"{digest(*inputs)} {settings}"
     stage.run.log_params({"job": job.model_dump(), "recipe": params.recipes[job.recipe].model_dump()})

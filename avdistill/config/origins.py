@@ -27,8 +27,8 @@ class Avsynth(Origin):
     clips_per_group: Count = 3
     seconds: Annotated[float, Field(ge=0.5, le=30)] = 3.0
     fps: Annotated[int, Field(ge=4, le=60)] = 12
-    width: Annotated[int, Field(ge=32, multiple_of=2)] = 56
-    height: Annotated[int, Field(ge=32, multiple_of=2)] = 42
+    width: Annotated[int, Field(ge=16, multiple_of=2)] = 56
+    height: Annotated[int, Field(ge=16, multiple_of=2)] = 42
     relevant: Fraction = 0.8
     informed: Fraction = 1.0
     strong: Fraction = 0.7

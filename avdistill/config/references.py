@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from avdistill.config.schema import Features, Job, Params
-from avdistill.config.types import NAME, NO_TEACHER
+from avdistill.config.types import NAME, NO_TEACHER, STUDENTS
 from avdistill.pipeline.errors import UserError, nearest
 
 
@@ -64,6 +64,8 @@ def check_references(path: Path, params: Params) -> None:
         if kind == "truth":
             check_reference(f"{key}.input", features.input, {f"split/{features.dataset}": ""}, "input for kind truth")
             continue
+        if kind in STUDENTS:
+            raise UserError(f"{path}: {key}.teacher: '{features.teacher}' is what students start from, not a teacher")
         is_audio = kind == "cnn14"
         inputs = audio_inputs if is_audio else frame_inputs
         check_reference(f"{key}.input", features.input, inputs, f"{'audio' if is_audio else 'frames'} input")
@@ -85,6 +87,14 @@ def check_references(path: Path, params: Params) -> None:
                 f"{path}: {key}.input: {job.input} is of dataset '{inputs[job.input]}', expected one of '{job.dataset}'"
             )
         _check_seeds(path, key, job)
+        if job.init != NO_TEACHER:
+            check_reference(f"{key}.init", job.init, params.teachers, "teacher")
+            init, recipe = params.teachers[job.init], params.recipes[job.recipe]
+            if (init.kind, init.width) != (recipe.student, recipe.width):
+                raise UserError(
+                    f"{path}: {key}.init: '{job.init}' is a {init.kind} of width {init.width:g}, the student of recipe "
+                    f"'{job.recipe}' a {recipe.student} of width {recipe.width:g}; expected the same"
+                )
         for letter in "AI":
             features_name = getattr(job, letter)
             if features_name != NO_TEACHER:

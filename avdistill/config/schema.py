@@ -30,10 +30,14 @@ class Suite(Settings):
 
 
 class Split(Settings):
-    """Fractions of the *groups* of each class for the test split, and of the others for the validation split."""
+    """Fractions of the *groups* of each class for the test split, and of the others for the validation split.
+
+    `wrong_labels` is the fraction of the training clips that students and heads get with the label of another class,
+    sampled at random: an experiment with label noise. Test clips and the gallery of retrieval keep their own."""
 
     test: Fraction = 0.3
     val: Fraction = 0.2
+    wrong_labels: Fraction | None = None
     seed: Seed = 0
 
 
@@ -74,10 +78,13 @@ class Teacher(Settings):
     `embedding`, `examples`, `epochs` and `seed` apply to teachers trained here; `width` to these and to checkpoints of
     narrower networks.
 
+    An entry of kind `r2plus1d_10_small`, trained here on synthetic motions, is not a teacher but what students start
+    from (`init` of a job).
+
     A teacher of kind `truth` is an oracle without weights: it knows, for each clip, the value of `column` in index.csv.
     Its features (avdistill/data/sources/truth.py) have input `split/<dataset>`."""
 
-    kind: Literal["cnn14", "resnet10", "resnet34", "resnet50", "truth"]
+    kind: Literal["cnn14", "resnet10", "resnet34", "resnet50", "r2plus1d_10_small", "truth"]
     weights: str = ""
     column: Annotated[str, Field(min_length=1)] | None = None
     mirror: str | None = None
@@ -205,7 +212,8 @@ class Run(Settings):
 class Job(Settings):
     """Runs of one method that one process trains, with each of `seeds`.
 
-    A and I name the features of an audio and of an image teacher; S names an earlier student, as <job>/<run>."""
+    A and I name the features of an audio and of an image teacher; S names an earlier student, as <job>/<run>. `init`
+    names the entry of `teachers` whose weights students start from, all but the last layer."""
 
     method: str
     dataset: str
@@ -214,6 +222,7 @@ class Job(Settings):
     A: str = NO_TEACHER
     I: str = NO_TEACHER  # the letters of the tables of Chen et al.
     S: str = NO_TEACHER
+    init: str = NO_TEACHER
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     runs: Annotated[dict[str, Run], Field(min_length=1)]
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 NO_TEACHER = "none"
+STUDENTS = ("r2plus1d_10_small",)  # kinds of networks in section teachers that students start from
 
 
 class Settings(BaseModel):

@@ -62,6 +62,9 @@ class ClipSet:
         self.rows: pd.DataFrame = rows.reset_index(drop=True)
         self.ids: list[str] = self.rows["id"].tolist()
         self.labels = torch.tensor(self.rows["label"].to_numpy(), dtype=torch.int64)
+        # What training is told, which differs from the labels where the split has wrong ones.
+        given = self.rows["given"] if "given" in self.rows else self.rows["label"]
+        self.given = torch.tensor(given.to_numpy(), dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,7 +87,7 @@ class TrainingWindows(Dataset[tuple[Tensor, int, int]]):
         window = take_window(data, start, self.recipe.frames)
         if window.ndim == 4:
             window = random_crop(window, self.recipe, random)
-        return torch.from_numpy(np.array(window)), int(self.clips.labels[row]), row
+        return torch.from_numpy(np.array(window)), int(self.clips.given[row]), row
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):

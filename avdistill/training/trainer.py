@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avdistill.config.schema import Params, Recipe
+from avdistill.config.types import NO_TEACHER
 from avdistill.data.files import intact, write_csv
 from avdistill.data.loader import ClipSet, end_workers, to_input, training_loader
 from avdistill.pipeline.errors import UserError
@@ -25,7 +26,7 @@ from avdistill.training import parallel
 from avdistill.training.inference import NotFiniteError, predict
 from avdistill.training.precision import autocast
 from avdistill.training.teachers import build_distiller, shuffled, teacher_tables
-from avdistill.training.tensors import load_state, save_tensors
+from avdistill.training.tensors import load_state, load_tensors, save_tensors
 from models import students
 from models.distillers import Distiller
 from models.outputs import StudentOutput
@@ -66,12 +67,14 @@ class Trainer:
         self.teachers = teacher_tables(params, job, self.run, self.clips, task.seed, self.device)
         torch.manual_seed(task.seed)
         self.student = students.build_student(self.recipe.student, self.clips.classes, self.recipe.width)
+        if job.init != NO_TEACHER:
+            load_first_weights(self.student, params.path("teachers", job.init) / "weights.pt")
         self.student.to(self.device)
         if self.processes > 1:
             parallel.sync_batch_norms(self.student)
         try:
             if self.run.shuffled:
-                self.teachers = shuffled(self.teachers, self.clips.labels, task.seed, self.run.shuffled)
+                self.teachers = shuffled(self.teachers, self.clips.given, task.seed, self.run.shuffled)
             distiller = build_distiller(job, self.run, self.student, self.teachers, self.clips)
         except ValueError as error:  # what only the clips and the widths of student and teacher tell
             raise UserError(f"{params.suite.file}: jobs.{task.job}.runs.{task.run}: {error}") from None
@@ -197,6 +200,14 @@ class Trainer:
             return
 
     _stateful = ("student", "distiller", "optimizer", "scheduler", "scaler")
+
+
+def load_first_weights(student: Student, path: Path) -> None:
+    """Load the weights of a network of the same kind and width, all but its last layer.
+
+    Raises UserError if the file is missing or damaged."""
+    state = load_tensors(path)
+    student.load_state_dict(student.state_dict() | {k: v for k, v in state.items() if not k.startswith("fc.")})
 
 
 def selection_split(recipe: Recipe) -> str:

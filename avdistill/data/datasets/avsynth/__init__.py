@@ -24,7 +24,6 @@ weak, of the action seen), `music_db`, and `sound` (own, talk, wind, rain, hum, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,96 +34,15 @@ import numpy as np
 from avdistill.config.origins import Avsynth
 from avdistill.data import media
 from avdistill.data.datasets import CLIPS
-from avdistill.data.datasets.avsynth import scenes, sounds
+from avdistill.data.datasets.avsynth import motions, scenes, sounds
 from avdistill.pipeline import workers
 from avdistill.pipeline.errors import UserError
-
-
-class Path2D(NamedTuple):
-    """A motion: offset from the centre in units of reach (T, 2), y downwards; turn in radians and scale (T,)."""
-
-    offset: np.ndarray
-    turn: np.ndarray
-    scale: np.ndarray
-
-
-Motion = Callable[[np.random.Generator, np.ndarray], Path2D]
-
-
-def _path(
-    x: np.ndarray | float, y: np.ndarray | float, phase: np.ndarray, turn: np.ndarray | None = None, scale: float = 1
-) -> Path2D:
-    zeros = np.zeros_like(phase)
-    offset = np.stack([x + zeros, y + zeros], axis=1)
-    return Path2D(offset, zeros if turn is None else turn, scale + zeros)
-
-
-def _wave(phase: np.ndarray) -> np.ndarray:
-    """Return the sine of a phase in cycles."""
-    return np.sin(2 * np.pi * phase)
-
-
-def _triangle(phase: np.ndarray) -> np.ndarray:
-    """Return a triangle wave in -1..1 of a phase in cycles."""
-    return 4 * np.abs(phase % 1 - 0.5) - 1
-
-
-def _side(rng: np.random.Generator) -> float:
-    """Return -1 or 1 at random."""
-    return float(rng.choice([-1.0, 1.0]))
-
-
-# Motions take the phase in cycles (T,), which advances by 0.45 to 0.85 cycles per second.
-
-
-def _swinging(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
-    lean = 1.0 * _wave(phase)
-    return _path(1.5 * np.sin(lean), 1.5 * np.cos(lean) - 1.2, phase, turn=-lean)
-
-
-def _bouncing(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
-    height = 4 * (phase % 1) * (1 - phase % 1)
-    return _path(0.0, 0.9 - 1.8 * height, phase)
-
-
-def _circling(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
-    phase = phase * _side(rng)
-    return _path(_wave(phase), _wave(phase + 0.25), phase)
-
-
-def _spinning(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
-    return _path(0.0, 0.0, phase, turn=2 * np.pi * phase * _side(rng))
-
-
-def _pulsing(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
-    still = _path(0.0, 0.0, phase)
-    return still._replace(scale=1 + 0.5 * _wave(phase))
-
-
-def _falling(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
-    return _path(0.0, 2.4 * (phase % 1) ** 2 - 1.2, phase)
-
-
-def _zigzagging(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
-    return _path(1.2 * _triangle(0.4 * phase), 0.6 * _triangle(1.6 * phase), phase)
-
-
-def _rising(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
-    return _path(0.0, 1.2 - 2.4 * (phase % 1), phase)
-
-
-def _looping(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
-    return _path(1.3 * _wave(0.7 * phase), 0.8 * _wave(1.4 * phase), phase)
-
-
-def _sliding(rng: np.random.Generator, phase: np.ndarray) -> Path2D:
-    return _path(_side(rng) * (2.6 * (phase % 1) - 1.3), 0.0, phase)
 
 
 class Action(NamedTuple):
     """A motion, its own sound (used if its correlation is strong), and its typical ground."""
 
-    motion: Motion
+    motion: motions.Motion
     instrument: sounds.Instrument
     ground: str
 
@@ -132,16 +50,16 @@ class Action(NamedTuple):
 # Class k of a dataset with v variants consists of the actions k v to k v + v - 1. Neighbours look different, so that a
 # class of two has two motions to be learned.
 ACTIONS: dict[str, Action] = {
-    "swinging": Action(_swinging, sounds.whoosh, "meadow"),
-    "bouncing": Action(_bouncing, sounds.boing, "boards"),
-    "circling": Action(_circling, sounds.whirr, "asphalt"),
-    "zigzagging": Action(_zigzagging, sounds.chirps, "clay"),
-    "falling": Action(_falling, sounds.falling_whistle, "water"),
-    "pulsing": Action(_pulsing, sounds.thump, "mat"),
-    "rising": Action(_rising, sounds.rising_whistle, "sand"),
-    "spinning": Action(_spinning, sounds.ratchet, "ice"),
-    "sliding": Action(_sliding, sounds.scrape, "carpet"),
-    "looping": Action(_looping, sounds.siren, "moss"),
+    "swinging": Action(motions.OWN["swinging"], sounds.whoosh, "meadow"),
+    "bouncing": Action(motions.OWN["bouncing"], sounds.boing, "boards"),
+    "circling": Action(motions.OWN["circling"], sounds.whirr, "asphalt"),
+    "zigzagging": Action(motions.OWN["zigzagging"], sounds.chirps, "clay"),
+    "falling": Action(motions.OWN["falling"], sounds.falling_whistle, "water"),
+    "pulsing": Action(motions.OWN["pulsing"], sounds.thump, "mat"),
+    "rising": Action(motions.OWN["rising"], sounds.rising_whistle, "sand"),
+    "spinning": Action(motions.OWN["spinning"], sounds.ratchet, "ice"),
+    "sliding": Action(motions.OWN["sliding"], sounds.scrape, "carpet"),
+    "looping": Action(motions.OWN["looping"], sounds.siren, "moss"),
 }
 
 
@@ -239,7 +157,9 @@ def _scene(origin: Avsynth, clip: SynthClip, typical: str) -> scenes.Scene:
     return scenes.draw_ground(rng, scene, ground, origin.clutter)
 
 
-def _render(rng: np.random.Generator, origin: Avsynth, scene: scenes.Scene, motion: Motion, tempo: float) -> np.ndarray:
+def _render(
+    rng: np.random.Generator, origin: Avsynth, scene: scenes.Scene, motion: motions.Motion, tempo: float
+) -> np.ndarray:
     """Render the frames of an actor in motion, with size, reach, centre and initial phase sampled for the clip."""
     height, width = origin.height, origin.width
     time = np.arange(round(origin.seconds * origin.fps)) / origin.fps
@@ -324,6 +244,23 @@ def pretraining_sounds(count: int, seconds: float, seed: int) -> tuple[np.ndarra
         mixed = sounds.mix(sounds.GENERIC[names[label]](rng, samples, tempo), other, rng.uniform(-25, 0))
         waveforms[row] = sounds.normalise_rms(mixed) * np.float32(10 ** (rng.uniform(-30, -18) / 20))
     return waveforms, labels, names
+
+
+def pretraining_motions(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Render clips of generic motions, for students to start from.
+
+    Returns uint8 (count, 8, 24, 24, 3) at 4 frames per second, labels (count,), and the class names. The classes
+    alternate. None of the motions is an action of the dataset."""
+    names = list(motions.GENERIC)
+    labels = np.arange(count) % len(names)
+    asked = Avsynth(kind="avsynth", source="", width=24, height=24, seconds=2, fps=4)
+    clips = np.empty((count, 8, 24, 24, 3), dtype=np.uint8)
+    for row, label in enumerate(labels):
+        rng = np.random.default_rng([seed, 6, row])
+        scene = scenes.draw_scene(rng, asked.height, asked.width, asked.clutter)
+        scene = scenes.draw_ground(rng, scene, str(rng.choice(list(scenes.GROUNDS))), asked.clutter)
+        clips[row] = _render(rng, asked, scene, motions.GENERIC[names[label]], rng.uniform(0.45, 0.85))
+    return clips, labels, names
 
 
 def pretraining_images(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
