@@ -30,7 +30,7 @@ from avdistill.pipeline.stage import Stage
 from avdistill.training.inference import NotConvergedError, load_student, predict
 from avdistill.training.precision import autocast
 from avdistill.training.teachers import build_distiller, teacher_tables
-from avdistill.training.trainer import Task
+from avdistill.training.trainer import Task, training_clips
 from models import metrics
 from models.distillers import Distiller, methods
 from models.outputs import TeacherBatch
@@ -86,7 +86,7 @@ def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
     if run.teachers and methods()[job.method].scores is not Distiller.scores:
         clips = ClipSet(index, store, ("train", "test"))
         teachers = teacher_tables(params, job, run, clips, task.seed, device)
-        distiller = build_distiller(job, run, student, teachers, ClipSet(index, store, ("train",), recipe.train_groups))
+        distiller = build_distiller(job, run, student, teachers, training_clips(index, store, recipe, task.seed))
         distiller.load_state_dict(state["distiller"])
         scores = score_clips(student, distiller.to(device), clips, teachers, recipe, device)
         if scores is not None:

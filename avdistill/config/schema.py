@@ -142,7 +142,10 @@ class Recipe(Settings):
     The learning rate rises to `lr` over `warmup` epochs; then `steps` multiplies it by `gamma` at each of the
     `milestones`, and `cosine` lowers it to 0. `processes`, with one GPU each, train one student together; `batch` is
     their total batch size. With one process, the runs of a job are distributed over the GPUs. `compile` applies
-    torch.compile to the student."""
+    torch.compile to the student.
+
+    With `train_groups`, students train on so many groups of each class: the first by name, or, with `resample`, groups
+    that are sampled at random for each seed, so that seeds differ by their training clips, too."""
 
     student: Literal[
         "r2plus1d_10",
@@ -177,6 +180,7 @@ class Recipe(Settings):
     processes: Count = 1
     compile: bool = False
     train_groups: Count | None = None
+    resample: bool | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Recipe:

@@ -47,15 +47,26 @@ class Batch(NamedTuple):
 class ClipSet:
     """Clips of some splits that can be fed to a student: whole, and present in the store of its input."""
 
-    def __init__(self, index_file: Path, store: Path, splits: tuple[str, ...], groups: int | None = None) -> None:
-        """`groups` keeps that many groups a class only, the first by name (to train on less)."""
+    def __init__(
+        self,
+        index_file: Path,
+        store: Path,
+        splits: tuple[str, ...],
+        groups: int | None = None,
+        sample: int | None = None,
+    ) -> None:
+        """`groups` keeps that many groups of each class: the first by name, or a random sample with seed `sample`."""
         index = read_index(index_file)
         self.store = Store(store)
         self.classes = int(index["label"].max()) + 1
         usable = index["split"].isin(splits) & (index["status"] == "ok") & index["id"].isin(set(self.store))
         rows = index[usable]
         if groups is not None:
-            kept = rows.groupby("label")["group"].transform(lambda names: names.isin(sorted(set(names))[:groups]))
+            names = sorted(set(rows["group"]))
+            if sample is not None:
+                names = np.random.default_rng((sample, 0, 0, 3)).permutation(names).tolist()
+            rank = rows["group"].map({name: place for place, name in enumerate(names)})
+            kept = rank.groupby(rows["label"]).transform(lambda own: own.isin(sorted(set(own))[:groups]))
             rows = rows[kept.astype(bool)]
         if rows.empty:
             raise UserError(f"{index_file}: no usable clip in split {' + '.join(splits)}")

@@ -59,7 +59,7 @@ class Trainer:
         self.recipe: Recipe = params.recipes[job.recipe]
         self.device = torch.device(task.device)
         index, store = params.path("split", job.dataset) / "index.csv", params.path(*job.input.split("/"))
-        self.clips = ClipSet(index, store, ("train",), self.recipe.train_groups)
+        self.clips = training_clips(index, store, self.recipe, task.seed)
         self.val = ClipSet(index, store, (selection_split(self.recipe),))
         shard = rank, self.processes = parallel.rank_and_world_size()
         self.is_main = rank == 0  # only this rank writes files and logs
@@ -208,6 +208,11 @@ def load_first_weights(student: Student, path: Path) -> None:
     Raises UserError if the file is missing or damaged."""
     state = load_tensors(path)
     student.load_state_dict(student.state_dict() | {k: v for k, v in state.items() if not k.startswith("fc.")})
+
+
+def training_clips(index: Path, store: Path, recipe: Recipe, seed: int) -> ClipSet:
+    """Return the clips that a recipe trains on with a seed."""
+    return ClipSet(index, store, ("train",), recipe.train_groups, seed if recipe.resample else None)
 
 
 def selection_split(recipe: Recipe) -> str:

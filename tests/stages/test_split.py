@@ -179,3 +179,16 @@ def test_real_clips(shared_data: Path) -> None:
     found = split.probe_clips(pd.DataFrame({"id": files, "file": files}), shared_data / "ucf101")
     assert found["audio"].tolist() == ["silent", "no", "yes"]
     assert found["status"].tolist() == ["ok"] * 3
+
+
+def test_wrong_labels_are_of_training_clips_and_of_other_classes() -> None:
+    clips = table({name: [f"g{n}" for n in range(20)] for name in "abc"})
+    plain = split.assign(clips, Split(seed=3))
+    index = split.assign(clips, Split(seed=3, wrong_labels=0.3))
+    pd.testing.assert_frame_equal(index.drop(columns="given"), plain)
+    wrong = index["given"] != index["label"]
+    train = index["split"] == "train"
+    assert wrong.sum() == round(0.3 * train.sum())
+    assert not wrong[~train].any()
+    assert set(index["given"]) == {0, 1, 2}
+    assert not split.assign(clips, Split(wrong_labels=0))["given"].ne(index["label"]).any()

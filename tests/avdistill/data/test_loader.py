@@ -7,6 +7,7 @@ import torch
 from avdistill.config.schema import Params, Recipe
 from avdistill.data import loader
 from avdistill.data.files import read_arrays, write_arrays
+from avdistill.data.index import read_index, write_index
 from avdistill.data.loader import (
     ClipSet,
     EpochSampler,
@@ -19,9 +20,9 @@ from avdistill.data.loader import (
 from avdistill.pipeline.errors import UserError
 
 
-def clip_set(params: Params, *splits: str, groups: int | None = None) -> ClipSet:
+def clip_set(params: Params, *splits: str, groups: int | None = None, sample: int | None = None) -> ClipSet:
     index, store = params.path("split", "avsynth") / "index.csv", params.path("frames", "avsynth")
-    return ClipSet(index, store, splits, groups)
+    return ClipSet(index, store, splits, groups, sample)
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(tiny: Params) -> None:
@@ -101,6 +102,27 @@ def test_fewer_groups_keep_whole_groups_of_each_class(tiny: Params) -> None:
     clips = clip_set(tiny, "train", groups=1)
     assert clips.rows.groupby("class")["group"].nunique().tolist() == [1, 1, 1]
     assert len(clips) < len(clip_set(tiny, "train"))
+
+
+def test_sampled_groups_depend_on_the_seed_and_are_those_of_all_classes(tiny: Params) -> None:
+    found = set()
+    for seed in range(8):
+        clips = clip_set(tiny, "train", groups=1, sample=seed)
+        assert clips.ids == clip_set(tiny, "train", groups=1, sample=seed).ids
+        assert clips.rows["class"].nunique() == 3
+        found.add(frozenset(clips.rows["group"]))
+    assert all(len(groups) == 1 for groups in found), "the classes share their scenes"
+    assert len(found) == clip_set(tiny, "train").rows["group"].nunique()
+
+
+def test_training_is_told_the_given_labels(tiny: Params) -> None:
+    file = tiny.path("split", "avsynth") / "index.csv"
+    index = read_index(file)
+    write_index(file, index.assign(given=(index["label"] + (index["split"] == "train")) % 3))
+    clips = clip_set(tiny, "train")
+    batches, _ = training_loader(clips, tiny.recipes["small"], seed=0)
+    for _, labels, rows in batches:
+        assert torch.equal(labels, (clips.labels[rows] + 1) % 3)
 
 
 def test_a_teacher_without_a_row_for_a_clip_is_an_error(tiny: Params) -> None:

@@ -224,6 +224,12 @@ def test_pretraining_material() -> None:
     assert len(names) >= 12
     assert labels.tolist() == [n % len(names) for n in range(20)]
     np.testing.assert_array_equal(waveforms[:5], avsynth.pretraining_sounds(5, 0.5, seed=1)[0])
+    clips, labels, names = avsynth.pretraining_motions(24, seed=1)
+    assert clips.shape == (24, 8, 24, 24, 3)
+    assert clips.dtype == np.uint8
+    assert labels.tolist() == [n % len(names) for n in range(24)]
+    np.testing.assert_array_equal(clips[:5], avsynth.pretraining_motions(5, seed=1)[0])
+    assert not set(names) & set(avsynth.ACTIONS)
     images, labels, names = avsynth.pretraining_images(24, 40, seed=1)
     assert images.shape == (24, 40, 40, 3)
     assert images.dtype == np.uint8
