@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,13 +13,14 @@ from avdistill.config.schema import Params
 from avdistill.data.files import write_arrays, write_text
 from avdistill.data.index import write_index
 from avdistill.data.packed import StoreWriter
+from tests.helpers.whole import whole_suite
 
 CLASSES, GROUPS, CLIPS = 3, 4, 3
 
 
 def make(folder: Path, root: Path) -> Params:
     """Write the tiny suite into the working folder; returns its params."""
-    raw: dict[str, Any] = yaml.safe_load((root / "params.yaml").read_text())
+    raw = whole_suite(root)
     raw["device"] = "cpu"
     raw["recipes"]["small"] |= {
         "epochs": 4,
