@@ -10,6 +10,8 @@ limits to 5 %:
                   bound; of a claim of equality, the contrast is beyond the bound, with a corrected p below 0.05
   undecided       neither
 
+An interval within ± the bound is a 95 % interval without correction for the number of claims.
+
 A claim against each of several runs holds if it holds against each (p: the largest), and does not hold if it fails
 against one (p: the smallest, times the number of runs).
 """
@@ -108,7 +110,7 @@ def claims_table(suite: EvaluatedSuite) -> pd.DataFrame:
         needed = np.nan
         if verdict == UNDECIDED:
             needed = contrast.seeds_to_decide(level, entry.bound, entry.expected == "equal")
-            needed = max(needed, contrast.seeds + 1) if needed == needed else needed
+            needed = float(np.maximum(needed, contrast.seeds + 1))  # NaN stays NaN
         row: dict[str, Any] = {
             "id": name,
             "claim": entry.claim,
@@ -159,7 +161,7 @@ def claims_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
                 TableCell(row["reported"] or EMPTY, look="wrap" if reported else "dim"),
                 TableCell(spread(interval, sign=True), title),
                 TableCell("", plot=contrast_plot(interval, tuple(reported.values()), reach)),
-                TableCell(plain(row["smallest_effect"])),
+                TableCell(plain(row["smallest_effect"]) if not row["smallest_effect"] > 100 else "over 100"),
                 TableCell(row["verdict"], look=look, detail=what_decides(row, interval)),
             ]
         )

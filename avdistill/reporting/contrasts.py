@@ -22,9 +22,10 @@ class Contrasts:
 
     def __init__(self, params: Params) -> None:
         self.params = params
-        self._clips: dict[tuple[str, str], dict[int, np.ndarray]] = {}
+        self._clips: dict[str, dict[str, dict[int, np.ndarray]]] = {}
         self._ids: dict[str, np.ndarray] = {}
         self._indices: dict[str, pd.DataFrame] = {}
+        self._columns: dict[tuple[str, str], np.ndarray] = {}
         self._tables: dict[str, pd.DataFrame] = {}
 
     def contrast(self, metric: str, runs: Sequence[str], minus: Sequence[str]) -> Contrast | None:
@@ -101,24 +102,25 @@ class Contrasts:
 
     def _by_clip(self, run: str, metric: str) -> dict[int, np.ndarray]:
         """Return the values of a run by test clip (N,), by seed; without the seeds that did not converge."""
-        if (run, metric) not in self._clips:
-            job = self.params.jobs[self.params.runs()[run][0]]
-            found = self._clips[run, metric] = {}
-            for seed in job.seeds_of(run):
+        if run not in self._clips:
+            found = self._clips[run] = {name: {} for name in CLIP_METRICS}
+            for seed in self.params.jobs[self.params.runs()[run][0]].seeds_of(run):
                 path = self._folder(run) / f"seed-{seed}.npz"
-                if path.exists():
-                    arrays = read_arrays(path, ("ids", metric))
-                    self._ids[run] = arrays["ids"]
-                    if not np.isnan(arrays[metric]).all():
-                        found[seed] = linearised(arrays[metric])
-        return self._clips[run, metric]
+                arrays = read_arrays(path, ("ids", "accuracy", "R@*", "mAP@*")) if path.exists() else {}
+                self._ids[run] = arrays.pop("ids", self._ids.get(run, np.empty(0)))
+                for name, values in arrays.items():
+                    if not np.isnan(values).all():
+                        found[name][seed] = linearised(values)
+        return self._clips[run][metric]
 
     def _folder(self, run: str) -> Path:
         return self.params.path("evaluate", self.params.runs()[run][0]) / run
 
     def _of_clips(self, run: str, column: str) -> np.ndarray:
         """Return a column of the index for the test clips of a run (N,)."""
-        dataset = self.params.jobs[self.params.runs()[run][0]].dataset
-        if dataset not in self._indices:
-            self._indices[dataset] = read_index(self.params.path("split", dataset) / "index.csv").set_index("id")
-        return self._indices[dataset].loc[self._ids[run], column].to_numpy()
+        if (run, column) not in self._columns:
+            dataset = self.params.jobs[self.params.runs()[run][0]].dataset
+            if dataset not in self._indices:
+                self._indices[dataset] = read_index(self.params.path("split", dataset) / "index.csv").set_index("id")
+            self._columns[run, column] = self._indices[dataset].loc[self._ids[run], column].to_numpy(dtype=str)
+        return self._columns[run, column]
