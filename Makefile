@@ -8,7 +8,7 @@ READY   := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro study why own paper-quick check-videos model flow serve ui sync bench test test-faults test-e2e graph lint lock clean
+.PHONY: help repro study why own paper-quick check-videos power model flow serve ui sync bench test test-faults test-e2e graph lint lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ study: $(READY) ## run one study, then figures and report: make study STUDY=xia 
 
 why: $(READY) ## explain why stages would run now: make why [STAGE=train@kd] [SUITE=paper]
 	@python -m flows.why $(if $(filter .,$(SUITE)),,$(SUITE)/)dvc.yaml $(STAGE)
+
+power: $(READY) ## print which effects the claims of an evaluated suite could find with more seeds: make power [SUITE=paper]
+	@python -m avdistill.reporting.power $(PARAMS)
 
 paper-quick: $(READY) ## try the machine: two epochs of two jobs of the paper suite on UCF51
 	dvc exp run --name quick paper/dvc.yaml:evaluate@uni_modal paper/dvc.yaml:evaluate@mnf_csc \

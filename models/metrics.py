@@ -21,8 +21,15 @@ def top1(probabilities: Tensor, labels: Tensor) -> float:
     """Share of rows (N, C) whose largest entry is at the label (N,); NaN where N is 0. Of equals the first counts.
 
     Raises ValueError if an entry is not finite."""
+    return correct(probabilities, labels).mean().item()
+
+
+def correct(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Return 1 for each row (N, C) whose largest entry is at the label (N,), else 0, as float64 (N,).
+
+    Of equal entries the first counts. Raises ValueError if an entry is not finite."""
     check_finite(probabilities, "probabilities")
-    return (probabilities.argmax(1) == labels).double().mean().item()
+    return (probabilities.argmax(1) == labels).double()
 
 
 def check_finite(rows: Tensor, what: str) -> None:
@@ -73,12 +80,28 @@ def retrieval(
     ks_map: Sequence[int] = (100, 500),
     chunk: int = 128,
 ) -> dict[str, float]:
+    """Return the means over queries of what `retrieval_by_query` returns, by the same names: all 0..1.
+
+    `released` leaves out queries without a hit, and is NaN where no query has one."""
+    found = retrieval_by_query(queries, query_labels, gallery, gallery_labels, ks_recall, ks_map, chunk)
+    return {name: values.nanmean().item() for name, values in found.items()}
+
+
+def retrieval_by_query(
+    queries: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    ks_recall: Sequence[int] = (1, 5, 10),
+    ks_map: Sequence[int] = (100, 500),
+    chunk: int = 128,
+) -> dict[str, Tensor]:
     """Retrieval by cosine of `queries` (N, D) in `gallery` (M, D), labels (N,) and (M,), N and M at least 1.
 
-    Returns `R@K`, the share of queries with an item of their class among the first K, and `mAP@K/released`,
-    `mAP@K/hits` and `mAP@K/standard` (see above), all 0..1. Where K exceeds M, K is M (the key keeps the K asked
-    for). `released` is NaN where no query has a hit. Memory: chunk x M numbers. Raises ValueError if N or M is 0, or
-    a vector is not finite."""
+    Returns float64 (N,) each: `R@K`, 1 for a query with an item of its class among the first K, else 0; and the AP@K
+    `mAP@K/released`, `mAP@K/hits` and `mAP@K/standard` (see above). `released` is NaN for a query without a hit. Where
+    K exceeds M, K is M (the key keeps the K asked for). Memory: (chunk x M) + (N x K) numbers. Raises ValueError if N
+    or M is 0, or a vector is not finite."""
     if len(queries) == 0 or len(gallery) == 0:
         raise ValueError(f"retrieval needs queries and a gallery, found {len(queries)} and {len(gallery)} items")
     check_finite(queries, "queries")
@@ -88,14 +111,13 @@ def retrieval(
     near = neighbours(queries, gallery, deepest, chunk)
     hit = torch.cat([gallery_labels[found] == part[:, None] for found, part in zip(near, parts, strict=True)])
     relevant = torch.bincount(gallery_labels, minlength=int(query_labels.max()) + 1)[query_labels]
-    result = {f"R@{k}": hit[:, :k].any(1).double().mean().item() for k in ks_recall}
+    result = {f"R@{k}": hit[:, :k].any(1).double() for k in ks_recall}
     places = torch.arange(1, hit.shape[1] + 1, dtype=torch.float64, device=hit.device)
     gained = hit * hit.cumsum(1) / places
     for k in ks_map:
         total, hits = gained[:, :k].sum(1), hit[:, :k].sum(1)
         by_hits = total / hits.clamp(min=1)
-        best = relevant.clamp(min=1, max=k)
-        result[f"mAP@{k}/released"] = by_hits[hits > 0].mean().item()
-        result[f"mAP@{k}/hits"] = by_hits.mean().item()
-        result[f"mAP@{k}/standard"] = (total / best).mean().item()
+        result[f"mAP@{k}/released"] = by_hits.where(hits > 0, torch.nan)
+        result[f"mAP@{k}/hits"] = by_hits
+        result[f"mAP@{k}/standard"] = total / relevant.clamp(min=1, max=k)
     return result

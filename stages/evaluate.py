@@ -7,7 +7,9 @@ Writes to evaluate/<job>/:
   confusion.csv    run, seed, true, predicted, clips
   scores.csv       run, seed, id, split, relevant, and the method's clip scores (mask, tau)
   detection.csv    run, seed, score, split, auroc, clips: detection of clips with relevant sound by a clip score
-  <run>/seed-<n>.npz   probabilities and features per video
+  <run>/seed-<n>.npz   per test video (N,): ids, labels, probabilities (N, C), features (N, D), and by the name of each
+                       metric the values of which it is the mean (NaN: left out of the mean); of the gallery: ids,
+                       labels, features
   <run>/attention.npz  for methods with attention, first seed: ids (N,) of the test clips with sound, and weights
                        (N, T', H', W') over the student's last feature map in the first window of each clip
 """
@@ -57,8 +59,11 @@ def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
 
     probabilities, features = predict(student, test, recipe, device)
     _, gallery_features = predict(student, gallery, recipe, device)
-    values = {"accuracy": metrics.top1(probabilities, test.labels), "queries": len(test), "gallery": len(gallery)}
-    values |= metrics.retrieval(features, test.labels, gallery_features, gallery.labels, RECALL_AT, PRECISION_AT)
+    by_clip = {"accuracy": metrics.correct(probabilities, test.labels)} | metrics.retrieval_by_query(
+        features, test.labels, gallery_features, gallery.labels, RECALL_AT, PRECISION_AT
+    )
+    values = {name: clips.nanmean().item() for name, clips in by_clip.items()}
+    values |= {"queries": len(test), "gallery": len(gallery)}
     write_arrays(
         task.folder / task.run / f"seed-{task.seed}.npz",
         ids=np.array(test.ids),
@@ -68,6 +73,7 @@ def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
         gallery_ids=np.array(gallery.ids),
         gallery_labels=gallery.labels.numpy(),
         gallery_features=gallery_features.numpy(),
+        **{name: clips.numpy() for name, clips in by_clip.items()},
     )
     rows = test.rows.assign(predicted=probabilities.argmax(1).numpy())
     names = dict(zip(rows["label"], rows["class"], strict=True)) | dict(

@@ -1,4 +1,4 @@
-"""Stage report: the papers' tables compared with our runs, and all other measurements of the suite.
+"""Stage report: the claims of the papers with verdicts, their tables compared with our runs, and all measurements.
 
 Writes to report/:
   index.html      self-contained page
@@ -6,8 +6,7 @@ Writes to report/:
   tables/*.md     the tables as shown on the page
   accuracy.csv    run, seed, accuracy: for `dvc plots`
 
-All sentences of the page are generated from the numbers. A difference is called significant only after a paired test
-corrected for the number of comparisons (avdistill/reporting/significance.py).
+The stage's metrics file has the contrast of each claim, with interval and verdict, and the mean metrics of each run.
 """
 
 from __future__ import annotations
@@ -30,21 +29,20 @@ from avdistill.data.index import read_index
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.stage import Stage
 from avdistill.reporting import results
+from avdistill.reporting.claims import claims_sheet, claims_table
 from avdistill.reporting.extra_tables import (
     cost_sheet,
     cost_table,
-    detection_sentence,
     detection_sheet,
     detection_table,
     gradients_sheet,
     gradients_table,
     noise_sheet,
     noise_table,
-    tests_sentence,
     tests_sheets,
     tests_table,
 )
-from avdistill.reporting.page import PLUS_MINUS, Chapter, Section, listed, plain, plural, render, verdict_sentences
+from avdistill.reporting.page import Chapter, Section, listed, render
 from avdistill.reporting.paper_tables import PAPERS, SHORT, datasets_note, paper_section, paper_table
 from avdistill.reporting.suite import EvaluatedSuite
 from avdistill.reporting.suite_tables import (
@@ -81,83 +79,6 @@ PACKAGES = (
 )
 
 
-def summary_sentences(
-    suite: EvaluatedSuite, detection: pd.DataFrame, teachers: pd.DataFrame, tests: pd.DataFrame
-) -> list[tuple[str, str]]:
-    """Return the summary of the page: pairs of a topic and its sentences."""
-    params = suite.params
-    missing = [job for job in params.jobs if not any(run in suite.evaluated for run in params.jobs[job].runs)]
-    sentences = [
-        ("Baseline", baseline_sentence(suite, teachers)),
-        *study_sentences(suite),
-        ("Proposed method", tests_sentence(suite, tests)),
-        ("Relevant sound", detection_sentence(detection, params.report.proposed)),
-        ("Missing", f"Not evaluated, absent from this page: {listed(missing)}." if missing else ""),
-    ]
-    return [(title, sentence) for title, sentence in sentences if sentence]
-
-
-def baseline_sentence(suite: EvaluatedSuite, teachers: pd.DataFrame) -> str:
-    """Return the accuracy of the baseline and of linear layers on the teachers' features; empty if not evaluated."""
-    params, base = suite.params, suite.params.report.baseline
-    score = suite.score(base, "accuracy")
-    if not score.seeds:
-        return ""
-    interval = f"95 % interval {plain(score.low)} to {plain(score.high)}, " if score.defined else ""
-    sentence = f"Test accuracy of {base}: {plain(score.mean)} % ({interval}{plural(score.seeds, 'seed')})."
-    heads = [
-        f"{plain(row['test'])} % on {row['features']}"
-        for row in teachers.to_dict("records")
-        if params.features[row["features"]].dataset == suite.job(base).dataset
-    ]
-    return f"{sentence} Linear layer on teacher features: {listed(heads)}." if heads else sentence
-
-
-def study_sentences(suite: EvaluatedSuite) -> list[tuple[str, str]]:
-    """Return pairs of a study's title and sentences comparing its runs with their baseline."""
-    sentences = []
-    for study, runs in suite.studies().items():
-        title = suite.params.studies[study].title if study else "Runs"
-        compared = {run: base for run in runs if (base := suite.baseline_of(run)) is not None}
-        for base in dict.fromkeys(compared.values()):
-            gains = {run: suite.gain(run, base) for run in compared if compared[run] == base}
-            verdicts = {run: suite.verdict(run, base) for run in gains}
-            count = f"{plural(len(gains), 'run')} compared with {base} (same student, input and recipe)."
-            sentences.append((title, f"{count} {verdict_sentences(gains, verdicts, base)}"))
-    return sentences
-
-
-def lead_sentence(suite: EvaluatedSuite) -> str:
-    """Return the first sentence of the page: what it shows."""
-    params = suite.params
-    runs = suite.evaluated
-    counts = sorted({len(suite.seeds(run)) for run in runs})
-    seeds = plural(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-    papers = sorted({table.source for table in params.report.tables.values()}, reverse=True)
-    names = [SHORT[source] for source in papers]
-    datasets = sorted({params.jobs[params.runs()[run][0]].dataset for run in runs})
-    compared = f", compared with {listed(names)}" if names else ""
-    return (
-        f"Results of {plural(len(runs), 'run')} on {listed(datasets)} with {seeds}{compared}. The effect of "
-        "distillation is the gain over the same student without a teacher."
-    )
-
-
-def reading_notes(suite: EvaluatedSuite) -> list[str]:
-    """Return the notes on how to read the intervals and the verdicts."""
-    clips = suite.values(suite.params.report.baseline, "queries")
-    size = ""
-    if len(clips) and clips.iloc[0] > 0:
-        size = f" One of the {clips.iloc[0]:.0f} test clips is {100 / clips.iloc[0]:.2f} points."
-    return [
-        f"Numbers are means {PLUS_MINUS} half of the 95 % Student's t interval over seeds; differences are paired by "
-        f"seed. The intervals cover the variation between seeds, not between samples of test clips.{size}",
-        "Significant (bold) differences have p below 0.05 in a paired t test after Holm's correction over the "
-        "comparisons of the same study or table; the intervals themselves are not corrected. A difference that is not "
-        "significant may still exist.",
-    ]
-
-
 def made_facts(stage: Stage, suite: EvaluatedSuite) -> list[tuple[str, str]]:
     """Return the provenance of the page: params file, commit, seeds, device, packages."""
     params = suite.params
@@ -171,7 +92,9 @@ def made_facts(stage: Stage, suite: EvaluatedSuite) -> list[tuple[str, str]]:
         "test": "test split (as in the papers)",
         "last": "none (last epoch)",
     }
+    missing = [job for job in params.jobs if not any(run in suite.evaluated for run in params.jobs[job].runs)]
     return [
+        ("not evaluated", listed(missing) or "no job"),
         ("params file", f"{params.suite.file} (suite {params.suite.name})"),
         ("git commit", f"{commit}{changed}"),
         ("seeds", ", ".join(map(str, seeds))),
@@ -243,8 +166,7 @@ def beyond_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figur
     sections = []
     tables["tests"] = tests_table(suite)
     if sheets := tests_sheets(suite, tables["tests"]):
-        text = "Paired t tests of the accuracy of two runs. With few seeds, only large and consistent differences pass."
-        sections.append(Section("tests", "Significance tests", [text], sheets[:1], sheets[1:]))
+        sections.append(Section("tests", "Significance tests", [], sheets[:1], sheets[1:]))
     tables["noise"] = noise_table(suite)
     if len(tables["noise"]):
         sections.append(
@@ -310,7 +232,8 @@ def build(stage: Stage, folder: Path) -> None:
     params = stage.params
     suite = EvaluatedSuite(params)
     figures = DrawnFigures(params.path("figures"))
-    tables: dict[str, pd.DataFrame] = {}
+    tables = {"claims": claims_table(suite)}
+    claims = [claims_sheet(suite, tables["claims"])] if params.report.claims else []
     chapters = [paper_chapter(suite, source, tables, figures) for source in PAPERS]
     chapters += [make(suite, tables, figures) for make in (beyond_chapter, runs_chapter, data_chapter)]
     absent = ["Figures without data in this suite. " + " ".join(figures.absent)] if figures.absent else []
@@ -323,21 +246,19 @@ def build(stage: Stage, folder: Path) -> None:
     for name, table in tables.items():
         if len(table.columns):
             write_csv(folder / "tables" / f"{name}.csv", table)
-    for section in (section for chapter in chapters for section in chapter.sections):
-        for sheet in (*section.sheets, *section.folded):
-            write_text(folder / "tables" / f"{sheet.name}.md", sheet.markdown())
+    sections = [section for chapter in chapters for section in chapter.sections]
+    for sheet in (*claims, *(sheet for section in sections for sheet in (*section.sheets, *section.folded))):
+        write_text(folder / "tables" / f"{sheet.name}.md", sheet.markdown())
     write_csv(folder / "accuracy.csv", accuracy_table(suite))
     page = render(
         title=params.suite.title,
         file=params.suite.file,
-        lead=lead_sentence(suite),
-        summary=summary_sentences(suite, tables["detection"], tables["teachers"], tables["tests"]),
-        reading=reading_notes(suite),
+        claims=claims,
         chapters=chapters,
         date=date(),
     )
     write_text(folder / "index.html", page)
-    write_metrics(stage, tables["runs"])
+    write_metrics(stage, tables["claims"], tables["runs"])
 
 
 def accuracy_table(suite: EvaluatedSuite) -> pd.DataFrame:
@@ -346,13 +267,18 @@ def accuracy_table(suite: EvaluatedSuite) -> pd.DataFrame:
     return rows[["run", "seed", "value"]].rename(columns={"value": "accuracy"})
 
 
-def write_metrics(stage: Stage, table: pd.DataFrame) -> None:
-    """Write the mean metrics of every run, as fractions, to DVC and MLflow."""
+def write_metrics(stage: Stage, claims: pd.DataFrame, runs: pd.DataFrame) -> None:
+    """Write the claims (in points) and the mean metrics of every run (as fractions) to DVC; accuracy also to MLflow."""
+    decided = {}
+    for row in claims.to_dict("records"):
+        numbers = {name: row[name] for name in ("difference", "difference_low", "difference_high")}
+        known = {name: value for name, value in numbers.items() if not np.isnan(value)}
+        decided[row["id"]] = {**known, "verdict": row["verdict"]}
     summary = {
         row["run"]: {metric: row[metric] / 100 for metric in METRICS if not np.isnan(row[metric])}
-        for row in table.to_dict("records")
+        for row in runs.to_dict("records")
     }
-    stage.metrics(dict(summary))
+    stage.metrics({"claims": decided, "runs": summary})
     known = {run: values["accuracy"] for run, values in summary.items() if "accuracy" in values}
     stage.run.log_metrics({f"accuracy/{run}": value for run, value in known.items()})
 

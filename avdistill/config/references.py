@@ -131,6 +131,11 @@ def check_references(path: Path, params: Params) -> None:
         check_reference("report.proposed", params.report.proposed, runs, "run")
     for run_name in params.report.cost:
         check_reference("report.cost", run_name, runs, "run")
+    for name, claim in params.report.claims.items():
+        for key in ("runs", "minus"):
+            for run_name in getattr(claim, key):
+                check_reference(f"report.claims.{name}.{key}", run_name, runs, "run")
+        _check_clips(f"{path}: report.claims.{name}", params, (*claim.runs, *claim.minus))
     for name, table in params.report.tables.items():
         for row, run_name in table.rows.items():
             check_reference(f"report.tables.{name}.rows.{row}", run_name, runs, "run")
@@ -140,6 +145,19 @@ def check_references(path: Path, params: Params) -> None:
     if params.report.figures.heard:
         check_reference("report.figures.heard", params.report.figures.heard, params.features, "features entry")
     _check_figures(path, params)
+
+
+def _check_clips(key: str, params: Params, names: tuple[str, ...]) -> None:
+    """Check that runs have the same test clips, because a claim compares them clip by clip."""
+    first, *others = ((name, params.jobs[params.runs()[name][0]]) for name in names)
+    for name, job in others:
+        for setting in ("dataset", "input"):
+            found, expected = getattr(job, setting), getattr(first[1], setting)
+            if found != expected:
+                raise UserError(
+                    f"{key}: {name} has {setting} '{found}', {first[0]} has '{expected}'; expected the same {setting} "
+                    "for all runs of a claim"
+                )
 
 
 def _check_seeds(path: Path, key: str, job: Job) -> None:

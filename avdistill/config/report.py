@@ -1,13 +1,59 @@
-"""The section `report` of params.yaml: the tables and figures of the report."""
+"""The section `report` of params.yaml: the claims, tables and figures of the report."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from avdistill.config.types import NAME, Count, Settings
+from avdistill.config.types import NAME, Count, Positive, Settings
 from avdistill.pipeline.errors import nearest
+
+# Metrics that stage evaluate writes by test clip. "mAP@K" is short for "mAP@K/released", the papers' form.
+CLIP_METRICS = (
+    "accuracy",
+    *(f"R@{k}" for k in (1, 5, 10)),
+    *(f"mAP@{k}/{form}" for k in (100, 500) for form in ("released", "hits", "standard")),
+)
+# Metrics of a claim that have one value per seed.
+SEED_METRICS = ("classes", "guided_accuracy", "auroc/tau", "auroc/mask")
+CLAIM_METRICS = (*CLIP_METRICS, "mAP@100", "mAP@500", *SEED_METRICS)
+
+
+class Claim(Settings):
+    """A claim, as a contrast in points: the mean of `runs` - the mean of `minus`, in `metric`.
+
+    `metric` is a metric of stage evaluate, or one of
+      auroc/tau, auroc/mask  area under the ROC curve of a clip score, on the test split; without `minus`, less 0.5
+      classes                share of classes in which `runs` have the higher accuracy (equal: half a class), less 0.5;
+                             classes are the groups of test clips
+      guided_accuracy        training accuracy of the guided classifier in the last epoch, if stage train measured it
+
+    `against: each` compares with each run of `minus` by itself: the claim holds if it holds against each of them. The
+    contrast is `expected` to be higher or lower than 0, or equal: its interval within ± `bound` (points). `reported`
+    are the paper's numbers (points), by dataset."""
+
+    claim: str
+    metric: str
+    runs: Annotated[tuple[str, ...], Field(min_length=1)]
+    minus: tuple[str, ...] = ()
+    against: Literal["mean", "each"] = "mean"
+    expected: Literal["higher", "lower", "equal"] = "higher"
+    bound: Positive = 1.0
+    reported: dict[str, float] = {}
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if metric not in CLAIM_METRICS:
+            raise ValueError(f"there is no such metric; {nearest(metric, CLAIM_METRICS)}")
+        return metric
+
+    @model_validator(mode="after")
+    def _is_a_contrast(self) -> Claim:
+        if not self.minus and (self.against == "each" or not self.metric.startswith("auroc/")):
+            raise ValueError(f"minus: {self.metric} needs runs to compare with; expected a list of runs")
+        return self
 
 
 class Table(Settings):
@@ -104,18 +150,20 @@ class Figures(Settings):
 class Report(Settings):
     """The contents of the report in addition to the table of all runs.
 
-    `baseline` is the run that all others are compared with, `proposed` the run that is compared with each run of the
-    other methods, `cost` the runs whose cost is measured."""
+    `claims` are the claims to decide, by id. `baseline` is the run that all others are compared with, `proposed` the
+    run that is compared with each run of the other methods, `cost` the runs whose cost is measured."""
 
     baseline: str
     proposed: str | None = None
     cost: tuple[str, ...] = ()
+    claims: dict[str, Claim] = {}
     tables: dict[str, Table] = {}
     figures: Figures = Figures()
 
     @model_validator(mode="after")
-    def _tables_have_plain_names(self) -> Report:
-        for name in self.tables:
-            if not NAME.fullmatch(name):
-                raise ValueError(f"tables: '{name}' is not a valid name; use letters, digits, '_', '-' and '.'")
+    def _plain_names(self) -> Report:
+        for section in ("claims", "tables"):
+            for name in getattr(self, section):
+                if not NAME.fullmatch(name):
+                    raise ValueError(f"{section}: '{name}' is not a valid name; use letters, digits, '_', '-' and '.'")
         return self

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -24,10 +22,7 @@ from avdistill.reporting.page import (
     gain_cell,
     listed,
     plain,
-    plural,
     probability,
-    signed,
-    some,
     spread,
     symbol,
     with_dagger,
@@ -81,37 +76,14 @@ def tests_sheets(suite: EvaluatedSuite, table: pd.DataFrame) -> list[Sheet]:
             ]
             rows.append(cells)
         notes = [
-            f"Accuracy, run {MINUS} base, in points: mean {PLUS_MINUS} half of the 95 % interval, paired by seed; p of "
-            "the two-sided paired t test, and p after Holm's correction for the tests of the same "
+            f"Accuracy, run {MINUS} base, in points: mean {PLUS_MINUS} half of the 95 % interval, paired by seed and "
+            "clip; p of the two-sided test, and p after Holm's correction for the tests of the same "
             f"{'paper table' if kind == 'table' else 'study'}. Undecided: corrected p of 0.05 or more."
         ]
         if untested := list(dict.fromkeys(chosen[chosen["p"].isna()]["run" if kind != "proposed" else "base"])):
             notes.append(f"Not tested (one common seed, or the same difference in all seeds): {listed(untested)}.")
         sheets.append(Sheet(f"tests-{kind}", caption, columns, rows, notes))
     return sheets
-
-
-def tests_sentence(suite: EvaluatedSuite, table: pd.DataFrame) -> str:
-    """Return sentences comparing the proposed method with the other methods; empty if the suite has none."""
-    proposed = suite.params.report.proposed
-    chosen = table[(table["kind"] == "proposed") & (table["metric"] == "accuracy") & (table["run"] == proposed)]
-    if chosen.empty:
-        return ""
-    rows = chosen.sort_values("difference", ascending=False, kind="stable").to_dict("records")
-    sentences = [f"{proposed} against {plural(len(rows), 'run')} of other methods."]
-    for verdict in SIGNIFICANT:
-        names = [f"{row['base']} {signed(row['difference'])}" for row in rows if row["verdict"] == verdict]
-        if names:
-            sentences.append(f"Significantly {verdict} than {listed(names)}.")
-    rest = [row for row in rows if row["verdict"] not in SIGNIFICANT]
-    if rest:
-        below = some([f"{row['base']} {signed(row['difference'])}" for row in rest if row["difference"] < 0])
-        untested = sum(np.isnan(row["p"]) for row in rest)
-        sentences.append(
-            f"Undecided for {'the other ' if len(rest) < len(rows) else ''}{len(rest)} "
-            f"({untested} not tested: one seed), with a lower mean than {below or 'none of them'}."
-        )
-    return " ".join(sentences)
 
 
 def detection_table(suite: EvaluatedSuite) -> pd.DataFrame:
@@ -146,28 +118,6 @@ def detection_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
         "coloured if below."
     ]
     return Sheet("detection", "Detection of clips with relevant sound", columns, rows, with_dagger(rows, notes))
-
-
-def detection_sentence(table: pd.DataFrame, proposed: str | None) -> str:
-    """Return a sentence on the test AUROCs of the proposed run, or of the first with scores; empty without scores."""
-    tests = table[table["split"] == "test"] if len(table) else table
-    if tests.empty:
-        return ""
-    run = proposed if proposed in set(tests["run"]) else tests["run"].iloc[0]
-    claims = [detection_claim(row) for row in tests[tests["run"] == run].to_dict("records")]
-    return f"AUROC on the test split for detecting clips with relevant sound (chance: 0.5): {listed(claims)}."
-
-
-def detection_claim(row: dict[str, Any]) -> str:
-    """Return the AUROC of one clip score of one run, with a comparison to chance."""
-    auroc = interval_of(row, "auroc")
-    if not auroc.defined:
-        found = "one seed, not tested"
-    elif not auroc.excludes(0.5):
-        found = "not different from chance"
-    else:
-        found = "above chance" if auroc.mean > 0.5 else "below chance: higher for clips with irrelevant sound"
-    return f"{symbol(row['score'])} of {row['run']} {spread(auroc, 2)} ({found})"
 
 
 def cost_table(params: Params) -> pd.DataFrame:
@@ -267,7 +217,9 @@ def noise_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
         "over the sound of another class mixed into the teacher's input."
     ]
     if two:
-        notes.append(f"Difference: {curves[0]} {MINUS} {curves[1]}, in points, paired by seed; bold if significant.")
+        notes.append(
+            f"Difference: {curves[0]} {MINUS} {curves[1]}, in points, paired by seed and clip; bold if significant."
+        )
     base = suite.params.report.baseline
     if (score := suite.score(base, "accuracy")).seeds:
         notes.append(f"Baseline {base} (no teacher): {spread(score)}.")

@@ -1,12 +1,11 @@
-"""Building blocks of the report page: table layout, number formatting and sentences about differences.
+"""Building blocks of the report page: table layout and number formatting.
 
-Each table (`Sheet`) is built once and rendered as HTML and as Markdown. A sentence calls a run higher or lower than
-another only if avdistill/reporting/significance.py found the difference significant.
+Each table (`Sheet`) is built once and rendered as HTML and as Markdown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ TEMPLATES = Path(__file__).with_name("templates")
 MINUS, PLUS_MINUS = "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}"
 ONE_SEED = "\N{DAGGER}"
 EMPTY = "\N{EN DASH}"
-LISTED = 6  # longer lists of runs are abbreviated
 SIGNIFICANT = ("higher", "lower")  # verdicts; the other one is "undecided"
 
 
@@ -30,17 +28,19 @@ class Plot(NamedTuple):
     low: float | None
     high: float | None
     mean: float | None
-    reported: float | None
+    reported: tuple[float, ...]
     label: str
 
 
 class TableCell(NamedTuple):
-    """A table cell: text, tooltip, and CSS classes in `look` (any of strong, dim, lower, mono)."""
+    """A table cell: text, tooltip, CSS classes in `look` (any of strong, dim, lower, mono, wrap, holds, fails), a plot
+    in place of the text, and `detail`, smaller, on a line below the text."""
 
     text: str
     title: str = ""
     look: str = ""
     plot: Plot | None = None
+    detail: str = ""
 
 
 NOT_RUN = TableCell("not run", look="dim")
@@ -87,7 +87,9 @@ class Sheet:
         for row in self.rows:
             marks = ["**" if "strong" in row[number].look.split() else "" for number in kept]
             texts = [escape_markdown(row[number].text) for number in kept]
-            lines.append(" | ".join(f"{mark}{text}{mark}" for mark, text in zip(marks, texts, strict=True)))
+            details = [f" ({escape_markdown(detail)})" if (detail := row[number].detail) else "" for number in kept]
+            cells = zip(marks, texts, details, strict=True)
+            lines.append(" | ".join(f"{mark}{text}{mark}{detail}" for mark, text, detail in cells))
         table = "\n".join(f"| {line} |" for line in lines)
         return "\n\n".join([f"### {escape_markdown(self.caption)}", table, *map(escape_markdown, self.notes)]) + "\n"
 
@@ -146,42 +148,6 @@ def probability(value: float) -> str:
     return EMPTY if np.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def claim(name: str, base: str, gain: Interval, verdict: str, where: str = "") -> str:
-    """Return one sentence about the difference in accuracy between two runs and whether it is significant."""
-    size = f"{abs(gain.mean):.1f}"
-    side = "equal to" if size == "0.0" else f"{size} points {'above' if gain.mean > 0 else 'below'}"
-    sentence = f"{where}{name} is {side} {base}"
-    if not gain.defined:
-        why = "one seed" if gain.seeds == 1 else f"the same difference in all {gain.seeds} seeds"
-        return f"{sentence} ({why}): not tested."
-    interval = f"95 % interval {plain(gain.low)} to {plain(gain.high)}, {plural(gain.seeds, 'seed')}"
-    if verdict in SIGNIFICANT:
-        return f"{sentence} ({interval}): significantly {verdict}."
-    corrected = " after correction for the number of comparisons" if gain.excludes(0) else ""
-    return f"{sentence} ({interval}): not significant{corrected}."
-
-
-def verdict_sentences(gains: Mapping[str, Interval], verdicts: Mapping[str, str], base: str) -> str:
-    """Return sentences naming the runs significantly higher and lower than `base`, and the undecided ones.
-
-    `gains` and `verdicts` are keyed by run. Long lists of undecided runs are abbreviated."""
-    decided: dict[str, list[str]] = {verdict: [] for verdict in SIGNIFICANT}
-    others: dict[str, list[str]] = {side: [] for side in ("above", "equal", "below")}
-    for run, gain in sorted(gains.items(), key=lambda entry: -entry[1].mean):
-        mean, verdict = signed(gain.mean), verdicts.get(run)
-        if verdict in decided:
-            decided[verdict].append(f"{run} {mean}")
-        else:
-            others["equal" if mean == "0.0" else "above" if gain.mean > 0 else "below"].append(f"{run} {mean}")
-    sentences = [f"Significantly {verdict} than {base}: {listed(runs)}." for verdict, runs in decided.items() if runs]
-    if rest := [f"{side} {some(runs)}" for side, runs in others.items() if runs]:
-        untested = sum(not gain.defined for gain in gains.values())
-        count = "" if untested == len(gains) else f"{untested} "
-        aside = f" ({count}not tested: one seed)" if untested else ""
-        sentences.append(f"Undecided against {base}{aside}: {'; '.join(rest)}.")
-    return " ".join(sentences)
-
-
 def plural(number: int, noun: str) -> str:
     """Format a count with its noun: `1 seed`, `5 seeds`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
@@ -191,11 +157,6 @@ def listed(words: Iterable[str]) -> str:
     """Join words: `a`, `a and b`, `a, b and c`."""
     words = list(words)
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
-
-
-def some(runs: list[str]) -> str:
-    """Join up to LISTED runs; return the count, the first and the last of a longer list."""
-    return listed(runs) if len(runs) <= LISTED else f"{len(runs)} runs, from {runs[0]} to {runs[-1]}"
 
 
 def escape_markdown(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Comparison of the papers' tables with our runs: conclusions, gains over the table's baseline, and scores.
+"""Comparison of the papers' tables with our runs: gains over the table's baseline, and scores.
 
 A table of one setup has one column per metric. A table of several setups (Chen's) has one row per method and one column
 per setup, as in the paper, and one sheet per metric.
@@ -24,14 +24,12 @@ from avdistill.reporting.page import (
     Section,
     Sheet,
     TableCell,
-    claim,
     gain_cell,
     listed,
     plain,
     reported_cell,
     signed,
     spread,
-    verdict_sentences,
     with_dagger,
 )
 from avdistill.reporting.results import Interval, interval_of
@@ -64,7 +62,11 @@ class View(NamedTuple):
 
 
 def views(compared: pd.DataFrame) -> list[View]:
-    """Return the views of a table."""
+    """Return the views of a table, without the methods and setups of which nothing was run."""
+    for key in ("method", "setup"):
+        compared = compared[compared.groupby(key)["run"].transform(lambda runs: (runs != "").any())]
+    if compared.empty:
+        return []
     if compared["setup"].nunique() == 1:
         return [View("", "metric", compared)]
     metrics = list(dict.fromkeys(compared["metric"]))
@@ -76,7 +78,7 @@ def views(compared: pd.DataFrame) -> list[View]:
 
 def paper_table(suite: EvaluatedSuite, table: Table) -> pd.DataFrame:
     """Return `results.compare` with the verdict on each gain and the ids of the MLflow runs behind our numbers."""
-    compared = results.compare(suite.params, table, suite.measured)
+    compared = results.compare(suite.params, table, suite.measured, suite.gain)
     compared["verdict"] = [
         suite.verdict(*key) for key in zip(compared["run"], compared["base"], compared["metric"], strict=True)
     ]
@@ -100,7 +102,7 @@ def paper_section(suite: EvaluatedSuite, name: str, table: Table, compared: pd.D
     return Section(
         f"table-{name}",
         table.title,
-        [text, *paper_claims(table, compared, ours)],
+        [text],
         gains[:1],
         [*gains[1:], *scores],
     )
@@ -112,27 +114,6 @@ def datasets_note(suite: EvaluatedSuite, tables: Iterable[Table]) -> str:
     if all(there == here for there, here in pairs):
         return ""
     return "The datasets differ: compare gains over the same baseline, not absolute scores."
-
-
-def paper_claims(table: Table, compared: pd.DataFrame, ours: list[str]) -> list[str]:
-    """Return sentences about our gain for the paper's best row, and for the others, in the table's first metric."""
-    rows = compared[(compared["metric"] == table.metrics[0]) & (compared["gain_seeds"] > 0)]
-    if rows.empty:
-        return []
-    best = rows.loc[rows["reported"].idxmax()] if rows["reported"].notna().any() else rows.iloc[0]
-    gain = interval_of(best, "gain")
-    sentence = claim(best["row"], table.base, gain, best["verdict"], f"On {listed(ours)}, ")
-    if not np.isnan(best["reported_gain"]):
-        sentence += f" The paper reports {signed(best['reported_gain'])}"
-        if gain.defined:
-            sentence += ", outside this interval" if gain.excludes(best["reported_gain"]) else ", inside this interval"
-        sentence += "."
-    others = rows[rows["row"] != best["row"]]
-    if others.empty:
-        return [sentence]
-    gains = {row["row"]: interval_of(row, "gain") for _, row in others.iterrows()}
-    verdicts = dict(zip(others["row"], others["verdict"], strict=True))
-    return [sentence, verdict_sentences(gains, verdicts, table.base)]
 
 
 def gains_sheet(suite: EvaluatedSuite, name: str, table: Table, view: View) -> Sheet:
@@ -163,8 +144,8 @@ def gains_sheet(suite: EvaluatedSuite, name: str, table: Table, view: View) -> S
         rows.append(cells)
     shown = f", {view.rows['metric'].iloc[0]}" if view.across == "setup" else ""
     notes = [
-        f"Points over {table.base}. Here: mean {PLUS_MINUS} half of the 95 % interval, paired by seed; bold if "
-        "significant, coloured if negative."
+        f"Points over {table.base}. Here: mean {PLUS_MINUS} half of the 95 % interval, paired by seed and clip; bold "
+        "if significant, coloured if negative."
     ]
     if any(metric.startswith("mAP") for metric in view.rows["metric"]):
         notes.append("mAP as in the papers: divided by the hits in the top K; queries without a hit are ignored.")
@@ -179,9 +160,11 @@ def gain_plot(row: pd.Series, gain: Interval, span: tuple[float, float]) -> Plot
     def at(value: float) -> float | None:
         return None if np.isnan(value) else round(4 + 92 * (value - span[0]) / (span[1] - span[0]), 1)
 
-    words = [f"paper {signed(row['reported_gain'])}"] if not np.isnan(row["reported_gain"]) else []
+    ring = at(row["reported_gain"])
+    words = [f"paper {signed(row['reported_gain'])}"] if ring is not None else []
     words += [f"here {spread(gain, sign=True)}"] if gain.seeds else []
-    return Plot(at(0) or 0, at(gain.low), at(gain.high), at(gain.mean), at(row["reported_gain"]), ", ".join(words))
+    rings = (ring,) if ring is not None else ()
+    return Plot(at(0) or 0, at(gain.low), at(gain.high), at(gain.mean), rings, ", ".join(words))
 
 
 def scores_sheet(suite: EvaluatedSuite, name: str, view: View) -> Sheet:

@@ -1,12 +1,12 @@
 """Measurements of a suite, read from the files of stage evaluate, and the statistics of figures and report.
 
-Every interval is a 95 % Student's t interval over seeds: it covers the variation between seeds, not the sampling of
-test clips. Two runs are compared seed by seed (paired).
+The interval of a score is a 95 % Student's t interval over seeds: it covers the variation between seeds, not the
+sampling of test clips. avdistill/reporting/two_way.py has the interval of a difference between runs, which covers both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ REPORTED = Path(__file__).with_name("reported_results.csv")
 TEXT = {"id", "class", "true", "predicted", "run", "metric", "score", "split", "relevant", "reason", "term"}
 TEXT |= {"source", "task", "dataset", "setup", "method", "teachers", "baseline", "device"}
 CONFIDENCE = 0.95
-RESERVED = ("studies", "runs", "tests", "noise", "detection", "cost", "teachers")  # names of the report's own tables
+# Names of the report's own tables.
+RESERVED = ("claims", "studies", "runs", "tests", "noise", "detection", "cost", "gradients", "teachers")
 
 
 class Interval(NamedTuple):
@@ -235,12 +236,16 @@ def check_tables(params: Params) -> None:
                 raise UserError(f"{key}.metrics: the paper's table has no '{metric}'; {hint}")
 
 
-def compare(params: Params, table: Table, measured: pd.DataFrame) -> pd.DataFrame:
+def compare(
+    params: Params, table: Table, measured: pd.DataFrame, difference: Callable[[str, str, str], Interval]
+) -> pd.DataFrame:
     """Compare a paper's table with our runs: one row per method, setup and metric, in the order of the paper.
+
+    `difference(run, base, metric)` returns the difference of two runs in points.
 
     Columns: method, setup, row (the method, with its setup if the table has several), run (empty if none), metric;
     reported (percent), ours (percent, an interval), difference (ours - reported, points); base, reported_gain (points
-    over the table's baseline) and gain (an interval: our run - run `base`, paired by seed)."""
+    over the table's baseline) and gain (an interval: our run - run `base`)."""
     facts = reported(table)
     values = facts.set_index(["method", "setup", "metric"])["value"].to_dict()
     several = facts["setup"].nunique() > 1
@@ -251,7 +256,7 @@ def compare(params: Params, table: Table, measured: pd.DataFrame) -> pd.DataFram
             ours = by_seed(measured, run, metric)
             score = student_interval(ours)
             compared = score.seeds > 0 and base and method != table.base and comparable(params, run or "", base)
-            gain = paired_difference(ours, by_seed(measured, base, metric)) if compared else UNKNOWN
+            gain = difference(run or "", base or "", metric) if compared else UNKNOWN
             value = values.get((method, setup, metric), np.nan)
             rows.append(
                 {
@@ -265,7 +270,7 @@ def compare(params: Params, table: Table, measured: pd.DataFrame) -> pd.DataFram
                     "difference": 100 * score.mean - value,
                     "base": base if gain.seeds else "",
                     "reported_gain": value - values.get((table.base, setup, metric), np.nan),
-                    **interval_columns("gain", percent(gain)),
+                    **interval_columns("gain", gain),
                 }
             )
     return pd.DataFrame(rows)

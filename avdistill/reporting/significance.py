@@ -1,6 +1,6 @@
 """Significance tests of differences between runs.
 
-Runs are compared seed by seed with the paired t test, in three kinds of comparison:
+Runs are compared by seed and test clip (avdistill/reporting/two_way.py), in three kinds of comparison:
 
   baseline   each run with the run of the baseline's method that has the same dataset, input and recipe
   proposed   the run `report.proposed` with the runs of the other methods
@@ -13,14 +13,14 @@ rate to 5 %: the verdict is higher or lower only if the corrected p is below 0.0
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import pandas as pd
 
 from avdistill.config.schema import Params
 from avdistill.reporting import results
-from avdistill.reporting.results import interval_columns, percent
+from avdistill.reporting.contrasts import Contrasts
+from avdistill.reporting.results import interval_columns
 
 ALPHA = 0.05  # significance level of the corrected p
 
@@ -65,18 +65,17 @@ def comparisons(params: Params) -> list[Comparison]:
     return list(found.values())
 
 
-def tests(params: Params, values: Callable[[str, str], pd.Series]) -> pd.DataFrame:
-    """Test every comparison of a suite. `values(run, metric)` returns fractions by seed; runs without any are skipped.
+def tests(params: Params, contrasts: Contrasts) -> pd.DataFrame:
+    """Test every comparison of a suite; runs that are not evaluated are skipped.
 
     Columns: those of `Comparison`; difference (points, an interval); p; p_holm; tests (the size of the family);
     verdict (higher, lower or undecided). With one seed there is no test: p is NaN and the verdict undecided."""
     rows = []
     for comparison in comparisons(params):
-        ours, base = (values(run, comparison.metric) for run in (comparison.run, comparison.base))
-        difference = results.paired_difference(ours, base)
-        if difference.seeds:
-            p = results.paired_p(difference)
-            rows.append({**comparison._asdict(), **interval_columns("difference", percent(difference)), "p": p})
+        found = contrasts.contrast(comparison.metric, (comparison.run,), (comparison.base,))
+        if found is not None:
+            difference = interval_columns("difference", found.interval())
+            rows.append({**comparison._asdict(), **difference, "p": found.p()})
     columns = [*Comparison._fields, *interval_columns("difference", results.UNKNOWN), "p"]
     table = pd.DataFrame(rows, columns=columns).astype({"difference": float, "p": float})
     families = table.groupby(["kind", "family", "metric"], sort=False)["p"]

@@ -7,6 +7,7 @@ import pandas as pd
 from avdistill.config.schema import Job, Params
 from avdistill.pipeline.errors import UserError
 from avdistill.reporting import results, significance
+from avdistill.reporting.contrasts import Contrasts
 from avdistill.reporting.results import Interval, percent
 from avdistill.tracking.journal import ledger
 
@@ -26,7 +27,8 @@ class EvaluatedSuite:
         self._values = {key: values.astype(float) for key, values in groups}
         self._seeds = self.measured.groupby("run")["seed"].unique().map(sorted).to_dict()
         self.evaluated = [run for run in params.runs() if run in self._seeds]
-        self.tests = significance.tests(params, self.values)
+        self.contrasts = Contrasts(params)
+        self.tests = significance.tests(params, self.contrasts)
         keys = self.tests[["run", "base", "metric"]].itertuples(index=False, name=None)
         self._verdicts = dict(zip(keys, self.tests["verdict"], strict=True))
         self.ledger = ledger(params)
@@ -68,10 +70,9 @@ class EvaluatedSuite:
         return base if base != run and base in self.evaluated else None
 
     def gain(self, run: str, base: str | None, metric: str = "accuracy") -> Interval:
-        """Return the paired difference run - base, in points; UNKNOWN without `base`."""
-        if base is None:
-            return results.UNKNOWN
-        return percent(results.paired_difference(self.values(run, metric), self.values(base, metric)))
+        """Return the difference run - base, in points, paired by seed and test clip; UNKNOWN without `base`."""
+        found = self.contrasts.contrast(metric, (run,), (base,)) if base else None
+        return found.interval() if found else results.UNKNOWN
 
     def verdict(self, run: str, base: str | None, metric: str = "accuracy") -> str:
         """Return `higher`, `lower` or `undecided` (after Holm's correction); empty if the pair is not compared."""

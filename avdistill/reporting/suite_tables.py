@@ -126,7 +126,8 @@ def runs_sheet(suite: EvaluatedSuite, study: str, table: pd.DataFrame) -> Sheet:
             ]
         )
     bases = [base for base in dict.fromkeys(table["baseline"]) if base]
-    notes = [f"Gain: run {MINUS} baseline ({listed(bases)}), in points of accuracy, paired by seed."] if bases else []
+    explained = f"Gain: run {MINUS} baseline ({listed(bases)}), in points of accuracy, paired by seed and clip."
+    notes = [explained] if bases else []
     name = f"runs-{study}" if study else "runs"
     caption = f"Runs of study {study}" if study else "All runs"
     return Sheet(name, caption, columns, rows, with_dagger(rows, notes))

@@ -85,7 +85,7 @@ def out_of_range(raw: Any, choose: random.Random) -> str:
     kinds = (int, float)
     numbers = [at for at, v in places(raw) if isinstance(v, kinds) and not isinstance(v, bool) and "options" not in at]
     at = choose.choice(numbers)
-    limited = not {"music_db", "snr_db"} & {str(key) for key in at}
+    limited = not {"music_db", "snr_db", "reported"} & {str(key) for key in at}
     values = [float("nan"), float("inf"), -float("inf"), "many"] + ([-(2**40), -0.5] if limited else [])
     parent(raw, at)[at[-1]] = choose.choice(values)
     return next(str(key) for key in reversed(at) if isinstance(key, str))

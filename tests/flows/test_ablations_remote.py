@@ -27,7 +27,7 @@ def suite(tmp_path: Path, root: Path) -> Checkout:
     raw = yaml.safe_load((made.folder / "params.yaml").read_text())
     keep_jobs(raw, ("uni_modal",), {})
     raw |= {"noise_mixes": {}, "features": {}, "teachers": {}, "exports": []}
-    raw["report"] |= {"cost": [], "figures": {}, "proposed": None}
+    raw["report"] |= {"cost": [], "claims": {}, "figures": {}, "proposed": None}
     (made.folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     shutil.copy(root / "prefect.yaml", made.folder)
     shutil.copy(root / ".dvc/.gitignore", made.folder / ".dvc")

@@ -10,6 +10,8 @@ import pandas as pd
 
 from avdistill.config.schema import Params
 from avdistill.data.files import write_csv
+from avdistill.data.index import write_index
+from tests.helpers.synthetic import write_clips
 
 XIA = {
     "KD": "kd",
@@ -150,6 +152,8 @@ def write_suite(params: Params) -> None:
     """Write what evaluate and cost would leave, with numbers drawn from a fixed seed."""
     rng = np.random.default_rng(3)
     shared = rng.normal(0, 0.02, 3)  # what a seed does to every run
+    index = _index()
+    write_index(params.path("split", "made") / "index.csv", index)
     for job, entry in params.jobs.items():
         metrics, detection = [], []
         for run in entry.runs:
@@ -161,6 +165,7 @@ def write_suite(params: Params) -> None:
                 for k in (100, 500):
                     values |= {f"mAP@{k}/{form}": reached - 0.1 for form in ("released", "hits", "standard")}
                 metrics += [{"run": run, "seed": seed, "metric": key, "value": value} for key, value in values.items()]
+                write_clips(params, run, seed, index["id"], metrics)
                 for score, mean in (("mask", 0.75), ("tau", 0.45)) if entry.method == "mnf_csc" else ():
                     for split in ("train", "test"):
                         auroc = mean + rng.normal(0, 0.02)
@@ -179,3 +184,15 @@ def write_suite(params: Params) -> None:
         ends = {"relative_low": 0.99 + 0.02 * number, "relative_high": 1.01 + 0.02 * number}
         rows.append(about | size | step | ends | {"memory": 18_000_000.0, "memory_relative": 1.0})
     write_csv(params.path("cost") / "cost.csv", pd.DataFrame(rows))
+
+
+def _index() -> pd.DataFrame:
+    """240 test clips: 10 classes, 12 groups of each, 2 clips of each."""
+    rows = [(label, f"c{label}_g{group:02d}", clip) for label in range(10) for group in range(12) for clip in range(2)]
+    index = pd.DataFrame(rows, columns=["label", "group", "id"])
+    index["id"] = index["group"] + "_" + index["id"].astype(str)
+    times = {"start": 0.0, "end": 3.0, "seconds": 3.0}
+    return index.assign(
+        **{"file": index["id"] + ".mp4", "class": "class " + index["label"].astype(str), "split": "test"},
+        **times, audio="yes", status="ok", reason="",
+    )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.metrics import neighbours, per_class_accuracy, retrieval, top1
+from models.metrics import neighbours, per_class_accuracy, retrieval, retrieval_by_query, top1
 
 SHARED = Path(os.environ.get("AV_SHARED", Path(__file__).parents[3] / "shared"))
 FEATURES = SHARED / "data/features/ucf51_cnn14_emb512.npz"
@@ -109,6 +109,16 @@ def test_no_hit_at_all():
     ours = retrieval(queries, query_labels + 100, gallery, gallery_labels, [1], [10])
     assert math.isnan(ours["mAP@10/released"])
     assert ours["R@1"] == ours["mAP@10/hits"] == ours["mAP@10/standard"] == 0
+
+
+def test_values_of_each_query_are_those_of_the_query_alone():
+    queries, query_labels, gallery, gallery_labels = sample(3)
+    query_labels[4] = 9  # a class that the gallery does not have
+    found = retrieval_by_query(queries, query_labels, gallery, gallery_labels, [3], [17])
+    for row in range(len(queries)):
+        alone = retrieval(queries[row : row + 1], query_labels[row : row + 1], gallery, gallery_labels, [3], [17])
+        assert {name: values[row].item() for name, values in found.items()} == pytest.approx(alone, nan_ok=True)
+    assert found["mAP@17/released"][4].isnan() and found["mAP@17/hits"][4] == 0
 
 
 def test_empty_gallery_is_an_error():

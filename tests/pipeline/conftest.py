@@ -116,6 +116,11 @@ def keep_jobs(raw: dict[str, Any], jobs: tuple[str, ...], runs: dict[str, tuple[
     raw["studies"] = {name: study for name, study in raw["studies"].items() if study["jobs"]}
     report = raw["report"]
     report["cost"] = [run for run in report["cost"] if run in kept]
+    report["claims"] = {
+        name: claim
+        for name, claim in report.get("claims", {}).items()
+        if {*claim["runs"], *claim.get("minus", [])} <= kept
+    }
     for table in report["tables"].values():
         table["rows"] = {row: run for row, run in table["rows"].items() if run in kept}
     report["tables"] = {name: table for name, table in report["tables"].items() if len(table["rows"]) > 1}

@@ -56,6 +56,14 @@ def test_make_repro_makes_the_report(checkout: Checkout) -> None:
     assert not list((out / ".partial").glob("*"))
 
 
+def test_make_power_has_a_row_per_claim(checkout: Checkout) -> None:
+    claims = yaml.safe_load((checkout.folder / "params.yaml").read_text())["report"]["claims"]
+    rows = [line.split() for line in checkout.make("power").splitlines()]
+    assert {row[0] for row in rows if row} >= {"claim", *claims} and len(claims) > 10
+    page = (checkout.folder / "out/avsynth/report/index.html").read_text()
+    assert page.index(claims["X1"]["claim"]) < page.index("Table 1 of Xia")
+
+
 def test_second_repro_changes_nothing(checkout: Checkout) -> None:
     before = (checkout.folder / "dvc.lock").read_text()
     output = checkout.dvc("repro")

@@ -97,6 +97,8 @@ def test_tables_show_a_dash_and_say_how_many(tmp_path: Path, monkeypatch: pytest
         marks = [{"run": job, "seed": seed, "metric": "converged", "value": 0.0} for seed in lost]
         table.loc[bad, "value"] = np.nan
         write_csv(path, pd.concat([table, pd.DataFrame(marks)], ignore_index=True))
+        for seed in lost:
+            (path.parent / job / f"seed-{seed}.npz").unlink()
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
     figures.main(stage("figures", params))
     report.main(stage("report", params))

@@ -3,13 +3,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pytest
 import torch
 
+from avdistill.config.report import CLIP_METRICS
 from avdistill.config.schema import Params
+from avdistill.data.index import read_index
 from avdistill.data.loader import ClipSet, to_input
+from avdistill.pipeline.stage import Stage
 from avdistill.tracking.journal import start
 from avdistill.training.teachers import teacher_tables
 from avdistill.training.trainer import Task, Trainer
+from stages import evaluate, train
 from stages.evaluate import attention
 
 
@@ -62,3 +68,19 @@ def test_attention_is_of_the_first_window_of_each_test_clip_with_sound(tiny: Par
 def test_a_strategy_without_attention_has_none(tiny: Params, tmp_path: Path):
     _, _, found = attended(tiny, tmp_path, "mnf_csc-audio", "mnf_csc")
     assert len(found["ids"]) == len(found["weights"]) == 0 and found["weights"].ndim == 4
+
+
+def test_each_metric_is_the_mean_of_its_values_by_clip(tiny: Params, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("avdistill.pipeline.devices.cores", lambda: 1)  # PyTorch refuses to fork after autograd
+    for name, module in (("train", train), ("evaluate", evaluate)):
+        with start(name, "uni_modal", tiny) as tracked:
+            module.main(Stage(name, "uni_modal", tiny, tracked))
+    folder = tiny.path("evaluate", "uni_modal")
+    index = read_index(tiny.path("split", "avsynth") / "index.csv")
+    measured = pd.read_csv(folder / "metrics.csv").set_index(["seed", "metric"])["value"]
+    for seed in (0, 1):
+        with np.load(folder / "uni_modal" / f"seed-{seed}.npz") as arrays:
+            assert arrays["ids"].tolist() == index[index["split"] == "test"]["id"].tolist()
+            for metric in CLIP_METRICS:
+                assert arrays[metric].shape == arrays["ids"].shape
+                assert np.nanmean(arrays[metric]) == pytest.approx(measured[seed, metric], abs=1e-15)

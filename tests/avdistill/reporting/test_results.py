@@ -11,6 +11,7 @@ from scipy import stats
 from avdistill.config.report import Table
 from avdistill.pipeline.errors import UserError
 from avdistill.reporting import results
+from avdistill.reporting.suite import EvaluatedSuite
 from tests.helpers.synthetic import suite_params, write_suite
 
 
@@ -66,7 +67,7 @@ def test_comparison_with_a_table(tmp_path: Path):
     params = suite_params(tmp_path)
     write_suite(params)
     measured = results.gather(params, "evaluate", "metrics.csv", ("run", "seed", "metric", "value"))
-    table = results.compare(params, params.report.tables["xia_1"], measured)
+    table = results.compare(params, params.report.tables["xia_1"], measured, EvaluatedSuite(params).gain)
     assert table["method"].unique().tolist()[:3] == ["Uni-modal", "KD", "CRD"]
     row = table.set_index(["method", "metric"]).loc[("MNF+CSC", "mAP@100")]
     assert (row["reported"], row["reported_gain"]) == pytest.approx((91.4, 91.4 - 70.7))

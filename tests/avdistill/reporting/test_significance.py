@@ -9,12 +9,25 @@ from scipy import stats
 
 from avdistill.config.schema import Params
 from avdistill.reporting import results, significance
+from avdistill.reporting.two_way import Contrast, two_way
 from tests.helpers import both_papers
 
 
 @pytest.fixture
 def params(tmp_path: Path) -> Params:
     return both_papers.suite_params(tmp_path)
+
+
+class Drawn:
+    """Stands for the contrasts of a suite, with values of accuracy by run and seed."""
+
+    def __init__(self, values: dict[str, pd.Series]) -> None:
+        self.values = values
+
+    def contrast(self, metric: str, runs: tuple[str, ...], minus: tuple[str, ...]) -> Contrast | None:
+        if metric != "accuracy" or not self.values:
+            return None
+        return two_way(100 * (self.values[runs[0]] - self.values[minus[0]]).dropna().to_numpy()[:, None])
 
 
 def drawn(params: Params) -> dict[str, pd.Series]:
@@ -70,9 +83,7 @@ def test_comparisons_are_of_runs_that_only_the_method_tells_apart(params: Params
 
 def test_decisions_are_those_of_holm_within_a_family(params: Params) -> None:
     values = drawn(params)
-    table = significance.tests(
-        params, lambda run, metric: values[run] if metric == "accuracy" else pd.Series(dtype=float)
-    )
+    table = significance.tests(params, Drawn(values))
     assert set(table["metric"]) == {"accuracy"}
     family = table[(table["kind"] == "baseline") & (table["family"] == "xia")]
     p = [stats.ttest_rel(values[row["run"]], values[row["base"]]).pvalue for _, row in family.iterrows()]
@@ -94,5 +105,5 @@ def test_decisions_are_those_of_holm_within_a_family(params: Params) -> None:
 
 
 def test_a_suite_with_nothing_to_compare_has_no_tests(params: Params) -> None:
-    table = significance.tests(params, lambda run, metric: pd.Series(dtype=float))
+    table = significance.tests(params, Drawn({}))
     assert table.empty and {"p_holm", "verdict", "difference"} <= set(table.columns)
