@@ -20,6 +20,9 @@ SEED_METRICS = ("classes", "guided_accuracy", "auroc/tau", "auroc/mask")
 CLAIM_METRICS = (*CLIP_METRICS, "mAP@100", "mAP@500", *SEED_METRICS)
 
 
+Expected = Literal["higher", "lower", "equal", "not_higher"]
+
+
 class Claim(Settings):
     """A claim, as a contrast in points: the mean of `runs` - the mean of `minus`, in `metric`.
 
@@ -30,15 +33,15 @@ class Claim(Settings):
       guided_accuracy        training accuracy of the guided classifier in the last epoch, if stage train measured it
 
     `against: each` compares with each run of `minus` by itself: the claim holds if it holds against each of them. The
-    contrast is `expected` to be higher or lower than 0, or equal: its interval within ± `bound` (points). `reported`
-    are the paper's numbers (points), by dataset."""
+    contrast is `expected` to be higher or lower than 0, equal: its interval within ± `bound` (points), or not_higher:
+    its interval below `bound`. `reported` are the paper's numbers (points), by dataset."""
 
     claim: str
     metric: str
     runs: Annotated[tuple[str, ...], Field(min_length=1)]
     minus: tuple[str, ...] = ()
     against: Literal["mean", "each"] = "mean"
-    expected: Literal["higher", "lower", "equal"] = "higher"
+    expected: Expected = "higher"
     bound: Positive = 1.0
     reported: dict[str, float] = {}
 

@@ -5,7 +5,7 @@ A claim is a contrast between runs (avdistill/config/report.py). Its 95 % interv
 limits to 5 %:
 
   holds           the contrast is on the expected side, with a corrected p below 0.05; of a claim of equality, the
-                  interval is within ± its bound
+                  interval is within ± its bound; of a claim that nothing is gained, the interval is below its bound
   does not hold   the contrast is on the other side, with a corrected p below 0.05, or its interval is within ± the
                   bound; of a claim of equality, the contrast is beyond the bound, with a corrected p below 0.05
   undecided       neither
@@ -45,6 +45,7 @@ from avdistill.reporting.two_way import MOST_SEEDS, Contrast
 
 ALPHA = 0.05  # family-wise error rate of all claims of a suite
 HOLDS, FAILS, UNDECIDED, MISSING = "holds", "does not hold", "undecided", "not measured"
+NEAR = ("equal", "not_higher")  # claims that hold if the interval is in the bound
 COUNTED = {HOLDS: "hold", FAILS: "do not hold", UNDECIDED: "undecided", MISSING: "not measured"}
 
 
@@ -71,21 +72,24 @@ def find(suite: EvaluatedSuite, entry: Claim) -> Finding | None:
     tests = [contrast.p(entry.bound if entry.expected == "equal" else 0.0) for contrast, _ in known]
     against = [p for p, side in zip(tests, favour, strict=True) if side <= 0]
     p = float(np.max(tests)) if not against else min(1.0, len(tests) * float(np.min(against)))
-    intervals = [contrast.interval() for contrast, _ in known] if entry.expected == "equal" else [shown.interval()]
-    within = all(-entry.bound <= interval.low and interval.high <= entry.bound for interval in intervals)
+    near = entry.expected in NEAR
+    intervals = [contrast.interval() for contrast, _ in known] if near else [shown.interval()]
+    lowest = -np.inf if entry.expected == "not_higher" else -entry.bound
+    within = all(lowest <= interval.low and interval.high <= entry.bound for interval in intervals)
     return Finding(shown, minus, p if not np.isnan(tests).any() else np.nan, within)
 
 
 def side_of(entry: Claim, contrast: Contrast) -> float:
     """Return the contrast as far as it is in the claim's favour; above 0 if it is on the expected side."""
-    return {"higher": contrast.mean, "lower": -contrast.mean, "equal": -abs(contrast.mean)}[entry.expected]
+    mean = contrast.mean
+    return {"higher": mean, "lower": -mean, "not_higher": -mean, "equal": -abs(mean)}[entry.expected]
 
 
 def decide(entry: Claim, finding: Finding | None, p_holm: float) -> str:
     """Return the verdict on a claim from its contrast and the corrected p."""
     if finding is None:
         return MISSING
-    if finding.within and entry.expected == "equal":
+    if finding.within and entry.expected in NEAR:
         return HOLDS
     if p_holm < ALPHA:
         return HOLDS if side_of(entry, finding.contrast) > 0 else FAILS
@@ -109,7 +113,7 @@ def claims_table(suite: EvaluatedSuite) -> pd.DataFrame:
         contrast = finding.contrast if finding else Contrast(np.nan, np.nan, np.nan, np.nan, 0, 0)
         needed = np.nan
         if verdict == UNDECIDED:
-            needed = contrast.seeds_to_decide(level, entry.bound, entry.expected == "equal")
+            needed = contrast.seeds_to_decide(level, entry.bound, entry.expected)
             needed = float(np.maximum(needed, contrast.seeds + 1))  # NaN stays NaN
         row: dict[str, Any] = {
             "id": name,

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from avdistill.config.report import Expected
 from avdistill.reporting.results import CONFIDENCE, Interval
 
 POWER = 0.8  # probability of finding an effect of the size `smallest_effect`
@@ -85,22 +86,23 @@ class Contrast(NamedTuple):
         freedom = self.freedom(seeds)
         return (quantile(1 - alpha / 2, freedom) + quantile(POWER, freedom)) * self.error(seeds)
 
-    def decided(self, alpha: float, bound: float, equal: bool, seeds: int) -> bool:
+    def decided(self, alpha: float, bound: float, expected: Expected, seeds: int) -> bool:
         """Return whether this mean would decide a claim with `seeds` seeds.
 
-        It does if it is an effect that a test at level `alpha` finds, or if its interval is within ± `bound`. With
-        `equal`, the effect is what exceeds `bound`."""
+        It does if it is an effect that a test at level `alpha` finds, or if its interval is within ± `bound`
+        (not_higher: below it). With `equal`, the effect is what exceeds `bound`."""
         half = quantile((1 + CONFIDENCE) / 2, self.freedom(seeds)) * self.error(seeds)
-        effect = abs(self.mean) - (bound if equal else 0.0)
-        return bool(abs(self.mean) + half <= bound or effect >= self.smallest_effect(alpha, seeds))
+        effect = abs(self.mean) - (bound if expected == "equal" else 0.0)
+        inside = (self.mean if expected == "not_higher" else abs(self.mean)) + half <= bound
+        return bool(inside or effect >= self.smallest_effect(alpha, seeds))
 
-    def seeds_to_decide(self, alpha: float, bound: float, equal: bool) -> float:
+    def seeds_to_decide(self, alpha: float, bound: float, expected: Expected) -> float:
         """Return how many seeds would decide a claim if the mean and the variances stay as they are.
 
         Infinity if more than MOST_SEEDS; NaN if none would, because of the error from the test clips alone."""
-        if not self.tested or not self.decided(alpha, bound, equal, UNLIMITED):
+        if not self.tested or not self.decided(alpha, bound, expected, UNLIMITED):
             return np.nan
-        enough = (seeds for seeds in range(2, MOST_SEEDS + 1) if self.decided(alpha, bound, equal, seeds))
+        enough = (seeds for seeds in range(2, MOST_SEEDS + 1) if self.decided(alpha, bound, expected, seeds))
         return next(enough, np.inf)
 
 

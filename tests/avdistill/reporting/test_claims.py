@@ -38,6 +38,9 @@ CLAIMS = {
     "beaten": claim(["crd-A"], ["kd", "ccl-A", "mnf_csc"], against="each"),
     "equal": claim(["rkd-A"], ["uni_modal"], expected="equal"),
     "unequal": claim(["crd-A"], ["uni_modal"], expected="equal"),
+    "no gain": claim(["kd"], ["uni_modal"], expected="not_higher"),
+    "small gain": claim(["rkd-A"], ["uni_modal"], expected="not_higher"),
+    "gain": claim(["crd-A"], ["uni_modal"], expected="not_higher"),
     "nothing": claim(["rkd-A"], ["uni_modal"]),
     "chance": claim(["mnf_csc"], [], metric="auroc/mask"),
     "absent": claim(["cmc-A"], ["uni_modal"]),
@@ -53,6 +56,9 @@ VERDICTS = {
     "beaten": "does not hold",
     "equal": "holds",
     "unequal": "does not hold",
+    "no gain": "holds",
+    "small gain": "holds",
+    "gain": "does not hold",
     "nothing": "does not hold",
     "chance": "holds",
     "absent": "undecided",
@@ -125,7 +131,7 @@ def test_a_run_that_is_not_evaluated_is_not_measured(params: Params, monkeypatch
         (params.path("evaluate", "kd") / "kd" / f"seed-{seed}.npz").unlink()
     table = claims_table(without_tests(monkeypatch, params)).set_index("id")
     missing = table[table["verdict"] == "not measured"]
-    assert missing.index.tolist() == ["below", "lower", "each", "best", "beaten"]
+    assert missing.index.tolist() == ["below", "lower", "each", "best", "beaten", "no gain"]
     assert interval_of(missing.loc["below"], "difference").seeds == 0
 
 
@@ -222,7 +228,7 @@ def scores_of(table: Table, dataset: str, metric: str) -> dict[str, float]:
 
 
 def test_reported_numbers_are_differences_of_the_papers_tables(root: Path) -> None:
-    params, checked = load(root / "params.yaml"), 0
+    params, checked = load(root / "findings" / "params.yaml"), 0
     datasets = {"UCF51": "ucf51", "ActivityNet": "activitynet", "Kinetics-Sounds": "kinetics_sound"}
     papers = {"X": "xia2023", "C": "chen2021"}
     for name, entry in params.report.claims.items():
