@@ -30,7 +30,7 @@ class Claim(Settings):
       auroc/tau, auroc/mask  area under the ROC curve of a clip score, on the test split; without `minus`, less 0.5
       classes                share of classes in which `runs` have the higher accuracy (equal: half a class), less 0.5;
                              classes are the groups of test clips
-      guided_accuracy        training accuracy of the guided classifier in the last epoch, if stage train measured it
+      guided_accuracy        training accuracy of the guided classifier of MNF+CSC in the last epoch
 
     `against: each` compares with each run of `minus` by itself: the claim holds if it holds against each of them. The
     contrast is `expected` to be higher or lower than 0, equal: its interval within ± `bound` (points), or not_higher:

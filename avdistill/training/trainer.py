@@ -147,7 +147,7 @@ class Trainer:
         self.scaler.update()
         right = (output.logits.detach().argmax(1) == labels).float().mean()
         named = {f"loss_{name}": term.detach() for name, term in terms.items()}
-        return {"loss": loss.detach(), **named, "train_accuracy": right}
+        return {"loss": loss.detach(), **named, **self.distiller.measured, "train_accuracy": right}
 
     def validate(self) -> dict[str, float]:
         """Accuracy on the split that selects the epoch; keeps the weights if they are the best so far."""

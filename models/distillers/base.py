@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -32,11 +33,12 @@ class Distiller(nn.Module, ABC):
     A subclass lists in `accepts` the sets of teachers that it supports ("" for none, "A" audio, "I" image, "S" a
     student trained earlier with the same seed). It takes `Sizes` and then its options as annotated keyword-only
     arguments whose defaults are the published ones, raises ValueError for an option out of range, and implements
-    `terms`.
+    `terms`. What is to be logged beside the terms, `terms` leaves in `measured`: scalars of the last batch by name.
     """
 
     accepts: ClassVar[tuple[str, ...]] = ("A", "I", "AI")
     uses_blocks: ClassVar[bool] = False  # whether teachers must provide their blocks, which are large
+    measured: Mapping[str, Tensor] = MappingProxyType({})
 
     def forward(
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor

@@ -172,6 +172,8 @@ class MnfCsc(Distiller):
             own = self.filter(s.detach(), m.detach(), t) if self.released else live
             purified = self.purify(s.detach(), t.detach()) if self.triplet else t
         loss = {"guided_ce": functional.cross_entropy(own.logits, labels)}
+        # How well the guided classifier fits the training clips: the curves of Xia's Fig. 3.
+        self.measured = {"guided_accuracy": (own.logits.detach().argmax(1) == labels).float().mean()}
         if self.triplet:
             loss["triplet"] = triplet_loss(s.detach(), t.detach(), purified, self.margin)
         if self.contrast:

@@ -94,6 +94,8 @@ def test_values(heads):
             "contrast": reference.contrast(target, purified),
         },
     )
+    right = reference.affine("classify", target).argmax(1) == reference.labels
+    assert method.measured["guided_accuracy"].item() == pytest.approx(right.mean())
 
 
 def test_values_of_other_options():
