@@ -71,8 +71,8 @@ class Teacher(Settings):
     `weights` is the name of a published checkpoint (see avdistill/data/sources/weights.py), the path of a checkpoint,
     or `avsynth` to train a network here on synthetic sounds or images. For a published checkpoint, `mirror` is a base
     URL in place of the official host's, and `checksum` (`md5:…` or `sha256:…`, in full) replaces the published one.
-    `embedding`, `examples`, `epochs` and `seed` apply to teachers trained here; `width` to these and to checkpoints of
-    narrower networks."""
+    `width`, `embedding`, `examples`, `epochs` and `seed` apply to teachers trained here: a checkpoint has its own
+    sizes."""
 
     kind: Literal["cnn14", "resnet10", "resnet34", "resnet50"]
     weights: str

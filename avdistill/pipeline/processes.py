@@ -1,10 +1,14 @@
-"""Number of worker processes, and their end with the parent."""
+"""Number of worker processes, their end with the parent, and locks between processes."""
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from avdistill.pipeline.errors import UserError
 
@@ -30,3 +34,15 @@ def end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def file_lock(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock file; yield whether the lock was acquired. With `wait`, block until it is."""
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free

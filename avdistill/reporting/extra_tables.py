@@ -91,12 +91,31 @@ def tests_sheets(suite: EvaluatedSuite, table: pd.DataFrame) -> list[Sheet]:
     return sheets
 
 
+def teacher_warning(suite: EvaluatedSuite) -> str:
+    """Return a warning if teachers of generated sounds or images taught on real videos; else an empty string."""
+    params = suite.params
+    used = {features for run in suite.evaluated for features in (suite.job(run).A, suite.job(run).I)}
+    names = sorted(
+        entry.teacher
+        for entry in (params.features[features] for features in used & set(params.features))
+        if entry.teacher in params.teachers
+        and params.teachers[entry.teacher].weights == "avsynth"
+        and params.datasets[entry.dataset].origin.kind != "avsynth"
+    )
+    if not names:
+        return ""
+    return (
+        f"Warning: teacher {listed(names)} was trained on generated data only (weights: avsynth). On real videos, "
+        "distillation from it may lower the accuracy; use a published checkpoint. "
+    )
+
+
 def tests_sentence(suite: EvaluatedSuite, table: pd.DataFrame) -> str:
-    """Return sentences comparing the proposed method with the other methods; empty if the suite has none."""
+    """Return sentences comparing the proposed method with the other methods, after the warning about teachers."""
     proposed = suite.params.report.proposed
     chosen = table[(table["kind"] == "proposed") & (table["metric"] == "accuracy") & (table["run"] == proposed)]
     if chosen.empty:
-        return ""
+        return teacher_warning(suite)
     rows = chosen.sort_values("difference", ascending=False, kind="stable").to_dict("records")
     sentences = [f"{proposed} against {plural(len(rows), 'run')} of other methods."]
     for verdict in SIGNIFICANT:
@@ -111,7 +130,7 @@ def tests_sentence(suite: EvaluatedSuite, table: pd.DataFrame) -> str:
             f"Undecided for {'the other ' if len(rest) < len(rows) else ''}{len(rest)} "
             f"({untested} not tested: one seed), with a lower mean than {below or 'none of them'}."
         )
-    return " ".join(sentences)
+    return teacher_warning(suite) + " ".join(sentences)
 
 
 def detection_table(suite: EvaluatedSuite) -> pd.DataFrame:

@@ -20,9 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from avdistill.pipeline.processes import file_lock
 from avdistill.tracking.shared import (
     ROOT,
-    file_lock,
     is_mirrored,
     is_running,
     journal_folder,

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.processes import file_lock
 from avdistill.tracking.shared import (
     SQLITE,
     artifact_location,
-    file_lock,
     is_running,
     journal_folder,
     one_line,

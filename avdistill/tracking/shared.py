@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,18 +45,6 @@ def is_running(file: Path) -> bool:
     except OSError:
         return True
     return False
-
-
-@contextmanager
-def file_lock(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock file; yield whether the lock was acquired. With `wait`, block until it is."""
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        except BlockingIOError:
-            free = False
-        yield free
 
 
 def journal_folder(params: Params) -> Path:
