@@ -27,6 +27,7 @@ from avdistill.tracking.shared import (
     is_running,
     journal_folder,
     one_line,
+    tracking_uri,
     unreachable_marker,
 )
 
@@ -125,7 +126,11 @@ class TrackedRun:
 
 @contextmanager
 def start(stage: str, item: str | None, params: Params) -> Iterator[TrackedRun]:
-    """Open the run of one execution of a stage. It ends as FINISHED, FAILED (exception) or KILLED (interrupt)."""
+    """Open the run of one execution of a stage. It ends as FINISHED, FAILED (exception) or KILLED (interrupt).
+
+    Raises UserError if MLflow cannot work in this checkout."""
+    if is_mirrored():
+        tracking_uri()  # raises UserError where MLflow cannot work, before the stage does
     file = params.suite.file
     graph = f"{Path(file).parent}/dvc.yaml:" if "/" in file else ""
     tags = {
