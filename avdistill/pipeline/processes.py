@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import getpass
 import multiprocessing
 import os
 import threading
@@ -34,6 +35,24 @@ def end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def ensure_user() -> None:
+    """Set USER and HOME for a user id without a passwd entry, as in containers; the home folder is out/.home.
+
+    DVC, MLflow and Prefect end with an error where there is no name or no home folder."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = str(os.getuid())
+    if not os.environ.get("HOME"):
+        os.environ.pop("HOME", None)
+        try:
+            Path.home()
+        except RuntimeError:
+            home = Path("out/.home").resolve()
+            home.mkdir(parents=True, exist_ok=True)
+            os.environ["HOME"] = str(home)
 
 
 @contextmanager
