@@ -75,24 +75,15 @@ def test_a_user_id_without_a_name_and_a_home(tmp_path: Path, root: Path) -> None
         "import pwd\n\n\ndef getpwuid(uid):\n    raise KeyError(f'getpwuid(): uid not found: {uid}')\n\n\n"
         "pwd.getpwuid = getpwuid\n"
     )
-    for number, home in enumerate(({}, {"HOME": str(tmp_path / "home")})):
-        made = tmp_path / str(number)
-        made.mkdir()
-        checkout = tiny_checkout(made, root)
-        for name in (
-            "HOME",
-            "USER",
-            "LOGNAME",
-            "LNAME",
-            "USERNAME",
-            "XDG_CONFIG_HOME",
-            "XDG_CACHE_HOME",
-            "AV_TRACKING",
-        ):
-            checkout.environment.pop(name, None)
-        checkout.environment |= {"PYTHONPATH": str(tmp_path / "path"), **home}
-        checkout.repro("check")
-        assert "runs completed" in checkout.run("python", "-m", "avdistill.tracking", "sync", "params.yaml").stdout
-        assert (made / "mlflow.db").exists()
-        code = "import flows.paper, getpass; print(getpass.getuser())"
-        assert checkout.run("python", "-c", code).stdout == f"{os.getuid()}\n"
+    checkout = tiny_checkout(tmp_path, root)
+    names = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "AV_TRACKING")
+    for name in names:
+        checkout.environment.pop(name, None)
+    checkout.environment["PYTHONPATH"] = str(tmp_path / "path")
+    checkout.repro("code")
+    assert "runs completed" in checkout.run("python", "-m", "avdistill.tracking", "sync", "params.yaml").stdout
+    assert (tmp_path / "mlflow.db").exists()
+    code = "import flows, getpass, os; print(getpass.getuser(), os.environ['HOME'])"
+    for home, expected in (({}, tmp_path / "out/.home"), ({"HOME": str(tmp_path)}, tmp_path)):
+        assert checkout.run("python", "-c", code, **home).stdout == f"{os.getuid()} {expected}\n"
+    checkout.run("python", "-c", "import prefect")
