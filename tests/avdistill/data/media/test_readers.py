@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from avdistill.data import media
+from avdistill.data.media import frames as frames_module
 from avdistill.data.media import probe, read_audio, read_frames
 from tests.helpers.little import RATE, rotate, spoil_packet
 
@@ -100,6 +101,21 @@ def test_variable_rate(tmp_path: Path, kind: str, reader: media.Reader) -> None:
     for fps, start in ((4.0, 0.0), (12.5, 0.0), (4.0, 1.3), (4.0, 3.1)):
         found = numbers(read_frames(path, fps, 48, start, reader=reader))
         assert found[:-1] == shown(times, fps, start, len(found))[:-1], (fps, start)
+
+
+def test_a_file_that_decord_reads_is_opened_once_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To see whether decord reads it right, and for the times of its frames."""
+    if not media.has_decord():
+        pytest.skip("no decord here")
+    path = tmp_path / "clip.mp4"
+    write(path, "mp4 h264 B", [number / 25 for number in range(FRAMES)])
+    opened: list[Path] = []
+    real = frames_module.open_video
+    monkeypatch.setattr(frames_module, "open_video", lambda path: (opened.append(path), real(path))[1])
+    by_decord = read_frames(path, 4, 48, reader="decord")
+    opened.clear()
+    assert np.array_equal(read_frames(path, 4, 48), by_decord)
+    assert opened == [path]
 
 
 @pytest.mark.parametrize("turns", range(4))
