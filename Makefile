@@ -62,13 +62,17 @@ model: $(READY) ## serve the best student on 127.0.0.1: make model [DATASET=avsy
 	exec env MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} \
 		python -m flows.model $(DATASET) --port $(PORT)
 
-# The shell reads it from the environment: a name may hold whatever it likes.
+# The shell reads both from the environment: a name may hold whatever it likes. The teacher comes first, because an error
+# of its download is best known before hours of decoding.
 override VIDEOS := $(value VIDEOS)
-export VIDEOS
-own: $(READY) ## run the own/ suite on your videos: make own VIDEOS=/some/folder (<class>/<clip>.<video type>)
+override TEACHER := $(value TEACHER)
+export VIDEOS TEACHER
+own: $(READY) ## run the own/ suite on your videos: make own VIDEOS=/some/folder (<class>/<clip>.<video type>) [TEACHER=avsynth]
 	@test -d "$$VIDEOS" || { echo "error: VIDEOS: '$$VIDEOS' is not a folder; expected make own VIDEOS=/some/folder" >&2; exit 1; }
 	@test -L own/videos || ! test -e own/videos || { echo "error: own/videos is a folder itself; move it away, or use it by: dvc repro own/dvc.yaml" >&2; exit 1; }
 	@ln -sfn -- "$$(realpath -- "$$VIDEOS")" own/videos
+	@test -z "$$TEACHER" || python -m avdistill.config.editing own/params.yaml teachers.audio.weights "$$TEACHER"
+	$(DVC) repro own/dvc.yaml:teachers
 	$(DVC) repro own/dvc.yaml
 	@echo "report: $$PWD/out/own/report/index.html"
 

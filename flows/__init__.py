@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+from avdistill.pipeline.processes import ensure_user
+
+ensure_user()
+
 # Switch the tools' telemetry off. Set before any of them is imported; subprocesses inherit it.
 os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's client
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

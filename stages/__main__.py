@@ -5,7 +5,9 @@ import os
 import sys
 
 from avdistill.pipeline import warm
+from avdistill.pipeline.processes import ensure_user
 
+ensure_user()
 os.environ.update(warm.threads())
 os.environ["MPLBACKEND"] = "agg"  # a notebook's own is not here
 arguments = sys.argv[1:]

@@ -6,9 +6,10 @@ and run only if these have changed. See avdistill/pipeline/code.py.
 
 from __future__ import annotations
 
+from avdistill.config.items import ITEMS
 from avdistill.data.files import write_json
 from avdistill.pipeline import code
-from avdistill.pipeline.stage import ITEMS, Stage
+from avdistill.pipeline.stage import Stage
 
 
 def main(stage: Stage) -> None:

@@ -39,6 +39,7 @@ from avdistill.reporting.extra_tables import (
     gradients_table,
     noise_sheet,
     noise_table,
+    teacher_warning,
     tests_sheets,
     tests_table,
 )
@@ -253,6 +254,7 @@ def build(stage: Stage, folder: Path) -> None:
     page = render(
         title=params.suite.title,
         file=params.suite.file,
+        warning=teacher_warning(suite),
         claims=claims,
         chapters=chapters,
         date=date(),

@@ -65,7 +65,7 @@ def open_work(work: Work) -> tuple[Network, Store]:
 def load_teacher(folder: Path, teacher: Teacher) -> Network:
     """Load the frozen network written by stage teachers to `folder`, in eval mode."""
     state = load_tensors(folder / "weights.pt")
-    model = network_of(teacher, state)
+    model = network_of(teacher.kind, state)
     model.load_state_dict(state)
     return model.requires_grad_(False).eval()
 

@@ -11,7 +11,6 @@ torchvision (ResNets).
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,12 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.config.schema import Teacher
+from avdistill.config.schema import Params, Teacher
 from avdistill.config.types import STUDENTS
 from avdistill.data.datasets import avsynth
 from avdistill.data.files import intact, write_json
 from avdistill.data.loader import NORMALISATION, to_input
 from avdistill.data.sources import weights
+from avdistill.data.sources.http import DownloadError
 from avdistill.pipeline.devices import resolve_device
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.progress import progress
@@ -116,12 +116,12 @@ def pretrain(teacher: Teacher, device: str) -> Iterator[tuple[Network | Student,
         yield model, names, {"loss": total / batches, "held_out_accuracy": accuracy}
 
 
-def network_of(teacher: Teacher, state: Mapping[str, Tensor]) -> Network:
-    """Build a network with random weights and the numbers of classes and embedding dimensions of a state dict."""
-    if teacher.kind == "cnn14":
-        embedding = teacher.embedding or len(state["fc1.bias"])
-        return build_teacher(teacher.kind, len(state["fc_audioset.bias"]), teacher.width, embedding)
-    return build_teacher(teacher.kind, len(state["fc.bias"]), teacher.width, teacher.embedding)
+def network_of(kind: str, state: Mapping[str, Tensor]) -> Network:
+    """Build a network with random weights and the classes, width and embedding of a state dict."""
+    if kind == "cnn14":
+        width = len(state["conv_block1.bn1.bias"]) / 64
+        return build_teacher(kind, len(state["fc_audioset.bias"]), width, len(state["fc1.bias"]))
+    return build_teacher(kind, len(state["fc.bias"]), len(state["bn1.bias"]) / 64)
 
 
 def load_checkpoint(teacher: Teacher, path: Path) -> Network:
@@ -134,7 +134,7 @@ def load_checkpoint(teacher: Teacher, path: Path) -> Network:
         with torch.serialization.safe_globals(NUMPY_ARRAYS):
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("model", state)
-        model = network_of(teacher, state)
+        model = network_of(teacher.kind, state)
         if isinstance(model, Cnn14):
             load_panns(model, state)
         else:
@@ -147,6 +147,17 @@ def load_checkpoint(teacher: Teacher, path: Path) -> Network:
         reason = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"{path}: not a {teacher.kind} checkpoint ({reason[0]})") from None
     return model
+
+
+def download(teacher: Teacher, params: Params) -> tuple[Path, dict[str, str]]:
+    """Download a published checkpoint; the error of suite own also names the way without one."""
+    try:
+        return weights.download(teacher)
+    except DownloadError as error:
+        if params.suite.file != "own/params.yaml":
+            raise
+        instead = "use a small teacher of generated sounds: make own VIDEOS=… TEACHER=avsynth"
+        raise UserError(f"{error}, or {instead}") from None
 
 
 def class_names(count: int) -> list[str]:
@@ -184,12 +195,11 @@ def main(stage: Stage) -> None:
         else:
             path = Path(teacher.weights)
             if teacher.weights in weights.CHECKPOINTS:
-                path, origin = weights.download(teacher, folder / "download")
+                path, origin = download(teacher, stage.params)
             model = load_checkpoint(teacher, path)
             names = class_names(head(model).out_features)
         save_tensors(folder / "weights.pt", {name: value.cpu() for name, value in model.state_dict().items()})
         description = {"kind": teacher.kind, "feature_dim": model.feature_dim, "classes": names, **origin, **measured}
         write_json(folder / "teacher.json", description)
-        shutil.rmtree(folder / "download", ignore_errors=True)
     stage.run.log_params(origin)
     stage.metrics({"feature_dim": model.feature_dim, **measured})

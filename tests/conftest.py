@@ -34,6 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.get_closest_marker("e2e") is None, rank.get(item.path.name, len(rank))))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _checkpoint_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Checkpoints that tests download, from servers of theirs, are not for the machine's user."""
+    os.environ["AV_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository's root."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.pipeline.conftest import tiny_checkout
+
 # Packages whose code makes bits, or that read what users have: one version for every Python that the README names.
 EXACT = {"torch", "torchvision", "torchaudio", "numpy", "scipy", "scikit-learn", "librosa", "av", "decord", "pillow"}
 
@@ -63,3 +65,25 @@ def test_prefect_finds_a_place_where_home_has_none(tmp_path: Path, root: Path) -
             text=True,
         )
         assert done.stdout.strip() == expected
+
+
+@pytest.mark.e2e
+def test_a_user_id_without_a_name_and_a_home(tmp_path: Path, root: Path) -> None:
+    """As in a container: no passwd entry, and HOME not set or set."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/sitecustomize.py").write_text(
+        "import pwd\n\n\ndef getpwuid(uid):\n    raise KeyError(f'getpwuid(): uid not found: {uid}')\n\n\n"
+        "pwd.getpwuid = getpwuid\n"
+    )
+    checkout = tiny_checkout(tmp_path, root)
+    names = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "AV_TRACKING")
+    for name in names:
+        checkout.environment.pop(name, None)
+    checkout.environment["PYTHONPATH"] = str(tmp_path / "path")
+    checkout.repro("code")
+    assert "runs completed" in checkout.run("python", "-m", "avdistill.tracking", "sync", "params.yaml").stdout
+    assert (tmp_path / "mlflow.db").exists()
+    code = "import flows, getpass, os; print(getpass.getuser(), os.environ['HOME'])"
+    for home, expected in (({}, tmp_path / "out/.home"), ({"HOME": str(tmp_path)}, tmp_path)):
+        assert checkout.run("python", "-c", code, **home).stdout == f"{os.getuid()} {expected}\n"
+    checkout.run("python", "-c", "import prefect")

@@ -32,6 +32,9 @@ RUN_BY = {
     "make flow": "pipeline/test_suite.py::test_make_flow_finds_everything_done",
     "python -m flows.paper --help": "pipeline/test_suite.py::test_make_flow_finds_everything_done",
     "make own VIDEOS=/some/folder": "pipeline/test_own.py::test_make_own_makes_a_report_of_anybodys_videos",
+    "make own VIDEOS=/some/folder TEACHER=avsynth": (
+        "pipeline/test_own.py::test_make_own_makes_a_report_of_anybodys_videos"
+    ),
     "dvc stage list paper/dvc.yaml": "pipeline/test_suite.py::test_the_other_suites_load",
     "dvc repro paper/dvc.yaml": "pipeline/test_paper_suite.py::test_from_download_to_report",
     "dvc metrics show": "pipeline/test_suite.py::test_metrics_params_and_plots_show_in_dvc",

@@ -75,8 +75,8 @@ class Teacher(Settings):
     `weights` is the name of a published checkpoint (see avdistill/data/sources/weights.py), the path of a checkpoint,
     or `avsynth` to train a network here on synthetic sounds or images. For a published checkpoint, `mirror` is a base
     URL in place of the official host's, and `checksum` (`md5:…` or `sha256:…`, in full) replaces the published one.
-    `embedding`, `examples`, `epochs` and `seed` apply to teachers trained here; `width` to these and to checkpoints of
-    narrower networks.
+    `width`, `embedding`, `examples`, `epochs` and `seed` apply to teachers trained here: a checkpoint has its own
+    sizes.
 
     An entry of kind `r2plus1d_10_small`, trained here on synthetic motions, is not a teacher but what students start
     from (`init` of a job).

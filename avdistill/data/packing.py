@@ -12,7 +12,7 @@ import numpy as np
 from avdistill.data import datasets, media
 from avdistill.data.datasets import Clip
 from avdistill.pipeline.errors import UserError
-from avdistill.pipeline.workers import each
+from avdistill.pipeline.workers import Fallback, each
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,12 +65,13 @@ def pack(
     finish: Callable[[C, R], np.ndarray],
     description: str,
     encoding: str = "raw",
+    fallback: Fallback | None = None,
 ) -> dict[str, int]:
     """Write finish(clip, read(clip)) of each clip to a store, by clip id.
 
-    `read` runs in worker processes, `finish` in this one. Clips that cannot be read, or are damaged, are listed in
-    problems.csv (id, reason). Clips that an interrupted run has stored are not read again. Returns the counts
-    `clips` and `problems`. Raises UserError if no clip can be read.
+    `read` runs in worker processes, `finish` in this one; `fallback` is that of `workers.each`. Clips that cannot be
+    read, or are damaged, are listed in problems.csv (id, reason). Clips that an interrupted run has stored are not read
+    again. Returns the counts `clips` and `problems`. Raises UserError if no clip can be read.
     """
     import pandas as pd
 
@@ -81,7 +82,8 @@ def pack(
     problems: list[tuple[str, str]] = []
     notes = folder / "damaged.jsonl"  # of clips that are stored, for a run that continues this one
     with StoreWriter(folder, dtype, SHARD_BYTES, encoding) as store:
-        for clip, outcome in each(read, [clip for clip in clips if clip.id not in store], description):
+        missing = [clip for clip in clips if clip.id not in store]
+        for clip, outcome in each(read, missing, description, fallback=fallback):
             if isinstance(outcome, UserError):
                 problems.append((clip.id, str(outcome)))
                 continue

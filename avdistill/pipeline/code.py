@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from avdistill.config.items import dataset_of
 from avdistill.config.schema import Params
 from avdistill.config.types import NO_TEACHER
 
@@ -54,8 +55,8 @@ INERT = {
     "avdistill.pipeline.stage": "moves outputs to their final paths",
     "avdistill.pipeline.warm": "starts processes",
 }
-# Stages that read videos through the module of their dataset's origin -> section of params that names the dataset.
-BY_ORIGIN = {"split": "datasets", "frames": "frames", "spectrogram": "datasets", "mix_noise": "noise_mixes"}
+# Stages that read videos through the module of their dataset's origin.
+BY_ORIGIN = ("split", "frames", "spectrogram", "mix_noise")
 # Kinds of origin that are generated or listed locally. Downloads of other kinds are kept when the code changes.
 MADE_HERE = ("avsynth", "folder")
 
@@ -80,9 +81,8 @@ def entry_points(stage: str, item: str | None, params: Params) -> list[str]:
         return [f"avdistill.data.datasets.{kind}"] if kind in MADE_HERE else []
     found = [f"stages.{stage}"]
     if stage in BY_ORIGIN:
-        entry = getattr(params, BY_ORIGIN[stage])[str(item)]
-        dataset = str(item) if BY_ORIGIN[stage] == "datasets" else entry.dataset
-        found.append(f"avdistill.data.datasets.{params.datasets[dataset].origin.kind}")
+        dataset = params.datasets[str(dataset_of(stage, item, params))]
+        found.append(f"avdistill.data.datasets.{dataset.origin.kind}")
     if stage in ("train", "evaluate"):
         job = params.jobs[str(item)]
         found.append(f"models.distillers.{job.method}")

@@ -22,30 +22,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+from avdistill.config.items import ITEMS
 from avdistill.config.loading import load
 from avdistill.config.schema import Params
 from avdistill.pipeline import code
 from avdistill.pipeline.errors import UserError, no_room, room_for
 from avdistill.tracking.journal import TrackedRun, start
 
-# Section of params whose entries are the items of a stage; empty for a stage that runs once per suite.
-ITEMS = {
-    "check": "",
-    "download": "datasets",
-    "split": "datasets",
-    "frames": "frames",
-    "spectrogram": "datasets",
-    "mix_noise": "noise_mixes",
-    "teachers": "teachers",
-    "teacher_features": "features",
-    "teacher_head": "features",
-    "train": "jobs",
-    "evaluate": "jobs",
-    "export": "exports",
-    "cost": "",
-    "figures": "",
-    "report": "",
-}
 STAGES = ("code", *ITEMS)
 TEMPORARY = re.compile(r"\..+\.\d+")  # `.<name>.<pid>`: partial file of a process that was killed
 

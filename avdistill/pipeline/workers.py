@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.processes import cores, end_with_parent
@@ -25,21 +25,39 @@ AHEAD = 4  # results per worker that may wait for the consumer
 LIMIT = 1800.0  # s per item; enough to decode hours of video, so an item that takes longer hangs
 
 
+class LostError(UserError):
+    """A worker process died, or was killed after the time limit."""
+
+
+class Fallback(NamedTuple):
+    """What to do with an item whose worker dies, or takes more than `limit(item)` seconds: `function(item)` instead."""
+
+    function: Callable[[Any], Any]
+    limit: Callable[[Any], float]
+
+
 def each(
-    function: Callable[[T], R], items: Sequence[T], description: str, limit: float = LIMIT
+    function: Callable[[T], R],
+    items: Sequence[T],
+    description: str,
+    limit: float = LIMIT,
+    fallback: Fallback | None = None,
 ) -> Iterator[tuple[T, R | UserError]]:
     """Yield (item, function(item)) in the order of `items`; `function` must be importable (top level of a module).
 
     The result is a UserError if `function` raises one, if the worker process crashes (codecs are C code that reads
-    untrusted files), or if an item takes more than `limit` seconds. Any other exception is raised here.
+    untrusted files), or if an item takes more than `limit` seconds; the last two apply to `fallback` if it is given.
+    Any other exception is raised here.
     """
-    return progress(_results(function, items, limit), description, total=len(items))
+    return progress(_results(function, items, limit, fallback), description, total=len(items))
 
 
-def _results(function: Callable[[T], R], items: Sequence[T], limit: float) -> Iterator[tuple[T, R | UserError]]:
+def _results(
+    function: Callable[[T], R], items: Sequence[T], limit: float, fallback: Fallback | None
+) -> Iterator[tuple[T, R | UserError]]:
     """Yield the results. One thread per worker feeds it, so workers do not wait while the consumer is busy."""
     count = min(cores(), len(items))
-    workers = [_Worker(function, limit) for _ in range(count)]
+    workers = [_Worker(function, limit, fallback) for _ in range(count)]
     free: SimpleQueue[_Worker[T, R]] = SimpleQueue()
     for worker in workers:
         free.put(worker)
@@ -70,8 +88,8 @@ def _results(function: Callable[[T], R], items: Sequence[T], limit: float) -> It
 class _Worker(Generic[T, R]):
     """A worker process for one item at a time, started on the first item and restarted after a crash or a hang."""
 
-    def __init__(self, function: Callable[[T], R], limit: float) -> None:
-        self.function, self.limit = function, limit
+    def __init__(self, function: Callable[[T], R], limit: float, fallback: Fallback | None) -> None:
+        self.function, self.limit, self.fallback = function, limit, fallback
         self.process: BaseProcess | None = None
         self.connection: Connection | None = None
         self.closed = False
@@ -79,16 +97,22 @@ class _Worker(Generic[T, R]):
 
     def result(self, item: T) -> R | UserError:
         """Return function(item), or the UserError in its place."""
+        if self.fallback is None:
+            return self._call(self.function, item, self.limit)
+        found = self._call(self.function, item, min(self.limit, self.fallback.limit(item)))
+        return self._call(self.fallback.function, item, self.limit) if isinstance(found, LostError) else found
+
+    def _call(self, function: Callable[[T], R], item: T, limit: float) -> R | UserError:
         try:
             connection = self.connection or self._start()
-            connection.send(item)
-            if not connection.poll(self.limit):
+            connection.send((function, item))
+            if not connection.poll(limit):
                 self._end()
-                return UserError(f"no result after {self.limit:g} s; the worker process was killed")
+                return LostError(f"no result after {limit:g} s; the worker process was killed")
             result, error = connection.recv()
         except (EOFError, ConnectionError):
             self._end()
-            return UserError("the worker process died (a crash in a codec, or out of memory)")
+            return LostError("the worker process died (a crash in a codec, or out of memory)")
         if error is None or isinstance(error, UserError):
             return error or result
         raise error
@@ -105,6 +129,7 @@ class _Worker(Generic[T, R]):
         with self.lock:
             if self.closed:
                 raise EOFError
+            # The function is also an argument here, so that its imports are done before the first item.
             process = context.Process(target=_work, args=(self.function, remote), daemon=True)
             process.start()
             self.process = process
@@ -121,13 +146,13 @@ class _Worker(Generic[T, R]):
             self.connection = None
 
 
-def _work(function: Callable[[Any], Any], connection: Connection) -> None:
+def _work(_: Callable[[Any], Any], connection: Connection) -> None:
     """Run in the worker process: send the result of each item, or its exception."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent kills the worker
     end_with_parent()
     connection.send(None)
     while True:
-        item = connection.recv()
+        function, item = connection.recv()
         try:
             connection.send((function(item), None))
         except Exception as error:  # noqa: BLE001 - the parent raises it

@@ -86,6 +86,25 @@ def tests_sheets(suite: EvaluatedSuite, table: pd.DataFrame) -> list[Sheet]:
     return sheets
 
 
+def teacher_warning(suite: EvaluatedSuite) -> str:
+    """Return a warning if teachers of generated sounds or images taught on real videos; else an empty string."""
+    params = suite.params
+    used = {features for run in suite.evaluated for features in (suite.job(run).A, suite.job(run).I)}
+    names = sorted(
+        entry.teacher
+        for entry in (params.features[features] for features in used & set(params.features))
+        if entry.teacher in params.teachers
+        and params.teachers[entry.teacher].weights == "avsynth"
+        and params.datasets[entry.dataset].origin.kind != "avsynth"
+    )
+    if not names:
+        return ""
+    return (
+        f"Warning: teacher {listed(names)} was trained on generated data only (weights: avsynth). On real videos, "
+        "distillation from it may lower the accuracy; use a published checkpoint."
+    )
+
+
 def detection_table(suite: EvaluatedSuite) -> pd.DataFrame:
     """Return the AUROC of each clip score of each run by split, as a mean over seeds with its interval."""
     rows = []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from avdistill.config.loading import load
 from avdistill.pipeline.errors import UserError, redact
+from avdistill.pipeline.processes import ensure_user
 from avdistill.tracking.mirror import mirror, sync
 from avdistill.tracking.shared import tracking_uri
 
@@ -33,4 +34,5 @@ def _main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    ensure_user()
     _main(sys.argv[1:])

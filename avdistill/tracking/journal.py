@@ -20,28 +20,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from avdistill.config.items import ITEMS, dataset_of
+from avdistill.pipeline.processes import file_lock
 from avdistill.tracking.shared import (
     ROOT,
-    file_lock,
     is_mirrored,
     is_running,
     journal_folder,
     one_line,
+    tracking_uri,
     unreachable_marker,
 )
 
 if TYPE_CHECKING:
     from avdistill.config.schema import Params
-
-# The section of params that contains a stage's items; its entries have the dataset.
-SECTIONS = {
-    "frames": "frames",
-    "mix_noise": "noise_mixes",
-    "teacher_features": "features",
-    "teacher_head": "features",
-    "train": "jobs",
-    "evaluate": "jobs",
-}
 
 
 @dataclass(frozen=True)
@@ -125,12 +117,16 @@ class TrackedRun:
 
 @contextmanager
 def start(stage: str, item: str | None, params: Params) -> Iterator[TrackedRun]:
-    """Open the run of one execution of a stage. It ends as FINISHED, FAILED (exception) or KILLED (interrupt)."""
+    """Open the run of one execution of a stage. It ends as FINISHED, FAILED (exception) or KILLED (interrupt).
+
+    Raises UserError if MLflow cannot work in this checkout."""
+    if is_mirrored():
+        tracking_uri()  # raises UserError where MLflow cannot work, before the stage does
     file = params.suite.file
     graph = f"{Path(file).parent}/dvc.yaml:" if "/" in file else ""
     tags = {
         "suite": params.suite.name,
-        "dataset": _dataset(stage, item, params),
+        "dataset": dataset_of(stage, item, params),
         "stage": stage,
         "item": item,
         "dvc.stage": f"{graph}{stage}@{item}" if item else f"{graph}{stage}",
@@ -230,21 +226,11 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _dataset(stage: str, item: str | None, params: Params) -> str | None:
-    """Return the dataset of an item; None for items of no single dataset (a teacher, the report)."""
-    if item is None:
-        return None
-    entry = getattr(params, SECTIONS[stage]).get(item) if stage in SECTIONS else None
-    if entry is not None:
-        return str(entry.dataset)
-    return item if item in params.datasets and stage != "teachers" else None
-
-
 def _description(stage: str, item: str | None, params: Params) -> str:
     """Return the docstring of the job's method, or the first paragraph of the stage's, as Markdown.
 
     The source is parsed, not imported, because the import takes seconds."""
-    job = params.jobs.get(item or "") if SECTIONS.get(stage) == "jobs" else None
+    job = params.jobs.get(item or "") if ITEMS.get(stage) == "jobs" else None
     made_by = {"ablation": "avdistill/reporting/ablation_page.py"}.get(stage, f"stages/{stage}.py")
     path = ROOT / (f"models/distillers/{job.method}.py" if job else made_by)
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.processes import file_lock
 from avdistill.tracking.shared import (
     SQLITE,
     artifact_location,
-    file_lock,
     is_running,
     journal_folder,
     one_line,
@@ -69,7 +69,6 @@ def mirror(folder: Path, idle: float = 15.0, patience: float = 120.0) -> None:
 
     While MLflow is unreachable, retry with exponential backoff as long as a run is active, then for `patience` more
     seconds; unsent events stay on disk. Return immediately if another mirror of the folder is running."""
-    os.nice(10)  # trainings take priority
     # Loop: a stage may start between the last delivery and the release of the lock, and then starts no mirror itself.
     while any(folder.glob("*.jsonl")):
         with file_lock(folder / "mirror.lock") as mine:

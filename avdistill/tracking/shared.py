@@ -5,12 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avdistill.pipeline.errors import redact
+from avdistill.pipeline.errors import UserError, redact
 
 if TYPE_CHECKING:
     from avdistill.config.schema import Params
@@ -21,9 +20,20 @@ SQLITE = "sqlite:///"
 
 
 def tracking_uri() -> str:
-    """Return MLFLOW_TRACKING_URI, or the database in the repository's root; SQLite paths are made absolute."""
+    """Return MLFLOW_TRACKING_URI, or the database in the repository's root; SQLite paths are made absolute.
+
+    Raises UserError for a path in which MLflow cannot create a database."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    return f"{SQLITE}{ROOT / uri.removeprefix(SQLITE)}" if uri.startswith(SQLITE) else uri
+    if not uri.startswith(SQLITE):
+        return uri
+    database = ROOT / uri.removeprefix(SQLITE)
+    for path, character in ((database, "?"), (Path(sys.prefix), "%")):
+        if character in str(path):
+            raise UserError(
+                f"{path}: MLflow cannot create a SQLite database with '{character}' in this path; move the checkout, "
+                "set MLFLOW_TRACKING_URI to a server, or set AV_TRACKING=off to run without MLflow"
+            )
+    return f"{SQLITE}{database}"
 
 
 def artifact_location() -> str | None:
@@ -47,18 +57,6 @@ def is_running(file: Path) -> bool:
     except OSError:
         return True
     return False
-
-
-@contextmanager
-def file_lock(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock file; yield whether the lock was acquired. With `wait`, block until it is."""
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        except BlockingIOError:
-            free = False
-        yield free
 
 
 def journal_folder(params: Params) -> Path:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
 
 from avdistill.pipeline.processes import end_with_parent
 
@@ -44,22 +45,6 @@ class _Gather(torch.autograd.Function):
         return gradient.chunk(distributed.get_world_size())[distributed.get_rank()]
 
 
-class _AllReduce(torch.autograd.Function):
-    """Sum over ranks, in the forward and in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        distributed.all_reduce(total)
-        return total
-
-
 class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm with statistics over all ranks, for the CPU, which nn.SyncBatchNorm does not support."""
 
@@ -74,9 +59,9 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = x.numel() // x.shape[1] * distributed.get_world_size()
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = _AllReduce.apply(wide.sum(over)) / count
+        mean = all_reduce(wide.sum(over)) / count
         centred = wide - mean.view(shape)
-        variance = _AllReduce.apply(centred.square().sum(over)) / count
+        variance = all_reduce(centred.square().sum(over)) / count
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
             assert self.num_batches_tracked is not None

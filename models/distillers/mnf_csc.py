@@ -52,9 +52,14 @@ def triplet_loss(student: Tensor, teacher: Tensor, purified: Tensor, margin: flo
     return functional.relu(raw - pure + margin).mean()
 
 
+def temperature(cosine: Tensor, delta: float) -> Tensor:
+    """Compute tau (Eq. 6) from cos(s, t~), elementwise, without gradient and at least `delta`."""
+    return cosine.detach().clamp(min=0) + delta
+
+
 def temperatures(student: Tensor, purified: Tensor, delta: float) -> Tensor:
-    """Compute tau_ij (Eq. 6), (N, N), without gradient and at least `delta`."""
-    return cosines(student, purified).detach().clamp(min=0) + delta
+    """Compute tau_ij (Eq. 6) of all pairs, (N, N)."""
+    return temperature(cosines(student, purified), delta)
 
 
 def calibrated_contrast(student: Tensor, target: Tensor, tau: Tensor, labels: Tensor) -> Tensor:
@@ -195,7 +200,7 @@ class MnfCsc(Distiller):
         rows, s, _, t = self._valid_inputs(student, teachers)
         with torch.autocast(s.device.type, enabled=False):
             t = self.project(t)
-            values = {"tau": functional.cosine_similarity(s, self.purify(s, t)).clamp(min=0) + self.delta}
+            values = {"tau": temperature(functional.cosine_similarity(s, self.purify(s, t)), self.delta)}
             if self.mask is not None:
                 values["mask"] = self.mask(t, s).mean(1)
         missing = {name: s.new_full((len(student.feature),), torch.nan) for name in values}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,13 @@ def stage(name: str, item: str, tmp_path: Path, origin: dict[str, Any], **change
         }
     )
     return Stage(name, item, params, Recorder())  # type: ignore[arg-type]
+
+
+def rotate(path: Path, turns: int) -> None:
+    """Set the rotation flag of an MP4 or MOV: `turns` quarter turns counterclockwise bring its frames upright."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 4 + 40  # version and flags, times, id, duration, layer, volume
+    matrix = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))[turns]
+    a, b, c, d = (value << 16 for value in matrix)
+    struct.pack_into(">9i", content, place, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)

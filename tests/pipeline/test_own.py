@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,15 @@ import pytest
 import yaml
 
 from avdistill.data import media
+from avdistill.data.sources import weights
+from tests.helpers.serving import serve
+from tests.helpers.teaching import cnn14, save_panns
 from tests.pipeline.conftest import Checkout, tiny_checkout
 
 pytestmark = pytest.mark.e2e
+TEACHER = "panns:Cnn14_mAP=0.431"
+PATH = weights.CHECKPOINTS[TEACHER].path
+WARNING = "Warning: teacher audio was trained on generated data only (weights: avsynth)."
 
 # Each would do something if a shell ever read it, or a program took it for an option.
 CLASSES = ["-n jumping jacks", 'it\'s; $(touch harm) `touch harm` "élan" & > harm']
@@ -45,15 +53,27 @@ def write_videos(folder: Path) -> dict[str, str]:
 
 
 def test_make_own_makes_a_report_of_anybodys_videos(checkout: Checkout, tmp_path: Path) -> None:
+    """First without a network, then with the small teacher; the last test goes on with a checkpoint as published."""
     wrong = write_videos(tmp_path / FOLDER)
     raw = yaml.safe_load((checkout.folder / "own/params.yaml").read_text())
     raw["device"] = "cpu"
     raw["datasets"]["own"]["origin"]["group_pattern"] = r"_g(\d+)_"
     raw["frames"]["own"]["short_side"] = 32
+    assert raw["teachers"]["audio"]["weights"] == TEACHER
     raw["teachers"]["audio"] |= {"width": 0.0625, "embedding": 32, "examples": 64, "epochs": 1}
+    raw["teachers"]["audio"]["mirror"] = "http://127.0.0.1:9"
     raw["recipes"]["small"] |= {"epochs": 2, "milestones": [1], "batch": 4, "width": 0.0625, "frames": 4, "size": 24}
     (checkout.folder / "own/params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-    output = checkout.make("own", f"VIDEOS={tmp_path / FOLDER}")
+    checkout.environment["AV_CACHE"] = str(tmp_path / "cache")
+    done = checkout.run("make", "own", f"VIDEOS={tmp_path / FOLDER}", check=False)
+    (error,) = (line for line in done.stdout.splitlines() if line.startswith("error: http"))
+    assert f"copy http://127.0.0.1:9{PATH} to {tmp_path}/cache/Cnn14_mAP=0.431.pth by hand, or use a small" in error
+    assert error.endswith("make own VIDEOS=… TEACHER=avsynth") and done.returncode
+    assert not (checkout.folder / "out/own/frames").exists(), "the teacher comes before the videos are decoded"
+
+    checkout.change("teachers", "audio", "mirror", value=None, file="own/params.yaml")
+    output = checkout.make("own", f"VIDEOS={tmp_path / FOLDER}", "TEACHER=avsynth")
+    assert "own/params.yaml: teachers.audio.weights: avsynth\n" in output
     out = checkout.folder / "out/own"
     assert output.rstrip().endswith(f"report: {out / 'report/index.html'}")
 
@@ -72,7 +92,24 @@ def test_make_own_makes_a_report_of_anybodys_videos(checkout: Checkout, tmp_path
     for job in ("uni_modal", "mnf_csc"):
         metrics = pd.read_csv(out / "evaluate" / job / "metrics.csv")
         assert metrics[metrics["metric"] == "accuracy"]["value"].between(0, 1).all()
-    assert "MNF+CSC" in (out / "report/index.html").read_text()
+    page = (out / "report/index.html").read_text()
+    assert "MNF+CSC" in page and WARNING in page
+
+
+def test_the_teacher_is_pann_s(checkout: Checkout, tmp_path: Path) -> None:
+    """Over the same videos: the teacher and what follows from it are made anew, the report has no warning."""
+    with serve(tmp_path) as server:
+        content = save_panns(cnn14(embedding=128), tmp_path / PATH.lstrip("/")).read_bytes()
+        more = {"mirror": server.url, "checksum": f"md5:{hashlib.md5(content).hexdigest()}"}
+        for key, value in ({"weights": TEACHER} | more).items():
+            checkout.change("teachers", "audio", key, value=value, file="own/params.yaml")
+        output = checkout.repro("own/dvc.yaml")
+        assert server.count(PATH) == 1
+    assert "Running stage 'own/dvc.yaml:teachers@audio'" in output
+    assert "Running stage 'own/dvc.yaml:frames@own'" not in output
+    out = checkout.folder / "out/own"
+    assert json.loads((out / "teachers/audio/teacher.json").read_text())["feature_dim"] == 128
+    assert WARNING not in (out / "report/index.html").read_text()
 
 
 def test_make_own_without_a_folder_is_one_line(checkout: Checkout) -> None:

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import os
+import signal
+import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from avdistill.config.schema import Frames
 from avdistill.data import datasets, packing
 from avdistill.data.packed import Store
 from avdistill.pipeline.errors import UserError
@@ -48,7 +54,7 @@ def test_an_interrupted_stage_goes_on(
     monkeypatch.setattr(packing, "SHARD_BYTES", 1)  # a shard a clip
     tried: list[str] = []
 
-    def each(read: object, clips: list[datasets.Clip], description: str) -> object:
+    def each(read: object, clips: list[datasets.Clip], description: str, **_: object) -> object:
         for clip in clips:
             tried.append(clip.id)
             if len(tried) == 4:
@@ -106,3 +112,35 @@ def test_damage_is_where_a_user_looks(tmp_path: Path) -> None:
     assert row.id in Store(params.path("frames", "d"))
     told = check_videos(params, "d")
     assert f"{row.id}: damaged: 1 video packets cannot be decoded" in told
+
+
+def hanging(frames_entry: Frames, clip: datasets.Clip) -> object:
+    """A reader that hangs on one clip and dies on another, as C code may."""
+    if frames_entry.reader == "auto" and clip.id.startswith("class 0/it's_g1"):
+        while True:
+            time.sleep(1)
+    if frames_entry.reader == "auto" and clip.id.startswith("class 1/it's_g1"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return frames.read(frames_entry, clip)
+
+
+def test_pyav_takes_over_from_a_reader_that_hangs_or_crashes(
+    tmp_path: Path, origin: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "PATIENCE", 3.0)
+    real = packing.each
+
+    def each(read: Any, clips: Any, description: str, **more: Any) -> Any:
+        return real(partial(hanging, *read.args), clips, description, **more)
+
+    monkeypatch.setattr(packing, "each", each)
+    began = time.monotonic()
+    frames.main(stage("frames", "d", tmp_path, origin))
+    assert time.monotonic() - began < 60
+    store = Store(tmp_path / "out/frames/d")
+    assert len(store) == 8
+    for name in store:
+        assert levels(store[name]) == [0, 3, 6, 9, 12, 15]
+    problems = pd.read_csv(tmp_path / "out/frames/d/problems.csv")
+    assert problems["id"].str[:15].tolist() == ["class 0/it's_g1", "class 1/it's_g1"]
+    assert set(problems["reason"]) == {"decord hung or crashed, read by PyAV"}

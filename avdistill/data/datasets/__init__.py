@@ -19,6 +19,9 @@ and any further columns of the dataset, which the index keeps.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Mapping
 from importlib import import_module
 from math import isnan
 from pathlib import Path
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CLIPS = "clips.csv"
+MOST = 12  # reasons in one line
 
 
 class Clip(NamedTuple):
@@ -78,6 +82,28 @@ def clips(folder: Path) -> pd.DataFrame:
         return pd.read_csv(path, dtype=dict.fromkeys(names, "string"), keep_default_na=False, na_values=empty)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise UserError(f"{path}: cannot be read as a table ({' '.join(str(error).split())})") from None
+
+
+def print_counts(name: str, clips: pd.DataFrame, left_out: Mapping[str, int]) -> None:
+    """Print how many clips of a dataset are listed or found, used, and left out for which reason.
+
+    `clips` are the rows of clips.csv; their columns `unavailable` and `excluded` give reasons. `left_out` counts what
+    has no row, by reason. Numbers and details of a reason are dropped; the rarest reasons are joined."""
+    reasons = Counter(dict(left_out))
+    used = clips.assign(reason="")
+    for column in ("unavailable", "excluded"):
+        if column in used:
+            used["reason"] = used["reason"].where(used["reason"] != "", used[column])
+    for reason, count in used["reason"][used["reason"] != ""].value_counts().items():
+        reasons[re.sub(r"[\d.]*\d", "…", str(reason).partition(":")[0])] += int(count)
+    used = used[used["reason"] == ""]
+    reasons = +reasons
+    shown = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    if len(shown) > MOST:
+        shown[MOST:] = [("for other reasons", sum(count for _, count in shown[MOST:]))]
+    lines = "; ".join(f"{count} {reason}" for reason, count in shown) or "nothing"
+    total, classes = len(used) + reasons.total(), used["class"].nunique()
+    print(f"{name}: {total} listed or found, {len(used)} clips of {classes} classes used; left out: {lines}")
 
 
 def locate(table: pd.DataFrame, videos: Path) -> list[Clip]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 from avdistill.config.origins import Folder
-from avdistill.data.datasets import CLIPS
+from avdistill.data.datasets import CLIPS, print_counts
 from avdistill.pipeline.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -65,9 +65,7 @@ def download(origin: Folder, folder: Path) -> None:
     sizes = [(Path(origin.source) / file).stat().st_size for file in listing["file"]]
     write_csv(folder / "files.csv", pd.DataFrame({"file": listing["file"], "size": sizes}))
     write_csv(folder / CLIPS, listing)
-    reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
-    classes = listing["class"].nunique()
-    print(f"{origin.source}: {len(files)} videos of {classes} classes; left out: {reasons or 'nothing'}")
+    print_counts(origin.source, listing, left_out)
 
 
 def _scan(origin: Folder) -> tuple[list[Path], Counter[str]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from avdistill.config.origins import Ucf51
 from avdistill.data import media
-from avdistill.data.datasets import CLIPS
+from avdistill.data.datasets import CLIPS, print_counts
 from avdistill.data.sources.archives import unpack
 from avdistill.data.sources.http import fetch
 from avdistill.pipeline import workers
@@ -79,7 +79,9 @@ def download(origin: Ucf51, folder: Path) -> None:
         _unpack_videos(origin, folder, source)
     if not origin.keep_archive:
         (folder / ARCHIVE).unlink(missing_ok=True)
-    listing = _listing(source, _splits(origin, folder))
+    splits = _splits(origin, folder)
+    files = _by_name(source)
+    listing = _listing(source, files, splits)
     sizes = [(source / file).stat().st_size for file in listing["file"]]
     write_csv(folder / "sizes.csv", pd.DataFrame({"file": listing["file"], "size": sizes}))
     listing["excluded"] = _why_excluded([source / file for file in listing["file"]])
@@ -88,6 +90,12 @@ def download(origin: Ucf51, folder: Path) -> None:
         if (used == split).sum() != clips:
             print(f"ucf51: found {(used == split).sum()} {split} clips with sound, published: {clips}", file=sys.stderr)
     write_csv(folder / CLIPS, listing)
+    left_out = {
+        "listed clips that are missing": len(splits.keys() - files.keys()),
+        f"clips that are not in the lists of split {origin.split}": len(files.keys() - splits.keys()),
+        "clips of other classes of UCF101": sum(not _is_clip(path.name) for path in source.rglob("v_*.avi")),
+    }
+    print_counts(origin.kind, listing, left_out)
 
 
 def _unpack_videos(origin: Ucf51, folder: Path, target: Path) -> None:
@@ -136,15 +144,20 @@ def _splits(origin: Ucf51, folder: Path) -> dict[str, str]:
     return splits
 
 
-def _listing(source: Path, splits: dict[str, str]) -> pd.DataFrame:
-    """Return the table of clips that are both in `source` and in the official lists, sorted by name."""
-    import pandas as pd
-
+def _by_name(source: Path) -> dict[str, Path]:
+    """Return the clips below a folder by name. Raises UserError if two of them have the same."""
     files: dict[str, Path] = {}
     for path in sorted(_files(source)):
         if path.stem in files:
             raise UserError(f"{path}: another file has the same name: {files[path.stem]}; remove one of them")
         files[path.stem] = path
+    return files
+
+
+def _listing(source: Path, files: dict[str, Path], splits: dict[str, str]) -> pd.DataFrame:
+    """Return the table of clips that are both in `source` and in the official lists, sorted by name."""
+    import pandas as pd
+
     missing = sorted(splits.keys() - files.keys())
     if missing:
         print(f"ucf51: {len(missing)} of {len(splits)} listed clips are missing: {missing[0]}, …", file=sys.stderr)

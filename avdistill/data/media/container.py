@@ -65,12 +65,18 @@ def open_video(path: Path) -> Iterator[InputContainer]:
     """Open a file for reading; whatever goes wrong inside the block is a MediaError that names the file."""
     import av
 
+    # PyAV 19 reads any metadata; before, titles that are not UTF-8 were errors unless asked otherwise.
+    lenient: Any = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+    # "file:" because a name like "a:b.mp4" is a protocol to FFmpeg.
+    with media_errors(path), av.open(f"file:{path}", **lenient) as container:
+        yield container
+
+
+@contextmanager
+def media_errors(path: Path) -> Iterator[None]:
+    """Turn errors in the block into MediaErrors that name the file."""
     try:
-        # PyAV 19 reads any metadata; before, titles that are not UTF-8 were errors unless asked otherwise.
-        lenient: Any = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
-        # "file:" because a name like "a:b.mp4" is a protocol to FFmpeg.
-        with av.open(f"file:{path}", **lenient) as container:
-            yield container
+        yield
     except (MediaError, *ENVIRONMENT):
         raise
     except Exception as error:  # noqa: BLE001 - FFmpeg's errors have many classes, decord's and NumPy's have others

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from avdistill.data.media.container import (
     MediaError,
     decode,
     frame_time,
+    media_errors,
     open_video,
     origin_of,
     quarter_turns,
@@ -20,7 +22,7 @@ from avdistill.data.media.container import (
 )
 
 if TYPE_CHECKING:
-    from av import VideoFrame
+    from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -48,9 +50,11 @@ def read_frames(
     Raises MediaError if nothing can be decoded or `start` is beyond the end of the file.
     """
     damage = damage if damage is not None else Damage()
-    if reader == "decord" or (reader == "auto" and has_decord() and _decord_is_exact(path)):
+    if reader == "decord" or (reader == "auto" and has_decord()):
         try:
-            return _read_decord(path, fps, short_side, start, end)
+            table = _table_for_decord(path, short_side, checked=reader == "auto")
+            if table is not None:
+                return _read_decord(path, table, fps, start, end)
         except MediaError:
             if reader == "decord":
                 raise
@@ -69,28 +73,58 @@ def _evenly_spaced(container: InputContainer) -> bool:
     return "avi" in container.format.name
 
 
-def timetable(container: InputContainer, stream: VideoStream) -> np.ndarray:
+def timetable(
+    container: InputContainer, stream: VideoStream, look: Callable[[Packet], None] | None = None
+) -> np.ndarray:
     """When each frame comes on screen, float64 (N,), ascending from 0: read from the packets without decoding.
 
-    Packets that show nothing, empty or to be discarded, have no place in it."""
-    packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-    stamps = [packet.dts if _evenly_spaced(container) else packet.pts for packet in packets]
-    if None in stamps or not stamps:
+    Packets that show nothing, empty or to be discarded, have no place in it. `look` is called with every packet."""
+    stamps: list[int | None] = []
+    for packet in container.demux(stream):
+        if look is not None:
+            look(packet)
+        if packet.size and not packet.is_discard:
+            stamps.append(packet.dts if _evenly_spaced(container) else packet.pts)
+    known = [stamp for stamp in stamps if stamp is not None]
+    if not known or len(known) < len(stamps):
         return np.arange(len(stamps)) * frame_time(stream)
-    times = np.sort(np.array(stamps, dtype=np.float64)) * float(stream.time_base or 0)
+    times = np.sort(np.array(known, dtype=np.float64)) * float(stream.time_base or 0)
     return times - times[0]
 
 
-def _decord_is_exact(path: Path) -> bool:
-    """Whether decord shows the right frames of a file: proven for its container and codec, upright, nothing to skip."""
+class _Table(NamedTuple):
+    """What decord has to be told about a file: times of its frames, how long one is shown, width and height."""
+
+    times: np.ndarray
+    frame_time: float
+    size: tuple[int, int]
+
+
+def _table_for_decord(path: Path, short_side: int, checked: bool) -> _Table | None:
+    """Return the table of a file; with `checked`, None if decord does not show its right frames.
+
+    It does if that is proven for container and codec, and if the frames are upright."""
+    from av import FFmpegError
+
     with open_video(path) as container:
         stream = video_stream(container, path)
         codec = stream.codec_context
-        if (container.format.name.split(",")[0], codec.name) not in DECORD_READS:
-            return False
-        if codec.name in NO_B_FRAMES and codec.has_b_frames:
-            return False
-        return next((quarter_turns(frame) == 0 for frame in decode(container, stream, Damage())), False)
+        if checked and (container.format.name.split(",")[0], codec.name) not in DECORD_READS:
+            return None
+        if checked and codec.name in NO_B_FRAMES and codec.has_b_frames:
+            return None
+        size = _scaled_size(stream, short_side)
+        first: list[VideoFrame] = []
+
+        def decode_first(packet: Packet) -> None:
+            if not first:
+                with suppress(FFmpegError):
+                    first.extend(packet.decode())
+
+        times = timetable(container, stream, decode_first if checked else None)
+        if checked and not (first and quarter_turns(first[0]) == 0):
+            return None
+        return _Table(times, frame_time(stream), size)
 
 
 def _scaled_size(stream: VideoStream, short_side: int) -> tuple[int, int]:
@@ -104,21 +138,19 @@ def _nothing_between(path: Path, start: float, end: float | None) -> MediaError:
     return MediaError(f"{path}: no picture between {start:g} s and {'the end' if end is None else f'{end:g} s'}")
 
 
-def _read_decord(path: Path, fps: float, short_side: int, start: float, end: float | None) -> np.ndarray:
+def _read_decord(path: Path, table: _Table, fps: float, start: float, end: float | None) -> np.ndarray:
     """decord picks the pictures by number and scales while decoding; the numbers come from PyAV's timetable."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
-    with open_video(path) as container:
-        stream = video_stream(container, path)
-        times = timetable(container, stream)
-        last = times[-1] + frame_time(stream) if len(times) else 0.0
-        stop = last if end is None else min(end, last)
-        count = int(np.ceil((stop - start - TICK) * fps))
-        if count < 1:
-            raise _nothing_between(path, start, end)
-        wanted = start + np.arange(count) / fps
-        width, height = _scaled_size(stream, short_side)
+    times, (width, height) = table.times, table.size
+    last = times[-1] + table.frame_time if len(times) else 0.0
+    stop = last if end is None else min(end, last)
+    count = int(np.ceil((stop - start - TICK) * fps))
+    if count < 1:
+        raise _nothing_between(path, start, end)
+    wanted = start + np.arange(count) / fps
+    with media_errors(path):
         video = decord.VideoReader(str(path), width=width, height=height, num_threads=1)
         if len(video) != len(times):
             raise MediaError(f"{path}: {len(times)} pictures in the file, {len(video)} by decord's count")

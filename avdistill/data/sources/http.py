@@ -35,6 +35,10 @@ LONGEST_PAUSE = 120.0  # s
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP status codes that are worth another try
 
 
+class DownloadError(UserError):
+    """The server cannot be reached, or does not send the file."""
+
+
 class TransientError(Exception):
     """A failure that may not recur. `pause`: seconds of the server's Retry-After header, 0 if it has none."""
 
@@ -51,15 +55,16 @@ def fetch(
     md5: str | None = None,
     size: int | None = None,
     label: str = "",
+    tries: int = TRIES,
 ) -> Path:
     """Download `url` to `path` and return `path`. An existing file that passes the checks is not downloaded again.
 
     `url` is http, https or file. `sha256` and `md5` are in hex, `size` in bytes. `label` is the label of the progress
     bar, by default the file name. Resumes a partial download if the server still has the same version (HTTP range
     with If-Range; a server without support for ranges sends the whole file again). Lost connections and the status
-    codes in TRANSIENT are retried until TRIES consecutive tries bring no new byte.
-    Raises UserError with the URL for any other status, after the last try, if the disk is full, and if a check fails;
-    a file that fails a check is deleted.
+    codes in TRANSIENT are retried until `tries` consecutive tries bring no new byte.
+    Raises DownloadError with the URL for any other status and after the last try; another UserError if the disk is full
+    or a check fails; a file that fails a check is deleted.
     """
     scheme = urlsplit(url).scheme.lower()
     if scheme not in SCHEMES:
@@ -78,9 +83,9 @@ def fetch(
             # A long download over an unstable connection may fail any number of times if each try makes progress.
             failures = 0 if _length(part) > furthest else failures + 1
             furthest = max(furthest, _length(part))
-            if failures == TRIES:
+            if failures >= tries:
                 kept = f"; {part} keeps the part received, the next run resumes from it" if _length(part) else ""
-                raise UserError(f"{url}: {error}; gave up after {TRIES} tries{kept}") from None
+                raise DownloadError(f"{url}: {error}; gave up after {tries} tries{kept}") from None
             pause = PAUSE * 2 ** max(0, failures - 1) * random.uniform(0.5, 1.5)
             pause = min(max(pause, error.pause), LONGEST_PAUSE)
             print(f"{label or path.name}: {error}; trying again in {pause:.1f} s", file=sys.stderr, flush=True)
@@ -149,12 +154,12 @@ def _open(request: urllib.request.Request, part: Path) -> Any:
             raise TransientError("the file has changed on the server") from None
         answer = f"HTTP status {error.code} {_line(error.reason)}"
         if error.code not in TRANSIENT:
-            raise UserError(f"{url}: {answer}") from None
+            raise DownloadError(f"{url}: {answer}") from None
         wait = error.headers.get("Retry-After", "")
         raise TransientError(answer, float(wait) if wait.isdigit() else 0.0) from None
     except URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise UserError(
+            raise DownloadError(
                 f"{url}: the server's certificate cannot be verified ({error.reason.verify_message}); check this "
                 "machine's clock and CA certificates, or download the file by other means"
             ) from None

@@ -1,15 +1,23 @@
-"""Download published teacher checkpoints and verify their checksums."""
+"""Download published teacher checkpoints, once per machine, and verify their checksums.
+
+The files are in the folder AV_CACHE, by default `avdistill` in XDG_CACHE_HOME or ~/.cache. A file that was put there by
+hand is used if its checksum is right.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from avdistill.config.schema import Teacher
-from avdistill.data.sources.http import fetch
+from avdistill.data.files import write_text
+from avdistill.data.sources.http import DownloadError, fetch
 from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.processes import file_lock
 
 
 class Checkpoint(NamedTuple):
@@ -26,6 +34,7 @@ class Checkpoint(NamedTuple):
 
 ZENODO, RECORD = "https://zenodo.org", "3987831"  # PANNs, CC BY 4.0
 PYTORCH = "https://download.pytorch.org"  # torchvision's IMAGENET1K_V1, BSD-3-Clause
+TRIES = 3  # without a network, the answer comes in seconds
 
 CHECKPOINTS = {
     "panns:Cnn14_mAP=0.431": Checkpoint(
@@ -37,34 +46,67 @@ CHECKPOINTS = {
 }
 
 
-def download(teacher: Teacher, folder: Path) -> tuple[Path, dict[str, str]]:
-    """Download a published checkpoint into `folder`, resuming an interrupted download.
+def cache_folder() -> Path:
+    """Return the folder of downloaded checkpoints; create it. Raises UserError if that fails."""
+    home = os.environ.get("HOME") or "~"
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path(home) / ".cache") / "avdistill"
+    folder = Path(os.environ.get("AV_CACHE") or default)
+    try:
+        folder = folder.expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "no permission to write")
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home folder
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{folder}: cannot keep checkpoints here ({reason}); set AV_CACHE to a folder that you can write to"
+        ) from None
+    return folder
 
-    Returns its path and its origin: `source` (URL) and `checksum`. Raises UserError if it cannot be downloaded, or if
-    its checksum differs; the file is then deleted."""
+
+def download(teacher: Teacher) -> tuple[Path, dict[str, str]]:
+    """Download a published checkpoint into the cache, resuming an interrupted download.
+
+    Returns its path and its origin: `source` (URL) and `checksum`. Raises DownloadError, which states where to put the
+    file by hand, if it cannot be downloaded; UserError if its checksum differs; the file is then deleted."""
     published = CHECKPOINTS[teacher.weights]
-    host = (teacher.mirror or published.host).rstrip("/")
-    path = folder / PurePosixPath(published.path).name
-    checksum = teacher.checksum or published.checksum or _checksum_in_record(host, path.name, folder)
+    url = (teacher.mirror or published.host).rstrip("/") + published.path
+    path = cache_folder() / PurePosixPath(published.path).name
+    with file_lock(path.with_name(f"{path.name}.lock"), wait=True):
+        try:
+            checksum = teacher.checksum or published.checksum or _checksum_in_record(url, path)
+            return path, {"source": url, "checksum": _fetch(url, path, checksum, teacher.weights)}
+        except DownloadError as error:
+            raise DownloadError(f"{error}; without a network, copy {url} to {path} by hand") from None
+
+
+def _fetch(url: str, path: Path, checksum: str, label: str) -> str:
+    """Download a file and verify it. Returns its checksum, with all digits."""
     algorithm, digits = checksum.split(":")
-    url = host + published.path
     if algorithm == "md5":
-        fetch(url, path, md5=digits, label=teacher.weights)
-        return path, {"source": url, "checksum": checksum}
-    fetch(url, path, label=teacher.weights)
+        fetch(url, path, md5=digits, label=label, tries=TRIES)
+        return checksum
+    fetch(url, path, label=label, tries=TRIES)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, algorithm).hexdigest()
     if not found.startswith(digits):
         path.unlink()
         raise UserError(f"{url}: expected {algorithm} {digits}, found {found}; the downloaded file was deleted")
-    return path, {"source": url, "checksum": f"{algorithm}:{found}"}
+    return f"{algorithm}:{found}"
 
 
-def _checksum_in_record(host: str, name: str, folder: Path) -> str:
-    """Return the checksum `md5:…` of a file in Zenodo's record of PANNs."""
-    url = f"{host}/api/records/{RECORD}"
-    try:
-        record = json.loads(fetch(url, folder / "record.json").read_text(encoding="utf-8"))
-        return str({file["key"]: file["checksum"] for file in record["files"]}[name])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{url}: no checksum of {name} in the record; set the teacher's `checksum`") from None
+def _checksum_in_record(url: str, path: Path) -> str:
+    """Return the checksum `md5:…` of a file in Zenodo's record of PANNs; it is kept beside the file in the cache."""
+    kept = path.with_name(f"{path.name}.md5")
+    if kept.exists():
+        return f"md5:{kept.read_text(encoding='utf-8').strip()}"
+    source = f"{url.partition('/records/')[0]}/api/records/{RECORD}"
+    with TemporaryDirectory() as folder:
+        try:
+            record = json.loads(fetch(source, Path(folder) / "record.json", tries=TRIES).read_text(encoding="utf-8"))
+            checksum = str({file["key"]: file["checksum"] for file in record["files"]}[path.name])
+        except (ValueError, KeyError, TypeError):
+            reason = f"no checksum of {path.name} in the record"
+            raise UserError(f"{source}: {reason}; set the teacher's `checksum`") from None
+    write_text(kept, checksum.removeprefix("md5:") + "\n")
+    return checksum

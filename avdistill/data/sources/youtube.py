@@ -25,9 +25,9 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from avdistill.config.origins import Videos, YouTube
+from avdistill.config.origins import ActivityNet, KineticsSounds, VGGSound, Videos, YouTube
 from avdistill.data import media
-from avdistill.data.datasets import CLIPS
+from avdistill.data.datasets import CLIPS, print_counts
 from avdistill.data.datasets.folder import VIDEO_TYPES
 from avdistill.data.sources.http import TransientError
 from avdistill.pipeline.errors import UserError
@@ -125,12 +125,14 @@ def find_videos(videos: Path) -> dict[str, str]:
     return found
 
 
-def save(clips: pd.DataFrame, origin: Videos, folder: Path, reasons: dict[str, str]) -> None:
+def save(
+    clips: pd.DataFrame, origin: ActivityNet | KineticsSounds | VGGSound, folder: Path, reasons: dict[str, str]
+) -> None:
     """Write clips.csv: `clips` with the columns `file` and `unavailable` in place of `stem`.
 
     `file` is the existing or expected file; `unavailable` is the reason why it does not exist, else empty (`reasons`
     are by stem). For files in the user's folder, also write files.csv with their sizes, so that DVC notices replaced
-    files. Raises UserError if none of the files exists.
+    files. Print the counts. Raises UserError if none of the files exists.
     """
     import pandas as pd
 
@@ -147,7 +149,9 @@ def save(clips: pd.DataFrame, origin: Videos, folder: Path, reasons: dict[str, s
         write_csv(folder / "files.csv", pd.DataFrame({"file": own, "size": sizes}))
     files = [existing.get(stem, f"{stem}.mp4") for stem in stems]
     unavailable = ["" if stem in existing else reasons.get(stem, NOT_THERE) for stem in stems]
-    write_csv(folder / CLIPS, clips.drop(columns="stem").assign(file=files, unavailable=unavailable))
+    table = clips.drop(columns="stem").assign(file=files, unavailable=unavailable)
+    write_csv(folder / CLIPS, table)
+    print_counts(origin.kind, table, {"files that are not in the official list": len(existing.keys() - set(stems))})
 
 
 def unique(clips: pd.DataFrame, source: Path) -> pd.DataFrame:

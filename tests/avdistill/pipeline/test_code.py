@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from avdistill.config.items import ITEMS
 from avdistill.config.loading import load
 from avdistill.config.schema import Params
 from avdistill.pipeline import code
-from avdistill.pipeline.stage import ITEMS, STAGES
+from avdistill.pipeline.stage import STAGES
 from models.distillers import methods
 
 # A stage with an item of the embedded suite.

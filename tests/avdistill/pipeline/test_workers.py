@@ -10,7 +10,7 @@ import time
 import pytest
 
 from avdistill.pipeline.errors import UserError
-from avdistill.pipeline.workers import each
+from avdistill.pipeline.workers import Fallback, each
 
 
 def hang() -> None:
@@ -53,6 +53,22 @@ def test_results_come_in_order_and_errors_stay_with_their_item(cores: None, capf
     # A slow machine sees lines of progress.
     said = [line for line in capfd.readouterr().err.splitlines() if not re.match(r"square: \d+/16 ", line)]
     assert not said, "workers end without a word"
+
+
+def other(number: int) -> int:
+    if number == 11:
+        raise UserError("eleven is broken for both")
+    return -number
+
+
+def test_another_function_takes_over_after_seconds(cores: None) -> None:
+    """Where the first one hangs or crashes, and only there."""
+    began = time.monotonic()
+    limits = Fallback(other, lambda number: 2.0 + number / 100)
+    results = dict(each(square, [6, 7, 11, 13, 14], "square", fallback=limits))
+    assert time.monotonic() - began < 60
+    assert (results[6], results[13], results[14]) == (36, -13, 196)
+    assert [str(results[number]) for number in (7, 11)] == ["seven is broken", "eleven is broken for both"]
 
 
 def test_a_programming_error_is_raised() -> None:

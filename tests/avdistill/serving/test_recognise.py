@@ -16,10 +16,12 @@ import torch
 from mlflow.exceptions import MlflowException
 
 from avdistill.data.files import write_arrays, write_json
+from avdistill.data.loader import centre_crop
 from avdistill.data.media import read_frames, write_video
 from avdistill.serving import recognise
 from models.students import build_student
 from stages import export
+from tests.helpers.little import rotate
 
 CLASSES, SIZE, FPS = ["a", "b", "c"], 16, 4
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -104,6 +106,29 @@ def test_a_video_shorter_than_a_window_is_repeated(model: recognise.Recogniser, 
     wanted = expected(folder, folder / "short.mp4", [0])
     np.testing.assert_allclose(probabilities, wanted[0], atol=1e-5)
     np.testing.assert_allclose(feature, wanted[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("ending", ["mp4", "mov"])
+def test_a_rotated_video_is_served_upright(
+    model: recognise.Recogniser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int, ending: str
+) -> None:
+    """As phones store it: the frames lie on their side, and a flag tells so. From a path and from bytes."""
+    upright = np.zeros((30, 48, 32, 3), dtype=np.uint8)
+    upright[:, :24] = 255  # the upper half is white
+    path = tmp_path / f"phone.{ending}"
+    write_video(path, np.rot90(upright, -turns, axes=(1, 2)), 12, None)
+    rotate(path, turns)
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(
+        recognise, "centre_crop", lambda window, size: (seen.append(window), centre_crop(window, size))[1]
+    )
+    first, second = ask(model, str(path), in_base64(path))
+    assert first == second and first["error"] is None
+    for window in seen:
+        assert window.shape[1:] == (SIZE * 3 // 2, SIZE, 3)
+        half = SIZE * 3 // 4
+        assert window[:, : half - 1].min() > 200 and window[:, half + 1 :].max() < 50
 
 
 def test_a_student_of_jpegs_sees_jpegs(folder: Path, clip: Path) -> None:

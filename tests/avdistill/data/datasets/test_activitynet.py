@@ -35,7 +35,7 @@ DATABASE = {
 UNAVAILABLE = "_gone-video"
 
 
-def test_from_the_official_annotation_to_the_index(tmp_path: Path) -> None:
+def test_from_the_official_annotation_to_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     official(tmp_path / "web/files/activity_net.v1-3.min.json", DATABASE)
     media.write_video(tmp_path / "video.mp4", ramp(20), 5, tone(4))
     (tmp_path / "web/watch").mkdir()
@@ -50,6 +50,9 @@ def test_from_the_official_annotation_to_the_index(tmp_path: Path) -> None:
         }
         origin |= {"video_url": f"{web.url}/watch/{{id}}.mp4", "pause": 0}
         download.main(stage("download", "d", tmp_path, origin))
+        assert capsys.readouterr().out == (
+            "activitynet: 14 listed or found, 12 clips of 2 classes used; left out: 2 Unable to download webpage\n"
+        )
         split.main(stage("split", "d", tmp_path, origin))
         assert web.count("/watch/--testing--.mp4") == 0
         assert web.count("/watch/---9CpRcKoU.mp4") == 2, "one look at the page and one download a video"

@@ -143,7 +143,7 @@ def test_nothing_is_left_out_in_silence(source: Path, tmp_path: Path, capsys: py
     (source / "Archery/elsewhere").symlink_to(source / "naïve class, 2")
     assert len(listed(source, tmp_path)) == 8
     told = capsys.readouterr().out
-    assert "8 videos of 2 classes" in told
+    assert ": 17 listed or found, 8 clips of 2 classes used; left out: 5 hidden" in told
     for reason in (
         "5 hidden files or files of the system", "1 broken links", "1 links to folders", "1 files of type '.txt'",
         "1 files beside the folders of classes",

@@ -66,9 +66,12 @@ def origin(web: Server, **changes: str | bool) -> dict[str, str | bool]:
     } | changes
 
 
-def test_from_the_archives_to_the_index(site: Path, tmp_path: Path) -> None:
+def test_from_the_archives_to_the_index(site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serve(site) as web:
         download.main(stage("download", "d", tmp_path, origin(web)))
+        assert capsys.readouterr().out == (
+            "kinetics_sounds: 10 listed or found, 9 clips of 2 classes used; left out: 1 in none of the archives\n"
+        )
         split.main(stage("split", "d", tmp_path, origin(web)))
         assert not any("test" in path for path, _ in web.requests)
     videos = tmp_path / "out/download/d/videos"

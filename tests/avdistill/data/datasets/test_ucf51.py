@@ -181,7 +181,12 @@ def test_missing_clips_are_told(site: Path, url: str, tmp_path: Path, capsys: py
     next(have.rglob("v_Archery_g10_c02.avi")).unlink()
     table = listed(tmp_path, mirror=url, videos=str(have))
     assert len(table) == 19
-    assert "ucf51: 1 of 20 listed clips are missing: v_Archery_g10_c02, …" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "ucf51: 1 of 20 listed clips are missing: v_Archery_g10_c02, …" in told.err
+    assert told.out == (
+        "ucf51: 31 listed or found, 18 clips of 2 classes used; left out: 10 clips of other classes of UCF101; "
+        "1 clips that are not in the lists of split 1; 1 listed clips that are missing; 1 no audio stream\n"
+    )
 
 
 def test_other_splits_have_other_lists(url: str, tmp_path: Path) -> None:

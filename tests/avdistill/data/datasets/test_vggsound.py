@@ -40,7 +40,7 @@ def official(path: Path) -> Path:
     return write_vggsound(path, ROWS)
 
 
-def test_from_the_official_list_to_the_index(tmp_path: Path) -> None:
+def test_from_the_official_list_to_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     official(tmp_path / "web/vggsound.csv")
     media.write_video(tmp_path / "video.mp4", ramp(28), 2, tone(14))
     (tmp_path / "web/watch").mkdir()
@@ -56,6 +56,9 @@ def test_from_the_official_list_to_the_index(tmp_path: Path) -> None:
         }
         origin["video_url"] = f"{web.url}/watch/{{id}}.mp4"
         download.main(stage("download", "d", tmp_path, origin))
+        assert capsys.readouterr().out == (
+            "vggsound: 12 listed or found, 11 clips of 2 classes used; left out: 1 Unable to download webpage\n"
+        )
         split.main(stage("split", "d", tmp_path, origin))
     index = read_index(tmp_path / "out/split/d/index.csv").set_index("id")
     assert sorted(index.index) == sorted(NAMES)
@@ -77,12 +80,15 @@ def test_from_the_official_list_to_the_index(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["{name}.mp4", "{split}/{name}.mp4", "{split}/{label}/{name}.webm"])
-def test_a_folder_that_the_user_has_is_used_in_place(layout: str, tmp_path: Path) -> None:
+def test_a_folder_that_the_user_has_is_used_in_place(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for (_, _, label, part), name in zip(ROWS, NAMES, strict=True):
         if name != UNAVAILABLE:
             path = tmp_path / "own" / layout.format(name=name, split=part, label=label)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"video")
+    (tmp_path / "own/another.mp4").write_bytes(b"video")
     before = sorted(tmp_path.joinpath("own").rglob("*"))
     own = VGGSound(
         kind="vggsound", source="x", videos=str(tmp_path / "own"), annotation=str(official(tmp_path / "v.csv"))
@@ -90,6 +96,10 @@ def test_a_folder_that_the_user_has_is_used_in_place(layout: str, tmp_path: Path
     vggsound.check(own)
     (tmp_path / "out").mkdir()
     vggsound.download(own, tmp_path / "out")
+    reasons = "1 files that are not in the official list; 1 not in the folder of videos"
+    assert capsys.readouterr().out == (
+        f"vggsound: 13 listed or found, 11 clips of 2 classes used; left out: {reasons}\n"
+    )
     table = datasets.clips(tmp_path / "out").set_index("id")
     assert table["unavailable"].to_dict() == {
         name: "not in the folder of videos" if name == UNAVAILABLE else "" for name in NAMES

@@ -5,7 +5,6 @@ Frames carry their own number as a grey level and beeps come at whole seconds, s
 
 from __future__ import annotations
 
-import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ import numpy as np
 import pytest
 
 from avdistill.data import media
+from avdistill.data.media import frames as frames_module
 from avdistill.data.media import probe, read_audio, read_frames
-from tests.helpers.little import RATE, spoil_packet
+from tests.helpers.little import RATE, rotate, spoil_packet
 
 FRAMES = 40
 STEP = 5  # grey levels between two frames
@@ -103,21 +103,29 @@ def test_variable_rate(tmp_path: Path, kind: str, reader: media.Reader) -> None:
         assert found[:-1] == shown(times, fps, start, len(found))[:-1], (fps, start)
 
 
-@pytest.mark.parametrize(
-    ("turns", "matrix"), [(0, (1, 0, 0, 1)), (1, (0, -1, 1, 0)), (2, (-1, 0, 0, -1)), (3, (0, 1, -1, 0))]
-)
+def test_a_file_that_decord_reads_is_opened_once_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To see whether decord reads it right, and for the times of its frames."""
+    if not media.has_decord():
+        pytest.skip("no decord here")
+    path = tmp_path / "clip.mp4"
+    write(path, "mp4 h264 B", [number / 25 for number in range(FRAMES)])
+    opened: list[Path] = []
+    real = frames_module.open_video
+    monkeypatch.setattr(frames_module, "open_video", lambda path: (opened.append(path), real(path))[1])
+    by_decord = read_frames(path, 4, 48, reader="decord")
+    opened.clear()
+    assert np.array_equal(read_frames(path, 4, 48), by_decord)
+    assert opened == [path]
+
+
+@pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("reader", ["pyav", "auto"])
-def test_rotation_flags_are_followed(tmp_path: Path, turns: int, matrix: tuple[int, ...], reader: media.Reader) -> None:
-    """`turns`: quarter turns counterclockwise that bring the frame upright, as the matrix of the track header says."""
+def test_rotation_flags_are_followed(tmp_path: Path, turns: int, reader: media.Reader) -> None:
     path = tmp_path / "clip.mov"
     picture = np.zeros((48, 64, 3), dtype=np.uint8)
     picture[:24, :32] = 255  # the upper left quarter is white
     media.write_video(path, np.repeat(picture[None], 8, axis=0), 4, None)
-    content = bytearray(path.read_bytes())
-    place = content.index(b"tkhd") + 4 + 40  # version and flags, times, id, duration, layer, volume
-    a, b, c, d = (value << 16 for value in matrix)
-    struct.pack_into(">9i", content, place, a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    path.write_bytes(content)
+    rotate(path, turns)
     frames = read_frames(path, 4, 48, reader=reader)
     expected = np.rot90(picture, turns)
     assert frames.shape[1:] == expected.shape
