@@ -8,7 +8,7 @@ READY   := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro study why own paper-quick check-videos power model flow serve ui sync bench test test-faults test-e2e graph lint lock clean
+.PHONY: help repro findings study why own paper-quick check-videos power model flow serve ui sync bench test test-faults test-e2e graph lint lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -33,7 +33,11 @@ repro: $(READY) ## run the embedded suite up to its report
 	$(DVC) repro
 	@echo "report: $$PWD/out/avsynth/report/index.html"
 
-# The suite that a command is about: the embedded one (.), paper or own.
+findings: $(READY) ## run the findings/ suite: every claim with power; hours
+	$(DVC) repro findings/dvc.yaml
+	@echo "report: $$PWD/out/findings/report/index.html"
+
+# The suite that a command is about: the embedded one (.), findings, paper or own.
 SUITE   ?= .
 PARAMS  := $(if $(filter .,$(SUITE)),params.yaml,$(SUITE)/params.yaml)
 DVCFILE := $(if $(filter .,$(SUITE)),,$(SUITE)/dvc.yaml:)
@@ -102,8 +106,7 @@ test-e2e: $(READY) ## test the pages of MLflow, Prefect and the report in headle
 	python -m pytest tests/browser -m browser -n 0
 
 graph: ## copy dvc.yaml to the other suites; run it after an edit
-	cp dvc.yaml own/dvc.yaml
-	cp dvc.yaml paper/dvc.yaml
+	for suite in findings own paper; do cp dvc.yaml $$suite/dvc.yaml; done
 
 lint: $(READY) ## check style and types
 	ruff check
@@ -115,4 +118,4 @@ lock: ## resolve the dependencies of pyproject.toml again (needs uv)
 		--custom-compile-command "make lock" --group dev --group bench --group browser pyproject.toml --output-file requirements.lock
 
 clean: ## delete all outputs, not the environment
-	rm -rf out mlflow.db mlflow.db.lock mlartifacts dvc.lock own/dvc.lock paper/dvc.lock .dvc/cache .dvc/tmp
+	rm -rf out mlflow.db mlflow.db.lock mlartifacts dvc.lock findings/dvc.lock own/dvc.lock paper/dvc.lock .dvc/cache .dvc/tmp

@@ -87,6 +87,7 @@ def ablate(
     teacher: list[str] | None = None,
     train_groups: list[Annotated[int, Field(ge=1)]] | None = None,
     relevant: list[Fraction] | None = None,
+    informed: list[Fraction] | None = None,
     workers: Annotated[int, Field(ge=1, le=64)] = 2,
     deployment: Annotated[str, Field(pattern=r"^point/.+")] | None = None,
 ) -> State[Any]:
@@ -98,7 +99,7 @@ def ablate(
     Args:
         name: Name of the ablation, used for its page out/ablations/<name>/index.html and its DVC experiments.
         runs: Runs of the suite to train at each point.
-        suite: The dvc.yaml of the suite: dvc.yaml, paper/dvc.yaml or own/dvc.yaml.
+        suite: The dvc.yaml of the suite: dvc.yaml, findings/dvc.yaml, paper/dvc.yaml or own/dvc.yaml.
         baseline: Run that differences are computed against, also trained at each point. None: no differences.
         metric: Metric to report: accuracy, R@1, mAP@100 or another metric of stage evaluate.
         seeds: Seeds to train with; several give confidence intervals. None: each run's own.
@@ -111,6 +112,7 @@ def ablate(
         teacher: Entries of the suite's features to use as audio teacher.
         train_groups: Numbers of source videos per class to train on.
         relevant: Shares of the clips whose audio belongs to the action; avsynth only.
+        informed: Shares of the relevant audio that is of the action, not only of the class; avsynth only.
         workers: Number of points that run in parallel. They share the cores of the machine.
         deployment: Deployment of flow `point`, such as point/cluster, whose workers run the points. None: run here.
     """

@@ -104,8 +104,9 @@ def reproduce(
     and the flow fails at the end.
 
     Args:
-        suite: The dvc.yaml of the suite, relative to the repository's root: dvc.yaml (embedded suite), paper/dvc.yaml
-            (the papers' datasets) or own/dvc.yaml (your own videos).
+        suite: The dvc.yaml of the suite, relative to the repository's root: dvc.yaml (embedded suite),
+            findings/dvc.yaml (every claim, with power), paper/dvc.yaml (the papers' datasets) or own/dvc.yaml (your
+            own videos).
         workers: Number of stages that run in parallel. They share the cores of the machine.
         targets: Stages to bring up to date, with their upstream stages: train@kd, train for all stages of that name,
             or the name of a study for the evaluations of its runs. None means the whole suite.
@@ -281,7 +282,9 @@ def _name_of(stage: str) -> str:
 
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.paper", description="Bring a suite up to date.")
-    parser.add_argument("suite", nargs="?", default="dvc.yaml", help="dvc.yaml (default), paper/dvc.yaml, own/dvc.yaml")
+    parser.add_argument(
+        "suite", nargs="?", default="dvc.yaml", help="dvc.yaml (default), or that of another suite: paper/dvc.yaml"
+    )
     parser.add_argument(
         "targets", nargs="*", help="stages or studies to bring up to date, such as train@kd; default: all stages"
     )

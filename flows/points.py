@@ -41,6 +41,7 @@ AXES = {
     "teacher": "features of the audio teacher",
     "train_groups": "number of source videos per class to train on",
     "relevant": "share of clips whose audio belongs to the action",
+    "informed": "share of the relevant audio that is of the action, not only of the class",
 }
 
 
@@ -99,8 +100,8 @@ def changes(
             match axis:
                 case "train_groups":
                     found[f"recipes.{job.recipe}.train_groups"] = value
-                case "relevant" if isinstance(params.datasets[job.dataset].origin, Avsynth):
-                    found[f"datasets.{job.dataset}.origin.relevant"] = value
+                case "relevant" | "informed" if isinstance(params.datasets[job.dataset].origin, Avsynth):
+                    found[f"datasets.{job.dataset}.origin.{axis}"] = value
                 case "snr_db" if sound.startswith("mix_noise/"):
                     # A new mix: the suite's own must keep its SNR, which figures and tables name.
                     mix, mixed = (PREFIX + key.replace(".", "_") for key in (sound.removeprefix("mix_noise/"), job.A))

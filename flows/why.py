@@ -100,7 +100,9 @@ def _differences(old: Any, new: Any, keys: tuple[str, ...] = ()) -> Iterator[tup
 
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.why", description="Print why each stage would run now.")
-    parser.add_argument("suite", nargs="?", default="dvc.yaml", help="dvc.yaml (default), paper/dvc.yaml, own/dvc.yaml")
+    parser.add_argument(
+        "suite", nargs="?", default="dvc.yaml", help="dvc.yaml (default), or that of another suite: paper/dvc.yaml"
+    )
     parser.add_argument("stage", nargs="?", help="a stage such as train@kd, or a name such as train; default: all")
     given = parser.parse_args()
     try:

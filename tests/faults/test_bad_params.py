@@ -24,7 +24,7 @@ from tests.faults.record import count, record
 
 pytestmark = pytest.mark.faults
 
-SUITES = ("params.yaml", "own/params.yaml", "paper/params.yaml")
+SUITES = ("params.yaml", "findings/params.yaml", "own/params.yaml", "paper/params.yaml")
 # Keys that every entry must have.
 NEEDED = {"method", "dataset", "input", "recipe", "seeds", "runs", "kind", "teacher", "weights", "baseline", "origin"}
 NEEDED |= {"name", "root", "file", "out", "title", "suite", "datasets", "recipes", "jobs", "report"}

@@ -56,6 +56,7 @@ OPTIONS = (*JOB, "runs", "ablation-mnf_csc", "options")
         ("mnf_csc", {"teacher": "avsynth_audio_0db"}, (*JOB, "A"), "avsynth_audio_0db"),
         ("uni_modal", {"train_groups": 3}, ("recipes", "small", "train_groups"), 3),
         ("uni_modal", {"relevant": 0.25}, ("datasets", "avsynth", "origin", "relevant"), 0.25),
+        ("uni_modal", {"informed": 0.5}, ("datasets", "avsynth", "origin", "informed"), 0.5),
         ("noise_0db-mnf", {"snr_db": -5.0}, ("noise_mixes", "ablation-avsynth_0db", "snr_db"), -5.0),
     ],
 )

@@ -26,6 +26,7 @@ def suite(tmp_path: Path, root: Path) -> Checkout:
     made = tiny_checkout(tmp_path / "first", root)
     raw = yaml.safe_load((made.folder / "params.yaml").read_text())
     keep_jobs(raw, ("uni_modal",), {})
+    raw["jobs"]["uni_modal"]["init"] = "none"
     raw |= {"noise_mixes": {}, "features": {}, "teachers": {}, "exports": []}
     raw["report"] |= {"cost": [], "claims": {}, "figures": {}, "proposed": None}
     (made.folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))

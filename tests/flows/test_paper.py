@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 
 from avdistill.config.loading import load
+from avdistill.config.schema import Params
 from avdistill.pipeline.errors import UserError
 from avdistill.tracking.journal import ledger
 from avdistill.tracking.mirror import _client, sync
 from flows.paper import Outcome, table
 from tests.flows import project
 from tests.flows.test_dvc import alive, mood, wait_for
+from tests.helpers.whole import whole_suite
 
 pytestmark = pytest.mark.e2e
 
@@ -234,7 +236,7 @@ def test_form_explains_itself() -> None:
 def test_tables_of_the_report_come_in_the_order_of_the_params(root: Path, tmp_path: Path) -> None:
     from flows.paper import report_tables
 
-    params = load(root / "params.yaml")
+    params = Params.model_validate(whole_suite(root))
     params = params.model_copy(update={"suite": params.suite.model_copy(update={"out": str(tmp_path)})})
     assert report_tables(params) == ""
     tables = tmp_path / "report/tables"

@@ -45,7 +45,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
     made = Checkout(tmp_path_factory.mktemp("serve"), root)
     raw = yaml.safe_load((made.folder / "params.yaml").read_text())
     tiny_params(raw)
-    raw["jobs"] = {"uni_modal": raw["jobs"]["uni_modal"]}
+    raw["jobs"] = {"uni_modal": raw["jobs"]["uni_modal"] | {"init": "none"}}
     raw["datasets"], raw["frames"] = ({"avsynth": raw[section]["avsynth"]} for section in ("datasets", "frames"))
     raw["report"] = {"baseline": "uni_modal"}
     for section in ("features", "noise_mixes", "studies", "teachers"):

@@ -13,6 +13,7 @@ from avdistill.config.loading import load
 from avdistill.pipeline.stage import Stage
 from avdistill.tracking.journal import start
 from stages.check import main
+from tests.helpers.whole import whole_suite
 
 
 def written(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def written(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def raw(root: Path) -> dict[str, Any]:
-    return yaml.safe_load((root / "params.yaml").read_text())
+    return whole_suite(root)
 
 
 def test_each_entry_has_a_file_with_all_its_values(raw: dict[str, Any], tmp_path: Path) -> None:
@@ -37,7 +38,7 @@ def test_each_entry_has_a_file_with_all_its_values(raw: dict[str, Any], tmp_path
     assert {f"jobs/{name}.json" for name in raw["jobs"]} == {name for name in found if name.startswith("jobs/")}
     assert found["recipes/small.json"]["lr"] == raw["recipes"]["small"]["lr"]
     assert found["recipes/small.json"]["momentum"] == 0.9, "a default"
-    assert "train_groups" not in found["recipes/small.json"], "what is not set"
+    assert "mirror" not in found["teachers/audio.json"], "what is not set"
     assert found["datasets/avsynth/split.json"] == raw["datasets"]["avsynth"]["split"]
 
 

@@ -9,15 +9,17 @@ import pytest
 import yaml
 
 from avdistill.config.loading import load
+from avdistill.config.schema import Job
 from avdistill.pipeline.errors import UserError, nearest
+from tests.helpers.whole import whole_suite
 
 
 @pytest.fixture(scope="module")
 def embedded(root: Path) -> dict[str, Any]:
-    return yaml.safe_load((root / "params.yaml").read_text())
+    return whole_suite(root)
 
 
-@pytest.mark.parametrize("suite", ["params.yaml", "own/params.yaml", "paper/params.yaml"])
+@pytest.mark.parametrize("suite", ["params.yaml", "findings/params.yaml", "own/params.yaml", "paper/params.yaml"])
 def test_the_suites_of_the_repository_are_valid_and_name_their_own_file(root: Path, suite: str) -> None:
     params = load(root / suite)
     assert params.suite.file == suite
@@ -224,7 +226,7 @@ def test_runs_of_one_figure_are_trained_alike(tmp_path: Path, embedded: dict[str
     raw.pop("studies", None)
     raw["recipes"]["ear"] = raw["recipes"]["small"] | {"student": "resnet10_audio"}
     raw["jobs"]["ear"] = raw["jobs"]["uni_modal"] | {
-        "input": "spectrogram/avsynth", "recipe": "ear", "runs": {"ear": {}},
+        "input": "spectrogram/avsynth", "recipe": "ear", "init": "none", "runs": {"ear": {}},
     }  # fmt: skip
     file = tmp_path / "params.yaml"
     for figure, value, expected in (
@@ -246,7 +248,7 @@ def test_runs_of_one_figure_are_trained_alike(tmp_path: Path, embedded: dict[str
     assert load(file).report.figures.noise == {"MNF": {"clean": "mnf_csc-no_contrast", 0.0: "noise_0db-mnf"}}
 
 
-@pytest.mark.parametrize("suite", ["own", "paper"])
+@pytest.mark.parametrize("suite", ["findings", "own", "paper"])
 def test_the_graph_of_every_suite_is_the_same(root: Path, suite: str) -> None:
     assert (root / suite / "dvc.yaml").read_text() == (root / "dvc.yaml").read_text(), "run `make graph`"
     assert not (root / suite / "dvc.yaml").is_symlink(), "DVC does not follow links in commits"
@@ -261,8 +263,11 @@ def test_a_password_in_an_address_is_refused_and_not_shown(root: Path, tmp_path:
     assert "secret" not in str(refused.value)
 
 
-def test_a_run_has_the_first_seeds_of_its_cell(root: Path) -> None:
-    job = load(root / "params.yaml").jobs["crd"]
+def test_a_run_has_the_first_seeds_of_its_cell(embedded: dict[str, Any]) -> None:
+    runs = {"crd-A": {"teachers": "A"}} | {
+        f"crd-{teachers}": {"teachers": teachers, "repeats": 1} for teachers in ("I", "AI")
+    }
+    job = Job.model_validate(embedded["jobs"]["crd"] | {"runs": runs})
     assert job.seeds == job.seeds_of("crd-A") == (0, 1, 2)
     assert job.seeds_of("crd-I") == (0,)
     assert job.trainings() == [("crd-A", 0), ("crd-A", 1), ("crd-A", 2), ("crd-I", 0), ("crd-AI", 0)]

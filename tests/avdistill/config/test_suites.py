@@ -11,7 +11,7 @@ from avdistill.config.schema import Params, Run
 from avdistill.pipeline.errors import UserError
 
 
-@pytest.fixture(params=["params.yaml", "paper/params.yaml"])
+@pytest.fixture(params=["params.yaml", "findings/params.yaml", "paper/params.yaml"])
 def suite(request: pytest.FixtureRequest, root: Path) -> Params:
     return load(root / request.param)
 
@@ -29,7 +29,9 @@ def test_table_3_leaves_out_the_contrast(suite: Params) -> None:
         assert suite.noise_mixes[suite.features[suite.jobs[suite.runs()[table.rows[row]][0]].A].input.split("/")[1]]
 
 
-def test_points_of_a_noise_curve_differ_in_the_sound_alone(suite: Params) -> None:
+@pytest.mark.parametrize("file", ["findings/params.yaml", "paper/params.yaml"])
+def test_points_of_a_noise_curve_differ_in_the_sound_alone(root: Path, file: str) -> None:
+    suite = load(root / file)
     for curve in suite.report.figures.noise.values():
         options = [run_of(suite, run).options for run in curve.values()]
         assert all(other == options[0] for other in options) and options[0]["contrast"] is False
@@ -37,7 +39,7 @@ def test_points_of_a_noise_curve_differ_in_the_sound_alone(suite: Params) -> Non
 
 
 def test_a_noise_curve_of_different_losses_is_an_error(root: Path, tmp_path: Path) -> None:
-    text = (root / "params.yaml").read_text().replace("{ clean: mnf_csc-no_contrast,", "{ clean: mnf_csc,")
+    text = (root / "findings/params.yaml").read_text().replace("{ clean: mnf_csc-no_contrast,", "{ clean: mnf_csc,")
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(UserError, match=r"report\.figures\.noise\.with MNF: .*, mnf_csc has"):
         load(tmp_path / "params.yaml")

@@ -70,7 +70,7 @@ def test_values_by_seed_alone_are_the_t_test() -> None:
 def test_one_seed_and_equal_values_decide_nothing(values: np.ndarray) -> None:
     found = two_way(values)
     assert not found.tested and not found.interval().defined and np.isnan(found.p())
-    assert np.isnan(found.smallest_effect(0.05)) and np.isnan(found.seeds_to_decide(0.05, 1.0, False))
+    assert np.isnan(found.smallest_effect(0.05)) and np.isnan(found.seeds_to_decide(0.05, 1.0, "higher"))
 
 
 def test_mean_over_groups_is_the_mean_over_clips() -> None:
@@ -136,14 +136,16 @@ def test_the_smallest_effect_is_found_four_times_in_five() -> None:
 
 def test_seeds_that_decide() -> None:
     clips = Contrast(3.0, 4.0, 100.0, 100.0, 5, 50)  # the error from the clips alone is 1.4
-    assert np.isnan(clips.seeds_to_decide(0.001, 1.0, False)), "no number of seeds decides"
-    seeds = clips._replace(mean=6.0, group=1.0).seeds_to_decide(0.001, 1.0, False)
+    assert np.isnan(clips.seeds_to_decide(0.001, 1.0, "higher")), "no number of seeds decides"
+    seeds = clips._replace(mean=6.0, group=1.0).seeds_to_decide(0.001, 1.0, "higher")
     assert clips._replace(mean=6.0, group=1.0).smallest_effect(0.001, int(seeds)) <= 6.0
     assert clips._replace(mean=6.0, group=1.0).smallest_effect(0.001, int(seeds) - 1) > 6.0
     small = Contrast(0.0, 4.0, 0.1, 1.0, 5, 50)
-    within = small.seeds_to_decide(0.001, 1.0, False)
+    within = small.seeds_to_decide(0.001, 1.0, "higher")
     assert stats.t.ppf(0.975, small.freedom(int(within))) * small.error(int(within)) <= 1.0
-    assert small.seeds_to_decide(0.001, 0.2, False) == np.inf, "more than one looks for"
+    assert small.seeds_to_decide(0.001, 0.2, "higher") == np.inf, "more than one looks for"
     assert small.error(UNLIMITED) == pytest.approx(np.sqrt(0.1 / 50), rel=1e-4)
     beyond = small._replace(mean=5.0)
-    assert beyond.decided(0.001, 1.0, True, 30) and not beyond.decided(0.001, 4.9, True, 30)
+    assert beyond.decided(0.001, 1.0, "equal", 30) and not beyond.decided(0.001, 4.9, "equal", 30)
+    below = small._replace(mean=-3.0)
+    assert below.seeds_to_decide(0.001, 1.0, "not_higher") < below.seeds_to_decide(0.001, 1.0, "higher")
