@@ -72,7 +72,7 @@ def test_what_is_shared_beyond_the_label():
 
 def test_mfh_example():
     """Xue's generator with equal weights: 10 of 20 decisive channels each, of which some are shared."""
-    clips = 3000
+    clips = 12000
     x, groups = normal(4, clips, 20), np.arange(clips)
     labels = (x.sum(1) > 0).astype(int)
     for shared, gamma in ((0, -0.443), (4, 0.035), (8, 0.582)):
