@@ -181,9 +181,11 @@ def table(outcomes: dict[str, Outcome], makers: dict[str, str]) -> str:
 
 
 def report_tables(params: Params) -> str:
-    """Return the claims and the tables of reported and measured gains as Markdown; empty if there are none."""
+    """Return the claims, the gains by setting and the tables of the papers as Markdown; empty if there are none."""
     folder = params.path("report") / "tables"
-    parts = [file.read_text(encoding="utf-8") for file in [folder / "claims.md"] if file.exists()]
+    parts = [
+        file.read_text(encoding="utf-8") for file in (folder / "claims.md", folder / "settings.md") if file.exists()
+    ]
     for name, entry in params.report.tables.items():
         # A table with one column per teacher has one file per metric, others have a single file.
         files = [folder / f"{name}-gains{end}.md" for end in ("", *(f"-{metric}" for metric in entry.metrics))]

@@ -33,6 +33,7 @@ FIGURES: dict[str, tuple[str, Callable[[Params], Drawn]]] = {
     "heard": ("Classes predicted by the audio teacher (Chen Fig. 6)", clips.heard_classes),
     "noise": ("Accuracy against noise in the sound", runs.noise_curve),
     "scores": ("Mask and τ of clips with relevant and irrelevant sound", runs.score_histograms),
+    "settings": ("Gain by setting", runs.gain_by_setting),
     "confusion": ("Confusion matrices", classes.confusion_matrices),
 }
 
@@ -42,7 +43,8 @@ def wanted(params: Params) -> dict[str, tuple[str, Callable[[Params], Drawn]]]:
     found = {
         name: figure
         for name, figure in FIGURES.items()
-        if name not in Figures.model_fields or getattr(params.report.figures, name)
+        if (name not in Figures.model_fields or getattr(params.report.figures, name))
+        and (name != "settings" or params.report.settings)
     }
     for dataset in params.datasets:
         found[f"clips_{dataset}"] = (f"Clips of {dataset}", partial(clips.contact_sheet, dataset=dataset))

@@ -1,4 +1,4 @@
-"""Stage report: the claims of the papers with verdicts, their tables compared with our runs, and all measurements.
+"""Stage report: the claims of the papers with verdicts, when distillation helps, their tables compared with our runs.
 
 Writes to report/:
   index.html      self-contained page
@@ -45,6 +45,7 @@ from avdistill.reporting.extra_tables import (
 )
 from avdistill.reporting.page import Chapter, Section, listed, render
 from avdistill.reporting.paper_tables import PAPERS, SHORT, datasets_note, paper_section, paper_table
+from avdistill.reporting.settings import predictors_table, settings_sheet, settings_table
 from avdistill.reporting.suite import EvaluatedSuite
 from avdistill.reporting.suite_tables import (
     METRICS,
@@ -145,6 +146,17 @@ class DrawnFigures:
         return [self.left.pop(name) for name in names if name in self.left]
 
 
+def settings_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figures: DrawnFigures) -> Chapter:
+    """Return the chapter of `report.settings`: in which settings distillation helps, and what predicts it."""
+    tables["settings"] = settings_table(suite)
+    sections = []
+    if len(tables["settings"]):
+        tables["predictors"] = predictors_table(tables["settings"])
+        sheet = settings_sheet(suite, tables["settings"], tables["predictors"])
+        sections.append(Section("gain-by-setting", sheet.caption, [], [sheet], figures=figures.take("settings")))
+    return Chapter("when", "When does it help?", [], sections)
+
+
 def paper_chapter(
     suite: EvaluatedSuite, source: str, tables: dict[str, pd.DataFrame], figures: DrawnFigures
 ) -> Chapter:
@@ -235,7 +247,8 @@ def build(stage: Stage, folder: Path) -> None:
     figures = DrawnFigures(params.path("figures"))
     tables = {"claims": claims_table(suite)}
     claims = [claims_sheet(suite, tables["claims"])] if params.report.claims else []
-    chapters = [paper_chapter(suite, source, tables, figures) for source in PAPERS]
+    chapters = [settings_chapter(suite, tables, figures)] if params.report.settings else []
+    chapters += [paper_chapter(suite, source, tables, figures) for source in PAPERS]
     chapters += [make(suite, tables, figures) for make in (beyond_chapter, runs_chapter, data_chapter)]
     absent = ["Figures without data in this suite. " + " ".join(figures.absent)] if figures.absent else []
     made = Section(

@@ -135,7 +135,19 @@ def check_references(path: Path, params: Params) -> None:
         for key in ("runs", "minus"):
             for run_name in getattr(claim, key):
                 check_reference(f"report.claims.{name}.{key}", run_name, runs, "run")
-        _check_clips(f"{path}: report.claims.{name}", params, (*claim.runs, *claim.minus))
+        _check_alike(f"{path}: report.claims.{name}", params, (*claim.runs, *claim.minus), "claim")
+    for name, setting in params.report.settings.items():
+        for key, run_name in {
+            "baseline": setting.baseline,
+            **{f"runs.{k}": v for k, v in setting.runs.items()},
+        }.items():
+            check_reference(f"report.settings.{name}.{key}", run_name, runs, "run")
+        check_reference(f"report.settings.{name}.A", setting.A, params.features, "features entry")
+        key, names = f"{path}: report.settings.{name}", (setting.baseline, *setting.runs.values())
+        _check_alike(key, params, names, "setting", ("dataset", "input", "recipe"))
+        found, expected = params.features[setting.A].dataset, params.jobs[runs[setting.baseline][0]].dataset
+        if found != expected:
+            raise UserError(f"{key}.A: {setting.A} is of dataset '{found}', expected '{expected}', that of the runs")
     for name, table in params.report.tables.items():
         for row, run_name in table.rows.items():
             check_reference(f"report.tables.{name}.rows.{row}", run_name, runs, "run")
@@ -147,16 +159,18 @@ def check_references(path: Path, params: Params) -> None:
     _check_figures(path, params)
 
 
-def _check_clips(key: str, params: Params, names: tuple[str, ...]) -> None:
-    """Check that runs have the same test clips, because a claim compares them clip by clip."""
+def _check_alike(
+    key: str, params: Params, names: tuple[str, ...], what: str, settings: tuple[str, ...] = ("dataset", "input")
+) -> None:
+    """Check that runs have the same settings, because a claim and a setting compare them clip by clip."""
     first, *others = ((name, params.jobs[params.runs()[name][0]]) for name in names)
     for name, job in others:
-        for setting in ("dataset", "input"):
+        for setting in settings:
             found, expected = getattr(job, setting), getattr(first[1], setting)
             if found != expected:
                 raise UserError(
                     f"{key}: {name} has {setting} '{found}', {first[0]} has '{expected}'; expected the same {setting} "
-                    "for all runs of a claim"
+                    f"for all runs of a {what}"
                 )
 
 

@@ -59,6 +59,19 @@ class Claim(Settings):
         return self
 
 
+class ComparedSetting(Settings):
+    """A setting in which methods are compared with a student without a teacher, to find when distillation helps.
+
+    `runs` are the methods' runs by label, `baseline` is the run of the student; all have the same dataset, input and
+    recipe. `A` is the features entry of the audio teacher: the gain is predicted from its features and those of the
+    student (avdistill/reporting/information.py)."""
+
+    title: str
+    baseline: str
+    runs: Annotated[dict[str, str], Field(min_length=1)]
+    A: str
+
+
 class Table(Settings):
     """A table of a paper, and the runs of this suite that correspond to its rows.
 
@@ -153,19 +166,21 @@ class Figures(Settings):
 class Report(Settings):
     """The contents of the report in addition to the table of all runs.
 
-    `claims` are the claims to decide, by id. `baseline` is the run that all others are compared with, `proposed` the
-    run that is compared with each run of the other methods, `cost` the runs whose cost is measured."""
+    `claims` are the claims to decide, by id, `settings` the settings in which to ask when distillation helps.
+    `baseline` is the run that all others are compared with, `proposed` the run that is compared with each run of the
+    other methods, `cost` the runs whose cost is measured."""
 
     baseline: str
     proposed: str | None = None
     cost: tuple[str, ...] = ()
     claims: dict[str, Claim] = {}
+    settings: dict[str, ComparedSetting] = {}
     tables: dict[str, Table] = {}
     figures: Figures = Figures()
 
     @model_validator(mode="after")
     def _plain_names(self) -> Report:
-        for section in ("claims", "tables"):
+        for section in ("claims", "settings", "tables"):
             for name in getattr(self, section):
                 if not NAME.fullmatch(name):
                     raise ValueError(f"{section}: '{name}' is not a valid name; use letters, digits, '_', '-' and '.'")

@@ -23,7 +23,8 @@ TEXT = {"id", "class", "true", "predicted", "run", "metric", "score", "split", "
 TEXT |= {"source", "task", "dataset", "setup", "method", "teachers", "baseline", "device"}
 CONFIDENCE = 0.95
 # Names of the report's own tables.
-RESERVED = ("claims", "studies", "runs", "tests", "noise", "detection", "cost", "gradients", "teachers")
+RESERVED = {"claims", "settings", "predictors", "studies", "runs", "tests", "noise", "detection"}
+RESERVED |= {"cost", "gradients", "teachers"}
 
 
 class Interval(NamedTuple):

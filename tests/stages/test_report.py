@@ -196,6 +196,22 @@ def test_what_is_not_evaluated_is_named(tmp_path: Path):
     assert "| KD | kd | 65.8 |" in scores and "MNF" not in scores
 
 
+def test_when_it_helps_comes_after_the_claims(tmp_path: Path):
+    runs = {"KD": "kd", "MNF+CSC": "mnf_csc"}
+    main = {"title": "Main setting", "baseline": "uni_modal", "runs": runs, "A": "made_A"}
+    params = suite_params(tmp_path, settings={"main": main})
+    write_suite(params)
+    report.main(stage("report", params))
+    read = Page((tmp_path / "report" / "index.html").read_text())
+    assert read.links[:3] == ["#top", "#when", "#gain-by-setting"] and len(read.ids) == len(set(read.ids))
+    text = " ".join(read.text.split())
+    assert "When does it help? Gain by setting" in text and "No claim: fewer than 8 settings" in text
+    tables = tmp_path / "report" / "tables"
+    assert pd.read_csv(tables / "settings.csv")["verdict"].tolist() == ["lower", "higher"]
+    assert "| Main setting |" in (tables / "settings.md").read_text()
+    assert "settings" in figures.wanted(params) and "settings" not in figures.wanted(suite_params(tmp_path))
+
+
 def test_head_of_a_table_groups_columns():
     columns = [
         Column("run"),

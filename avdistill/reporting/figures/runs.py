@@ -9,6 +9,7 @@ import pandas as pd
 
 from avdistill.config.schema import Params
 from avdistill.reporting import results
+from avdistill.reporting.contrasts import Contrasts
 from avdistill.reporting.figures import (
     BLUE,
     COLORS,
@@ -23,7 +24,9 @@ from avdistill.reporting.figures import (
     measured_metrics,
     new_figure,
 )
+from avdistill.reporting.information import shared_beyond
 from avdistill.reporting.page import symbol
+from avdistill.reporting.settings import features_of, gains_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -163,6 +166,33 @@ def noise_curve(params: Params) -> Drawn:
         f"seeds. 0 dB: equal power. Clean: no noise. Grey: {baseline} (no sound)."
     )
     return Drawn(figure, caption, pd.DataFrame(rows))
+
+
+def gain_by_setting(params: Params) -> Drawn:
+    """Draw the gain of each method in each setting against what teacher and student share beyond the label."""
+    data = gains_table(params, measured_metrics(params), Contrasts(params)).dropna(subset=["gain"])
+    pairs = {name: features_of(params, params.report.settings[name]) for name in data["setting"].unique()}
+    beyond = {name: shared_beyond(*found) for name, found in pairs.items() if found}
+    data = data.assign(beyond_label=data["setting"].map(beyond)).dropna(subset=["beyond_label"])
+    if data.empty:
+        raise NoDataError("no setting has evaluated runs and features of its teacher")
+    figure, axes = new_figure(3.4)
+    axis = axes[0, 0]
+    axis.axhline(0, color=GREY, linestyle="--", linewidth=1.2)
+    shift = 0.006 * max(data["beyond_label"].max(), 0.1)
+    for number, (method, rows) in enumerate(data.groupby("method", sort=False)):
+        half = (rows["gain_high"] - rows["gain"]).fillna(0)
+        style: dict[str, Any] = {"color": COLORS[number % 6], "marker": "osD^vP"[number % 6], "capsize": 3}
+        at = rows["beyond_label"] + number * shift
+        axis.errorbar(at, rows["gain"], half, label=str(method), linestyle="none", markersize=5, **style)
+    axis.set_xlim(left=0)
+    axis.set(xlabel="shared by sound and pictures beyond the label (nats)", ylabel="gain in accuracy (points)")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    caption = (
+        "Gain over a student without a teacher, mean and 95 % interval, one setting per position; beside the estimate "
+        "of I(T;S|Y) from the features of the audio teacher and of that student on test clips."
+    )
+    return Drawn(figure, caption, data)
 
 
 def large_set(params: Params) -> Drawn:

@@ -55,6 +55,7 @@ def drop(*keys: str) -> Callable[[dict[str, Any]], None]:
 
 
 ORIGIN = ("datasets", "avsynth", "origin")
+SETTING = {"title": "t", "baseline": "uni_modal", "runs": {"KD": "kd"}, "A": "avsynth_audio"}
 MISTAKES = {
     "unknown section": (set_("recipe", value={}), ["recipe", "did you mean 'recipes'?"]),
     "unknown key of a recipe": (set_("recipes", "small", "epoch", value=3), ["recipes.small.epoch", "'epochs'"]),
@@ -146,6 +147,30 @@ MISTAKES = {
     ),
     "proposed run": (set_("report", "proposed", value="mnf_cs"), ["report.proposed", "did you mean 'mnf_csc'?"]),
     "run whose cost is asked": (set_("report", "cost", value=["kdd"]), ["report.cost", "did you mean 'kd'?"]),
+    "run of a setting": (
+        set_("report", "settings", value={"main": SETTING | {"runs": {"KD": "kdd"}}}),
+        ["report.settings.main.runs.KD", "did you mean 'kd'?"],
+    ),
+    "baseline of a setting": (
+        set_("report", "settings", value={"main": SETTING | {"baseline": "unimodal"}}),
+        ["report.settings.main.baseline", "did you mean 'uni_modal'?"],
+    ),
+    "teacher of a setting": (
+        set_("report", "settings", value={"main": SETTING | {"A": "avsynth_audo"}}),
+        ["report.settings.main.A", "features entry", "did you mean 'avsynth_audio'?"],
+    ),
+    "key of a setting": (
+        set_("report", "settings", value={"main": SETTING | {"run": "kd"}}),
+        ["report.settings.main.run: unknown key", "'runs'"],
+    ),
+    "setting without runs": (
+        set_("report", "settings", value={"main": SETTING | {"runs": {}}}),
+        ["report.settings.main.runs", "at least 1"],
+    ),
+    "name of a setting": (
+        set_("report", "settings", value={"a/b": SETTING}),
+        ["report: settings: 'a/b' is not a valid name"],
+    ),
     "key of the figures": (
         set_("report", "figures", "training_curve", value={}),
         ["report.figures.training_curve", "'training_curves'"],
@@ -246,6 +271,25 @@ def test_runs_of_one_figure_are_trained_alike(tmp_path: Path, embedded: dict[str
     }
     file.write_text(yaml.safe_dump(raw))
     assert load(file).report.figures.noise == {"MNF": {"clean": "mnf_csc-no_contrast", 0.0: "noise_0db-mnf"}}
+
+
+def test_runs_of_a_setting_differ_in_their_method_alone(tmp_path: Path, embedded: dict[str, Any]) -> None:
+    raw = copy.deepcopy(embedded)
+    raw.pop("studies", None)
+    raw["recipes"]["slow"] = raw["recipes"]["small"]
+    raw["datasets"]["other"] = raw["datasets"]["avsynth"]
+    raw["features"]["other_audio"] = {"dataset": "other", "teacher": "audio", "input": "spectrogram/other"}
+    raw["jobs"]["slow"] = raw["jobs"]["uni_modal"] | {"recipe": "slow", "runs": {"slow": {}}}
+    file = tmp_path / "params.yaml"
+    for setting, expected in (
+        (SETTING | {"baseline": "slow"}, "kd has recipe 'small', slow has 'slow'; .* for all runs of a setting"),
+        (SETTING | {"A": "other_audio"}, "other_audio is of dataset 'other', expected 'avsynth'"),
+    ):
+        raw["report"]["settings"] = {"main": setting}
+        file.write_text(yaml.safe_dump(raw))
+        with pytest.raises(UserError, match=expected) as caught:
+            load(file)
+        assert "report.settings.main" in str(caught.value)
 
 
 @pytest.mark.parametrize("suite", ["findings", "own", "paper"])
