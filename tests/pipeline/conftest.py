@@ -90,11 +90,11 @@ class Checkout:
 
 
 # Jobs of the tiny suite: every kind of teacher, input and dependency once.
-JOBS = ("uni_modal", "kd", "mnf_csc", "noise_0db", "kd_noise", "tagging-mnf_csc", "ccl", "oracle")
+JOBS = ("uni_modal", "kd", "mnf_csc", "noise_0db", "kd_noise", "tagging-mnf_csc", "ccl-image", "oracle")
 RUNS = {
     "mnf_csc": ("mnf_csc", "mnf_csc-no_contrast", "mnf_csc-no_mnf-no_contrast", "mnf_csc-audio"),
     "kd_noise": ("kd_noise-self",),
-    "ccl": ("ccl-AI",),
+    "ccl-image": ("ccl-AI",),
 }
 FEATURES = ("avsynth_audio", "avsynth_image", "avsynth_audio_0db", "avsynth_oracle")
 
@@ -116,6 +116,11 @@ def keep_jobs(raw: dict[str, Any], jobs: tuple[str, ...], runs: dict[str, tuple[
         for name, claim in report.get("claims", {}).items()
         if {*claim["runs"], *claim.get("minus", [])} <= kept
     }
+    report["settings"] = {
+        name: setting | {"runs": {label: run for label, run in setting["runs"].items() if run in kept}}
+        for name, setting in report.get("settings", {}).items()
+        if setting["baseline"] in kept
+    }
     for table in report["tables"].values():
         table["rows"] = {row: run for row, run in table["rows"].items() if run in kept}
     report["tables"] = {name: table for name, table in report["tables"].items() if len(table["rows"]) > 1}
@@ -124,6 +129,8 @@ def keep_jobs(raw: dict[str, Any], jobs: tuple[str, ...], runs: dict[str, tuple[
 def tiny_params(raw: dict[str, Any]) -> None:
     """Make a suite with all methods tiny: every stage stays, with a few jobs and little to do."""
     raw["device"] = "cpu"
+    for section in ("datasets", "frames"):
+        raw[section] = {"avsynth": raw[section]["avsynth"]}
     raw["datasets"]["avsynth"]["origin"] |= {"classes": 3, "groups": 5, "seconds": 2.0, "no_sound": 0.1}
     raw["datasets"]["avsynth"]["split"] |= {"test": 0.3, "val": 0.2}
     raw["noise_mixes"] = {"avsynth_0db": raw["noise_mixes"]["avsynth_0db"]}
