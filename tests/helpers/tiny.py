@@ -35,7 +35,7 @@ def make(folder: Path, root: Path) -> Params:
     }
     raw["recipes"]["tagging"] |= {"epochs": 4, "warmup": 0, "batch": 4, "width": 0.0625, "frames": 40, "stride": 20}
     for job in raw["jobs"].values():
-        job["seeds"] = [0, 1]
+        job |= {"seeds": [0, 1], "init": "none"}
     (folder / "params.yaml").write_text(yaml.safe_dump(raw))
     params = load("params.yaml")
     make_inputs(params)
@@ -82,5 +82,5 @@ def make_inputs(params: Params) -> None:
         write_arrays(params.path("teacher_features", entry) / "features.npz", ids=ids, features=features, mask=mask)
         logits = random.normal(size=(len(index), CLASSES)).astype(np.float32)
         write_arrays(params.path("teacher_head", entry) / "logits.npz", ids=ids, logits=logits)
-    for kind in ("teacher_features", "teacher_head", "train"):
+    for kind in ("teacher_features", "teacher_head", "teachers", "train"):
         write_text(params.path(kind, "none") / "README", "")

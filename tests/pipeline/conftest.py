@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.helpers.whole import whole_suite
+
 SPLITS = ("avdistill", "flows", "models", "stages", "mlflow_project")
 SPLITS += ("dvc.yaml", "params.yaml", "Makefile", "requirements.lock", ".dvcignore", ".gitignore")
 
@@ -88,20 +90,13 @@ class Checkout:
 
 
 # Jobs of the tiny suite: every kind of teacher, input and dependency once.
-JOBS = (
-    "uni_modal",
-    "kd",
-    "mnf_csc",
-    "noise_0db",
-    "kd_noise",
-    "tagging-uni_modal",
-    "tagging-mnf_csc",
-    "ccl",
-)
+JOBS = ("uni_modal", "kd", "mnf_csc", "noise_0db", "kd_noise", "tagging-mnf_csc", "ccl", "oracle")
 RUNS = {
     "mnf_csc": ("mnf_csc", "mnf_csc-no_contrast", "mnf_csc-no_mnf-no_contrast", "mnf_csc-audio"),
-    "ccl": ("ccl-A", "ccl-AI"),
+    "kd_noise": ("kd_noise-self",),
+    "ccl": ("ccl-AI",),
 }
+FEATURES = ("avsynth_audio", "avsynth_image", "avsynth_audio_0db", "avsynth_oracle")
 
 
 def keep_jobs(raw: dict[str, Any], jobs: tuple[str, ...], runs: dict[str, tuple[str, ...]]) -> None:
@@ -127,23 +122,17 @@ def keep_jobs(raw: dict[str, Any], jobs: tuple[str, ...], runs: dict[str, tuple[
 
 
 def tiny_params(raw: dict[str, Any]) -> None:
-    """Make the embedded suite tiny: every stage stays, with a few jobs and little to do."""
+    """Make a suite with all methods tiny: every stage stays, with a few jobs and little to do."""
     raw["device"] = "cpu"
-    raw["datasets"] = {"avsynth": raw["datasets"]["avsynth"]}
-    raw["frames"] = {"avsynth": raw["frames"]["avsynth"]}
-    raw["datasets"]["avsynth"]["origin"] |= {
-        "classes": 3,
-        "groups": 5,
-        "clips_per_group": 2,
-        "seconds": 2.0,
-        "no_sound": 0.1,
-    }
+    raw["datasets"]["avsynth"]["origin"] |= {"classes": 3, "groups": 5, "seconds": 2.0, "no_sound": 0.1}
+    raw["datasets"]["avsynth"]["split"] |= {"test": 0.3, "val": 0.2}
     raw["noise_mixes"] = {"avsynth_0db": raw["noise_mixes"]["avsynth_0db"]}
-    raw["features"] = {name: raw["features"][name] for name in ("avsynth_audio", "avsynth_image", "avsynth_audio_0db")}
+    raw["features"] = {name: raw["features"][name] for name in FEATURES}
     raw["teachers"]["audio"] |= {"width": 0.0625, "embedding": 32, "examples": 64, "epochs": 1}
     raw["teachers"]["image"] |= {"width": 0.0625, "examples": 64, "epochs": 1}
-    raw["recipes"]["small"] |= {"epochs": 2, "warmup": 0, "batch": 4, "width": 0.0625, "frames": 4}
-    raw["recipes"]["tagging"] |= {"epochs": 2, "warmup": 0, "batch": 4, "width": 0.0625, "frames": 64}
+    raw["teachers"]["motion"] |= {"width": 0.0625, "examples": 64, "epochs": 1}
+    for recipe, frames in (("small", 4), ("tagging", 64)):
+        raw["recipes"][recipe] |= {"epochs": 2, "warmup": 0, "batch": 4, "width": 0.0625, "frames": frames}
     keep_jobs(raw, JOBS, RUNS)
     for job in raw["jobs"].values():
         job["seeds"] = [0, 1]
@@ -165,7 +154,7 @@ def tiny_params(raw: dict[str, Any]) -> None:
 def tiny_checkout(folder: Path, root: Path, *suites: str) -> Checkout:
     """A checkout with the tiny suite as its embedded one."""
     made = Checkout(folder, root, suites)
-    raw = yaml.safe_load((made.folder / "params.yaml").read_text())
+    raw = whole_suite(root)
     tiny_params(raw)
     (made.folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     return made

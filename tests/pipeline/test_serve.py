@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from tests.helpers.servers import free_port, running
+from tests.helpers.whole import whole_suite
 from tests.pipeline.conftest import Checkout, tiny_params
 
 pytestmark = pytest.mark.e2e
@@ -43,10 +44,9 @@ for name, item in [
 def exported(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
     """A checkout whose tiny suite has one run, trained, evaluated, exported and registered."""
     made = Checkout(tmp_path_factory.mktemp("serve"), root)
-    raw = yaml.safe_load((made.folder / "params.yaml").read_text())
+    raw = whole_suite(root)
     tiny_params(raw)
     raw["jobs"] = {"uni_modal": raw["jobs"]["uni_modal"] | {"init": "none"}}
-    raw["datasets"], raw["frames"] = ({"avsynth": raw[section]["avsynth"]} for section in ("datasets", "frames"))
     raw["report"] = {"baseline": "uni_modal"}
     for section in ("features", "noise_mixes", "studies", "teachers"):
         raw.pop(section, None)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(scope="module")
 def suites(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
     """A checkout with all suites, in which nothing has run."""
-    return Checkout(tmp_path_factory.mktemp("suites"), root, ("own", "paper"))
+    return Checkout(tmp_path_factory.mktemp("suites"), root, ("findings", "own", "paper"))
 
 
 def metrics(checkout: Checkout) -> dict[str, str]:
@@ -194,9 +194,9 @@ def test_changed_params_are_told_with_both_values(checkout: Checkout) -> None:
     file = checkout.folder / "params.yaml"
     good = file.read_text()
     checkout.change("recipes", "tagging", "lr", value=0.0123)
-    told = checkout.make("why", "STAGE=train@tagging-uni_modal")
+    told = checkout.make("why", "STAGE=train@tagging-mnf_csc")
     file.write_text(good)
-    assert re.search(r"train@tagging-uni_modal: params recipes\.tagging\.lr: 0\.0\d+ -> 0\.0123", told), told
+    assert re.search(r"train@tagging-mnf_csc: params recipes\.tagging\.lr: 0\.0\d+ -> 0\.0123", told), told
 
 
 METHOD = '''"""Halved: the labels alone, at half their weight.
@@ -327,7 +327,7 @@ def test_folders_without_classes_or_with_one_class(checkout: Checkout) -> None:
         file.write_text(good)
 
 
-@pytest.mark.parametrize("suite", ["paper/dvc.yaml", "own/dvc.yaml"])
+@pytest.mark.parametrize("suite", ["findings/dvc.yaml", "paper/dvc.yaml", "own/dvc.yaml"])
 def test_the_other_suites_load(suites: Checkout, suite: str) -> None:
     stages = suites.dvc("stage", "list", suite, "--name-only").split()
     assert f"{suite}:report" in stages and any("train@" in stage for stage in stages)

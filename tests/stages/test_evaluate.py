@@ -40,7 +40,7 @@ def test_attention_is_of_the_first_window_of_each_test_clip_with_sound(tiny: Par
     trainer, clips, found = attended(params, tmp_path, "mnf_csc")
     rows = clips.rows[(clips.rows["split"] == "test") & (clips.rows["audio"] == "yes")]
     assert found["ids"].tolist() == rows["id"].tolist()
-    assert found["weights"].shape == (len(rows), 1, 2, 2)
+    assert found["weights"].shape == (len(rows), 1, 6, 6)
     np.testing.assert_allclose(found["weights"].sum((1, 2, 3)), 1, atol=1e-5)
 
     # One clip by hand: q = t~, k = the map's positions, the mean over heads of softmax(q k / sqrt(D)).
