@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 RUN_BY = {
+    "make findings": "pipeline/test_suite.py::test_make_findings_runs_that_suite",
     "make repro": "pipeline/test_suite.py::test_make_repro_makes_the_report",
     "make test": "the tests themselves",
     "dvc repro": "pipeline/test_suite.py::test_second_repro_changes_nothing",
@@ -30,7 +31,7 @@ RUN_BY = {
     "make bench": "benchmarks/test_bench.py::test_benchmarks_run",
     "make test-faults": "faults/test_crash.py::test_killed",
     "make flow": "pipeline/test_suite.py::test_make_flow_finds_everything_done",
-    "python -m flows.paper --help": "pipeline/test_suite.py::test_make_flow_finds_everything_done",
+    "python -m flows.paper --help": "flows/test_paper.py::test_the_command_explains_itself",
     "make own VIDEOS=/some/folder": "pipeline/test_own.py::test_make_own_makes_a_report_of_anybodys_videos",
     "dvc stage list paper/dvc.yaml": "pipeline/test_suite.py::test_the_other_suites_load",
     "dvc repro paper/dvc.yaml": "pipeline/test_paper_suite.py::test_from_download_to_report",

@@ -174,7 +174,7 @@ def test_the_users_own_data_is_linked(repo: Path, params: Params) -> None:
     (repo / ".gitignore").write_text("/out/\n/own/videos\n")
     origin = {"kind": "folder", "source": "own/videos"}
     dataset = params.datasets["avsynth"].model_dump() | {"origin": origin}
-    suite = Params.model_validate(params.model_dump() | {"datasets": {"avsynth": dataset}})
+    suite = Params.model_validate(params.model_dump(exclude_unset=True) | {"datasets": {"avsynth": dataset}})
     with Dvc() as dvc, points.checkout(suite, dvc) as there:
         assert (there.root / "own/videos").resolve() == (repo / "own/videos").resolve()
 

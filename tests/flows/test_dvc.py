@@ -141,7 +141,9 @@ def test_stop_ends_the_stage_and_its_workers(repo: Path, kind: str) -> None:
     thread.join(60)
     assert time.monotonic() - before < 30
     assert len(caught) == 1
-    assert alive(pids) == []
+    while alive(pids):  # a busy machine takes a moment to end what is killed
+        assert time.monotonic() - before < 30
+        time.sleep(0.05)
     with pytest.raises(StoppedError):
         runner.repro("train@kd", print)
     mood(repo, "kd", "well")

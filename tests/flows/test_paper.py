@@ -233,6 +233,15 @@ def test_form_explains_itself() -> None:
     assert not schema.required
 
 
+def test_the_command_explains_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from flows.paper import _main
+
+    monkeypatch.setattr(sys, "argv", ["flows.paper", "--help"])
+    with pytest.raises(SystemExit):
+        _main()
+    assert "--workers" in capsys.readouterr().out
+
+
 def test_tables_of_the_report_come_in_the_order_of_the_params(root: Path, tmp_path: Path) -> None:
     from flows.paper import report_tables
 

@@ -32,6 +32,7 @@ def make(folder: Path, root: Path) -> Params:
         "width": 0.0625,
         "size": 16,
         "frames": 4,
+        "selection": "val",
     }
     raw["recipes"]["tagging"] |= {"epochs": 4, "warmup": 0, "batch": 4, "width": 0.0625, "frames": 40, "stride": 20}
     for job in raw["jobs"].values():

@@ -114,11 +114,10 @@ def test_make_flow_finds_everything_done(checkout: Checkout, tmp_path: Path) -> 
         artifacts = dict(database.execute("select key, data from artifact").fetchall())
     assert set(artifacts) == {"stages-avsynth", "report-avsynth"}
     assert "MNF+CSC" in artifacts["report-avsynth"]
-    assert "--workers" in checkout.run("python", "-m", "flows.paper", "--help", **home).stdout
 
 
 def test_mlflow_projects(checkout: Checkout) -> None:
-    for arguments in (["-e", "repro"], ["-e", "train", "-P", "job=kd"], ["-e", "evaluate", "-P", "job=kd"]):
+    for arguments in (["-e", "repro"], ["-e", "evaluate", "-P", "job=kd"]):
         output = checkout.run("mlflow", "run", "mlflow_project", *arguments, "--env-manager", "local").stdout
         assert "didn't change" in output or "up to date" in output
 
@@ -137,6 +136,12 @@ def test_the_paper_suite_can_be_tried(suites: Checkout) -> None:
     raw = yaml.safe_load((suites.folder / "paper/params.yaml").read_text())
     recipes = re.findall(r"paper/params\.yaml:recipes\.(\w+)\.epochs=\d", asked)
     assert recipes and set(recipes) <= set(raw["recipes"])
+
+
+def test_make_findings_runs_that_suite(suites: Checkout) -> None:
+    asked = suites.make("--dry-run", "findings")
+    out = yaml.safe_load((suites.folder / "findings/params.yaml").read_text())["suite"]["out"]
+    assert "repro findings/dvc.yaml" in asked and f"{out}/report/index.html" in asked
 
 
 def test_changing_one_run_reruns_its_cell_only(checkout: Checkout) -> None:
@@ -187,7 +192,6 @@ def test_another_version_of_a_package_is_a_reason(checkout: Checkout, tmp_path: 
     assert [line for line in told if ": package " in line] and all("upstream" in l or "scipy: 1." in l for l in told)
     assert {line.partition(":")[0] for line in told} >= {"figures", "report"}
     assert not any(line.startswith(("train@", "evaluate@", "frames@")) for line in told)
-    checkout.repro()
 
 
 def test_changed_params_are_told_with_both_values(checkout: Checkout) -> None:
@@ -248,7 +252,7 @@ def test_forced_training_gives_the_same_bits(checkout: Checkout) -> None:
 
 
 def test_a_killed_training_goes_on_and_ends_at_the_same_bits(checkout: Checkout) -> None:
-    """Killed with SIGKILL, twice; then `dvc repro`; compared with a training that nobody disturbed."""
+    """Killed with SIGKILL, twice; then run again; compared with a training that nobody disturbed."""
     checkout.change("jobs", "mnf_csc", "seeds", value=[7, 8])
     weights = checkout.folder / "out/avsynth/.partial/train-mnf_csc"
     finished = 0
@@ -270,7 +274,7 @@ def test_a_killed_training_goes_on_and_ends_at_the_same_bits(checkout: Checkout)
         assert len(list(weights.glob("*/seed-*.pt"))) >= finished + more, "finished runs are kept"
         finished += more
     kept = {path: path.stat().st_mtime_ns for path in weights.glob("*/seed-*.pt")}
-    assert "train@mnf_csc" in ran(checkout.dvc("repro"))
+    assert "train@mnf_csc" in ran(checkout.dvc("repro", "evaluate@mnf_csc"))
     assert not weights.exists()
     final = checkout.folder / "out/avsynth/train/mnf_csc"
     assert all((final / path.relative_to(weights)).stat().st_mtime_ns == time for path, time in kept.items())
@@ -291,6 +295,8 @@ BAD = {
     ),
 }
 
+BY_DVC = ("unknown method", "missing folder")  # whose graph DVC builds, and not
+
 
 @pytest.mark.parametrize("name", BAD)
 def test_wrong_params_end_at_once_with_one_line(checkout: Checkout, name: str) -> None:
@@ -303,9 +309,10 @@ def test_wrong_params_end_at_once_with_one_line(checkout: Checkout, name: str) -
         lines = [line for line in done.stdout.splitlines() if line.strip()]
         assert done.returncode != 0
         assert len(lines) == 1 and expected in lines[0] and lines[0].startswith("error: params.yaml: "), done.stdout
-        done = checkout.run("dvc", "repro", check=False)
-        assert done.returncode != 0
-        assert ran(done.stdout) <= {"check"}
+        if name in BY_DVC:
+            done = checkout.run("dvc", "repro", check=False)
+            assert done.returncode != 0
+            assert ran(done.stdout) <= {"check"}
     finally:
         file.write_text(good)
 

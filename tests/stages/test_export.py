@@ -42,7 +42,7 @@ def trained(tiny: Params) -> Params:
         history(tiny, job, {})
     history(tiny, "kd", {("kd", 1): [(0.6, 1.0), (0.9, 0.5), (0.9, 0.4), (0.7, 0.3)]})
     torch.manual_seed(0)
-    student = build_student("r2plus1d_10", 3, tiny.recipes["small"].width)
+    student = build_student("r2plus1d_10_small", 3, tiny.recipes["small"].width)
     for module in student.modules():  # as if it had been trained: in the beginning all classes are nearly alike
         if isinstance(module, torch.nn.BatchNorm3d):
             module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
@@ -139,7 +139,7 @@ def test_the_program_says_what_the_student_says(trained: Params) -> None:
     folder, _ = exported(trained)
     program = torch.export.load(folder / "student.pt2").module()
     state = torch.load(trained.path("train", "kd") / "kd" / "seed-1.pt", weights_only=True)["student"]
-    student = build_student("r2plus1d_10", 3, trained.recipes["small"].width).double().eval()
+    student = build_student("r2plus1d_10_small", 3, trained.recipes["small"].width).double().eval()
     student.load_state_dict(state)
     for number in (1, 5):
         windows = np.random.default_rng(number).integers(0, 256, (number, 4, 16, 16, 3), dtype=np.uint8)
@@ -160,7 +160,7 @@ def test_what_is_written(trained: Params) -> None:
     about = json.loads((folder / "export.json").read_text())
     assert (about["job"], about["run"], about["seed"], about["epoch"]) == ("kd", "kd", 1, 3)
     assert about["classes"] == ["class 0", "class 1", "class 2"]
-    read = {"fps": 4, "short_side": 40, "reader": "auto", "encoding": "raw", "quality": 90}
+    read = {"fps": 4, "short_side": 32, "reader": "auto", "encoding": "raw", "quality": 90}
     recipe = {"frames": 4, "stride": 8, "size": 16, "normalisation": "imagenet"}
     assert about["preprocessing"] == read | recipe
     assert 0 <= about["differences"]["student.pt2"] <= 1e-4

@@ -118,7 +118,7 @@ def test_sampled_groups_depend_on_the_seed_and_are_those_of_all_classes(tiny: Pa
 def test_training_is_told_the_given_labels(tiny: Params) -> None:
     file = tiny.path("split", "avsynth") / "index.csv"
     index = read_index(file)
-    write_index(file, index.assign(given=(index["label"] + (index["split"] == "train")) % 3))
+    write_index(file, index.assign(given=(index["label"] + (index["split"] == "train").astype(int)) % 3))
     clips = clip_set(tiny, "train")
     batches, _ = training_loader(clips, tiny.recipes["small"], seed=0)
     for _, labels, rows in batches:
