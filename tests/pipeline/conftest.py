@@ -119,7 +119,7 @@ def keep_jobs(raw: dict[str, Any], jobs: tuple[str, ...], runs: dict[str, tuple[
     report["settings"] = {
         name: setting | {"runs": {label: run for label, run in setting["runs"].items() if run in kept}}
         for name, setting in report.get("settings", {}).items()
-        if setting["baseline"] in kept
+        if setting["baseline"] in kept and kept & set(setting["runs"].values())
     }
     for table in report["tables"].values():
         table["rows"] = {row: run for row, run in table["rows"].items() if run in kept}
