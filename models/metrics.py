@@ -42,7 +42,7 @@ def check_finite(rows: Tensor, what: str) -> None:
 def per_class_accuracy(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Share of each class's rows (N, C) whose largest entry is at the label (N,): (C,), NaN for absent classes."""
     classes = probabilities.shape[1]
-    right = (probabilities.argmax(1) == labels).double()
+    right = correct(probabilities, labels)
     total = torch.bincount(labels, minlength=classes)
     return torch.bincount(labels, weights=right, minlength=classes) / total
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avdistill.data.files import read_arrays, write_arrays, write_json
+from avdistill.data.folds import folds_of
 from avdistill.data.index import read_index
 from avdistill.pipeline.devices import resolve_device
 from avdistill.pipeline.errors import UserError
@@ -48,16 +49,6 @@ def fit_linear(features: Tensor, labels: Tensor, classes: int, decay: float) -> 
     optimizer.step(closure)
     folded = weight.detach() / std
     return folded, bias.detach() - folded @ mean
-
-
-def folds_of(groups: np.ndarray, folds: int) -> np.ndarray:
-    """Return the fold (N,) of each clip: whole groups (N,), in a fixed random order, dealt out to the folds in turn.
-
-    With fewer groups than folds, each group is a fold."""
-    names = np.unique(groups)
-    order = np.random.default_rng(0).permutation(len(names))
-    fold_of = dict(zip(names[order], np.arange(len(names)) % min(folds, len(names)), strict=True))
-    return np.array([fold_of[group] for group in groups])
 
 
 def out_of_fold(features: Tensor, labels: Tensor, groups: np.ndarray, classes: int, decay: float, folds: int) -> Tensor:

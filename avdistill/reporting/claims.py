@@ -40,10 +40,10 @@ from avdistill.reporting.page import (
     with_dagger,
 )
 from avdistill.reporting.results import Interval, holm, interval_columns, interval_of
+from avdistill.reporting.significance import ALPHA
 from avdistill.reporting.suite import EvaluatedSuite
 from avdistill.reporting.two_way import MOST_SEEDS, Contrast
 
-ALPHA = 0.05  # family-wise error rate of all claims of a suite
 HOLDS, FAILS, UNDECIDED, MISSING = "holds", "does not hold", "undecided", "not measured"
 NEAR = ("equal", "not_higher")  # claims that hold if the interval is in the bound
 COUNTED = {HOLDS: "hold", FAILS: "do not hold", UNDECIDED: "undecided", MISSING: "not measured"}

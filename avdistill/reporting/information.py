@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from avdistill.data.folds import folds_of
+
 # Weight decays of the linear layer, in the order in which they are tried, until the cross-entropy rises.
 DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 FOLDS = 5
@@ -67,7 +69,7 @@ def label_information(features: np.ndarray, labels: np.ndarray, groups: np.ndarr
     The cross-entropy is that of `FOLDS` folds of whole groups (N,), with the weight decay for which it is lowest."""
     names, targets = np.unique(labels, return_inverse=True)
     share = np.bincount(targets) / len(targets)
-    fold = folds_of(groups, FOLDS, seed)
+    fold = several_folds(groups, FOLDS, seed)
     insides = [fold == number for number in range(int(fold.max()) + 1)]
     sides = [[with_bias(x) for x in standardised(features[~inside], features[inside])] for inside in insides]
     layers = [np.zeros((features.shape[1] + 1, len(names))) for _ in insides]
@@ -88,7 +90,7 @@ def shared_information(first: np.ndarray, second: np.ndarray, groups: np.ndarray
 
     Canonical directions are fitted on half of the groups (N,), and their correlations measured on the other half, where
     negative ones count as 0; the mean of both ways. Below `NOISE` for independent features of 1000 clips."""
-    half = folds_of(groups, 2, seed) == 0
+    half = several_folds(groups, 2, seed) == 0
     found = []
     for fitted in (half, ~half):
         sides = [whitened(features[fitted], features[~fitted]) for features in (first, second)]
@@ -113,16 +115,11 @@ def residuals(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return features - means[targets]
 
 
-def folds_of(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Return the fold (N,) of each clip: whole groups (N,), in random order, dealt out to the folds in turn.
-
-    With fewer groups than folds, each group is a fold. Raises ValueError if all clips are of one group."""
-    names, number = np.unique(groups, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(f"expected clips of at least 2 groups, found {len(names)}")
-    fold = np.empty(len(names), dtype=int)
-    fold[np.random.default_rng(seed).permutation(len(names))] = np.arange(len(names)) % min(folds, len(names))
-    return fold[number]
+def several_folds(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Return `folds_of`. Raises ValueError if all clips are of one group, which leaves nothing to fit on."""
+    if len(set(groups)) < 2:
+        raise ValueError(f"expected clips of at least 2 groups, found {len(set(groups))}")
+    return folds_of(groups, folds, seed)
 
 
 def standardised(seen: np.ndarray, unseen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -39,9 +39,9 @@ from avdistill.reporting.page import (
     with_dagger,
 )
 from avdistill.reporting.results import holm, interval_columns, interval_of
+from avdistill.reporting.significance import ALPHA
 from avdistill.reporting.suite import EvaluatedSuite
 
-ALPHA = 0.05  # family-wise error rate of all gains
 BOUND = 1.0  # points; a smaller gain counts as none, as in a claim that nothing is gained
 FEWEST = 8  # settings, for a statement about the predictors
 DECIMALS = 4  # of the predictors: more would depend on the processor

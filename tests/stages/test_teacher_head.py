@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from stages.teacher_head import fit_linear, folds_of, out_of_fold
+from avdistill.data.folds import folds_of
+from stages.teacher_head import fit_linear, out_of_fold
 
 
 def noise(clips: int = 120, width: int = 60, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:

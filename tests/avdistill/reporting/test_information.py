@@ -5,10 +5,10 @@ import pytest
 
 from avdistill.reporting.information import (
     NOISE,
-    folds_of,
     label_information,
     predictor_of,
     residuals,
+    several_folds,
     shared_beyond,
     shared_information,
 )
@@ -102,12 +102,12 @@ def test_two_teachers_know_no_less_than_one():
 def test_a_group_is_never_on_both_sides():
     groups = np.random.default_rng(8).choice([f"g{number}" for number in range(23)], 300)
     for folds in (2, 5):
-        fold = folds_of(groups, folds, seed=3)
+        fold = several_folds(groups, folds, seed=3)
         assert set(fold) == set(range(folds))
         assert all(len(set(fold[groups == group])) == 1 for group in groups)
-    assert sorted(set(folds_of(np.array(["a", "b", "b"]), 5, seed=0))) == [0, 1]
+    assert sorted(set(several_folds(np.array(["a", "b", "b"]), 5, seed=0))) == [0, 1]
     with pytest.raises(ValueError, match="at least 2 groups"):
-        folds_of(np.array(["a", "a"]), 5, seed=0)
+        several_folds(np.array(["a", "a"]), 5, seed=0)
 
 
 def test_clips_of_one_group_are_no_evidence():
