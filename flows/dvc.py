@@ -160,7 +160,9 @@ class Dvc:
         fails, StoppedError if DVC was terminated by `stop`."""
         settings = [f"--set-param={key.replace(':', ':++', 1)}={hydra(value)}" for key, value in changes.items()]
         more = ["--pull"] if pull else []
-        self._follow("exp", "run", "--name", name, *more, *settings, *targets, log=log, more=environment)
+        # Each experiment has a warm server of its own, which ends with it: its checkout is deleted afterwards.
+        own = {**(environment or {}), warm.VARIABLE: ""}
+        self._follow("exp", "run", "--name", name, *more, *settings, *targets, log=log, more=own)
 
     def experiments(self) -> set[str]:
         """Return the names of the experiments that are based on the checked-out commit."""

@@ -4,8 +4,9 @@ Importing PyTorch takes seconds, most of the time of a short stage. The first st
 server, `python -m avdistill.pipeline.warm`. Once the server has imported the libraries, `python -m stages` sends its
 stage there: arguments, working directory, environment and the file descriptors 0 to 2. A flow, which starts one DVC
 process per stage, sets AV_WARM to its own process id, so that all of its stages share one server. If no server answers,
-or its code differs, the stage runs in the process of `python -m stages`, with the same result. A stage is killed if the
-process that requested it or the server ends, in whatever way; the server exits with the DVC process or flow.
+or its code is not that of this checkout, the stage runs in the process of `python -m stages`, with the same result. A
+stage is killed if the process that requested it or the server ends, in whatever way; the server exits with the DVC
+process or flow.
 
 Linux only: it needs pidfd_open and PR_SET_PDEATHSIG to detect the end of other processes reliably.
 """
@@ -247,8 +248,10 @@ def reset_signals() -> None:
 
 
 def digest() -> str:
-    """Return the SHA-256 of all files of our packages: the server must not run a stage with outdated code."""
-    total = hashlib.sha256()
+    """Return the SHA-256 of the path and the contents of our packages.
+
+    The server must not run a stage with outdated code, nor with that of another checkout, which may be deleted."""
+    total = hashlib.sha256(f"{ROOT}\n".encode())
     for package in ("avdistill", "models", "stages"):
         for path in sorted((ROOT / package).rglob("*")):
             if path.is_file() and path.suffix != ".pyc":
