@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,7 @@ BUSY = re.compile(r"'(?P<path>[^']+)' is busy, it is being blocked by:\n\s*\(PID
 
 # The last line of a complete dvc.lock, which describes an output.
 WHOLE = re.compile(r"(size: \d+|nfiles: \d+|isexec: true)\n\Z")
+PATIENCE = 30.0  # s to wait for another DVC that is writing dvc.lock
 
 
 class StageError(Exception):
@@ -115,6 +117,9 @@ class Dvc:
         import yaml  # imported here because starting DVC does not need it
 
         path = self.root / Path(file).with_name("dvc.lock")
+        until = time.monotonic() + PATIENCE
+        while path in incomplete(self.root):
+            _wait(path, until)
         stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"] if path.exists() else {}
         prefix = f"{file}:" if Path(file).parent != Path() else ""
         return {f"{prefix}{stage}": entry for stage, entry in stages.items()}
@@ -209,13 +214,21 @@ class Dvc:
             raise StageError(_reason(lines) or f"dvc exited with code {process.returncode}")
 
     def _ask(self, *arguments: str) -> str:
-        """Return the output of a DVC command. Raises UserError with DVC's message if it fails."""
-        with self._start(*arguments, errors=subprocess.PIPE) as process:
-            answer, errors = process.communicate()
-        if process.returncode:
-            lines = [line for line in errors.splitlines() if line.strip() and not HINTS.match(line)]
-            raise UserError(f"dvc {' '.join(arguments)}: {_reason(lines) or process.returncode}")
-        return answer
+        """Return the output of a DVC command. Raises UserError with DVC's message if it fails.
+
+        DVC writes dvc.lock in place, so a command that was started while another DVC wrote it is started again."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            before = _written(self.root)
+            with self._start(*arguments, errors=subprocess.PIPE) as process:
+                answer, errors = process.communicate()
+            if partial := incomplete(self.root):
+                _wait(partial[0], until)
+            elif not process.returncode:
+                return answer
+            elif before == _written(self.root) or time.monotonic() > until:
+                lines = [line for line in errors.splitlines() if line.strip() and not HINTS.match(line)]
+                raise UserError(f"dvc {' '.join(arguments)}: {_reason(lines) or process.returncode}")
 
     @contextmanager
     def _start(
@@ -267,12 +280,35 @@ def recover_lock(root: Path) -> None:
             return
     hidden = root / ".dvc" / "tmp"
     (hidden / "rwlock").unlink(missing_ok=True)
-    for lock in [root / "dvc.lock", *root.glob("*/dvc.lock")]:
-        if lock.exists() and not WHOLE.search(lock.read_text(encoding="utf-8", errors="replace")):
-            aside = hidden / f"{lock.parent.name}-{lock.name}"
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            lock.replace(aside)
-            print(f"{lock}: incomplete, because DVC was killed while writing it; moved to {aside}", file=sys.stderr)
+    for lock in incomplete(root):
+        aside = hidden / f"{lock.parent.name}-{lock.name}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        lock.replace(aside)
+        print(f"{lock}: incomplete, because DVC was killed while writing it; moved to {aside}", file=sys.stderr)
+
+
+def _locks(root: Path) -> list[Path]:
+    return [lock for lock in (root / "dvc.lock", *root.glob("*/dvc.lock")) if lock.exists()]
+
+
+def incomplete(root: Path) -> list[Path]:
+    """Return the dvc.lock files that are being written, or that a killed DVC has left incomplete."""
+    return [lock for lock in _locks(root) if not WHOLE.search(lock.read_text(encoding="utf-8", errors="replace"))]
+
+
+def _written(root: Path) -> list[int]:
+    """Return when the dvc.lock files were last written."""
+    return [lock.stat().st_mtime_ns for lock in _locks(root)]
+
+
+def _wait(lock: Path, until: float) -> None:
+    """Wait a little for whoever writes `lock`. Raises UserError after time `until`."""
+    if time.monotonic() > until:
+        raise UserError(
+            f"{lock}: incomplete; another DVC is writing it or was killed while it did; "
+            "if none is running, `python -m flows.dvc status` repairs it"
+        )
+    time.sleep(0.1)
 
 
 def allow_no_git(root: Path) -> None:

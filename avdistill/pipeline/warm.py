@@ -4,9 +4,8 @@ Importing PyTorch takes seconds, most of the time of a short stage. The first st
 server, `python -m avdistill.pipeline.warm`. Once the server has imported the libraries, `python -m stages` sends its
 stage there: arguments, working directory, environment and the file descriptors 0 to 2. A flow, which starts one DVC
 process per stage, sets AV_WARM to its own process id, so that all of its stages share one server. If no server answers,
-or its code is not that of this checkout, the stage runs in the process of `python -m stages`, with the same result. A
-stage is killed if the process that requested it or the server ends, in whatever way; the server exits with the DVC
-process or flow.
+or its code differs, the stage runs in the process of `python -m stages`, with the same result. A stage is killed if the
+process that requested it or the server ends, in whatever way; the server exits with the DVC process or flow.
 
 Linux only: it needs pidfd_open and PR_SET_PDEATHSIG to detect the end of other processes reliably.
 """
@@ -86,7 +85,7 @@ def hand_over(arguments: list[str]) -> int | None:
 
 
 def server_folder() -> Path | None:
-    """Return the folder of the server owned by process AV_WARM, or by the DVC process that started this one.
+    """Return the folder of this checkout's server owned by process AV_WARM, or by the DVC process above this one.
 
     If the folder does not exist, start the server; it listens only when its imports are done, because until then it
     could not notice that a client has ended. Returns None if there is no owner or no server can be used."""
@@ -95,7 +94,9 @@ def server_folder() -> Path | None:
         return None
     try:
         processes = Path("/proc/self/ns/pid").stat().st_ino  # containers may share /tmp but not process ids
-        folder = Path(tempfile.gettempdir()) / f"avdistill-{os.getuid()}-{processes}-{owner}"
+        # A server runs its own checkout's code, which may be deleted while another checkout with the same code is used.
+        checkout = hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
+        folder = Path(tempfile.gettempdir()) / f"avdistill-{os.getuid()}-{processes}-{owner}-{checkout}"
         if not folder.exists():
             folder.mkdir(0o700)
             launch(folder, owner)
@@ -248,10 +249,8 @@ def reset_signals() -> None:
 
 
 def digest() -> str:
-    """Return the SHA-256 of the path and the contents of our packages.
-
-    The server must not run a stage with outdated code, nor with that of another checkout, which may be deleted."""
-    total = hashlib.sha256(f"{ROOT}\n".encode())
+    """Return the SHA-256 of all files of our packages: the server must not run a stage with outdated code."""
+    total = hashlib.sha256()
     for package in ("avdistill", "models", "stages"):
         for path in sorted((ROOT / package).rglob("*")):
             if path.is_file() and path.suffix != ".pyc":

@@ -290,3 +290,27 @@ def test_a_copy_without_git_works_and_says_what_it_cannot(tmp_path: Path, root: 
     assert "no git repository" in done.stderr
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert again.returncode == 0 and "no git repository" not in again.stderr
+
+
+@pytest.mark.parametrize("ask", ["graph", "status", "recorded", "locked"])
+def test_whoever_reads_beside_a_writer_waits(repo: Path, monkeypatch: pytest.MonkeyPatch, ask: str) -> None:
+    """DVC writes dvc.lock in place. What reads half of it fails with "required key not provided", or finds too little;
+    it tries again, and says who is to blame if the file stays as it is."""
+    with Dvc(repo) as runner:
+        for stage in ("check", "train@mnf_csc", "train@kd", "report"):
+            runner.repro(stage, print)
+        wanted = getattr(runner, ask)()
+        lock = repo / "dvc.lock"
+        whole = lock.read_text()
+        lock.write_text(whole[: whole.rindex("    deps:") + len("    deps:")])
+        writer = threading.Timer(1.5, lock.write_text, [whole])
+        writer.start()
+        try:
+            assert getattr(runner, ask)() == wanted
+        finally:
+            writer.join()
+        lock.write_text(whole[: whole.rindex("cmd:")])
+        monkeypatch.setattr(dvc, "PATIENCE", 0.5)
+        with pytest.raises(UserError, match=r"dvc.lock: incomplete; another DVC is writing it or was killed"):
+            getattr(runner, ask)()
+        lock.write_text(whole)

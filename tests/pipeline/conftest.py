@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from avdistill.pipeline import warm
 from tests.helpers.whole import whole_suite
 
 SPLITS = ("avdistill", "flows", "models", "stages", "mlflow_project")
@@ -43,6 +44,7 @@ class Checkout:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "DVC_NO_ANALYTICS": "1",
             "MLFLOW_TRACKING_URI": "",
+            warm.VARIABLE: str(os.getpid()),  # one server for all that the tests run here
         }
         # Tests that `make` runs must not look like a part of it to the `make` that they run.
         for name in ("AV_TRACKING", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
