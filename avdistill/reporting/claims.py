@@ -157,6 +157,7 @@ def claims_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
         sides = [runs for runs in (row["runs"].split(), row["minus"].split()) if runs]
         title = f"{f' {MINUS} '.join(map(listed, sides))}\n{suite.tooltip(*(run for runs in sides for run in runs))}"
         measured = f"{row['metric']}: {f' {MINUS} '.join(map(side, sides))}"
+        details = (beside(tuple(reported.values()), interval), what_decides(row, interval))
         look = {HOLDS: "strong holds", FAILS: "strong fails"}.get(row["verdict"], "dim")
         rows.append(
             [
@@ -166,7 +167,7 @@ def claims_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
                 TableCell(spread(interval, sign=True), title),
                 TableCell("", plot=contrast_plot(interval, tuple(reported.values()), reach)),
                 TableCell(plain(row["smallest_effect"]) if not row["smallest_effect"] > 100 else "over 100"),
-                TableCell(row["verdict"], look=look, detail=what_decides(row, interval)),
+                TableCell(row["verdict"], look=look, detail="; ".join(filter(None, details))),
             ]
         )
     counts = {words: int((table["verdict"] == verdict).sum()) for verdict, words in COUNTED.items()}
@@ -175,7 +176,8 @@ def claims_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
         "AUROC and share of classes less one half. Could find: the smallest effect that this suite finds with a "
         f"probability of 80 %. Verdict: after Holm's correction for all {len(table)} claims, so that a claim can be "
         "undecided although its interval excludes 0; below it, how many seeds would decide it if the contrast stays as "
-        "it is, or that no number of seeds would, but more test clips."
+        "it is, or that no number of seeds would, but more test clips. Below or above the paper: the interval excludes "
+        "all of the paper's numbers."
     ]
     legend = f"Rings: paper. Diamond and line: here, with its interval. Dashed: zero. Cut at {PLUS_MINUS}{reach:.0f}."
     caption = f"Claims: {', '.join(f'{count} {words}' for words, count in counts.items() if count)}"
@@ -185,6 +187,13 @@ def claims_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
 def side(runs: list[str]) -> str:
     """Return the runs on one side of a contrast, or how many there are."""
     return runs[0] if len(runs) == 1 else f"mean of {len(runs)} runs"
+
+
+def beside(reported: tuple[float, ...], interval: Interval) -> str:
+    """Return on which side of all reported values the interval is; empty if it includes one, or none is reported."""
+    if reported and interval.high < min(reported):
+        return "below the paper"
+    return "above the paper" if reported and interval.low > max(reported) else ""
 
 
 def what_decides(row: dict[str, Any], interval: Interval) -> str:

@@ -13,10 +13,10 @@ from avdistill.config.schema import Params
 from avdistill.data.files import read_arrays, write_arrays, write_csv
 from avdistill.data.index import read_index
 from avdistill.pipeline.errors import UserError
-from avdistill.reporting.claims import claims_sheet, claims_table
+from avdistill.reporting.claims import beside, claims_sheet, claims_table
 from avdistill.reporting.contrasts import Contrasts
 from avdistill.reporting.power import power
-from avdistill.reporting.results import interval_of, reported
+from avdistill.reporting.results import Interval, interval_of, reported
 from avdistill.reporting.suite import EvaluatedSuite
 from tests.helpers import both_papers
 
@@ -246,3 +246,12 @@ def test_reported_numbers_are_differences_of_the_papers_tables(root: Path) -> No
 
 def test_a_claim_of_the_area_needs_no_other_run() -> None:
     assert Claim(claim="c", metric="auroc/tau", runs=("mnf_csc",)).minus == ()
+
+
+def test_intervals_that_exclude_the_paper_s_numbers() -> None:
+    """A claim can be undecided although its effect is surely smaller than the paper's."""
+    interval = Interval(-1.4, -3.6, 0.8, 21)
+    assert beside((6.4, 2.9), interval) == "below the paper"
+    assert beside((6.4, 0.5), interval) == "" == beside((), interval)
+    assert beside((-9.1,), interval) == "above the paper"
+    assert beside((6.4,), Interval(1.0, float("nan"), float("nan"), 1)) == ""
