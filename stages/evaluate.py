@@ -228,4 +228,4 @@ def main(stage: Stage) -> None:
     for (run, metric), value in means.dropna().items():
         summary[run][metric] = float(value)
         stage.run.log_metrics({f"{run}/{metric}": float(value)})
-    stage.metrics(summary)
+    stage.summarise(summary)

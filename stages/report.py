@@ -4,9 +4,8 @@ Writes to report/:
   index.html      self-contained page
   tables/*.csv    data of the tables, with the full ids of the MLflow runs behind the numbers
   tables/*.md     the tables as shown on the page
-  accuracy.csv    run, seed, accuracy: for `dvc plots`
 
-The stage's metrics file has the contrast of each claim, with interval and verdict, and the mean metrics of each run.
+and, for DVC's own commands, the files of avdistill/reporting/headlines.py.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from avdistill.data.files import write_csv, write_text
@@ -43,12 +41,12 @@ from avdistill.reporting.extra_tables import (
     tests_sheets,
     tests_table,
 )
+from avdistill.reporting.headlines import write_headlines
 from avdistill.reporting.page import Chapter, Section, listed, render
 from avdistill.reporting.paper_tables import PAPERS, SHORT, datasets_note, paper_section, paper_table
 from avdistill.reporting.settings import predictors_table, settings_sheet, settings_table
 from avdistill.reporting.suite import EvaluatedSuite
 from avdistill.reporting.suite_tables import (
-    METRICS,
     dataset_sheet,
     dataset_table,
     reasons_sheet,
@@ -263,7 +261,6 @@ def build(stage: Stage, folder: Path) -> None:
     sections = [section for chapter in chapters for section in chapter.sections]
     for sheet in (*claims, *(sheet for section in sections for sheet in (*section.sheets, *section.folded))):
         write_text(folder / "tables" / f"{sheet.name}.md", sheet.markdown())
-    write_csv(folder / "accuracy.csv", accuracy_table(suite))
     page = render(
         title=params.suite.title,
         file=params.suite.file,
@@ -273,29 +270,14 @@ def build(stage: Stage, folder: Path) -> None:
         date=date(),
     )
     write_text(folder / "index.html", page)
-    write_metrics(stage, tables["claims"], tables["runs"])
+    write_headlines(suite, tables["claims"])
+    log_accuracy(stage, tables["runs"])
 
 
-def accuracy_table(suite: EvaluatedSuite) -> pd.DataFrame:
-    """Return the accuracy of every run and seed, as fractions."""
-    rows = suite.measured[suite.measured["metric"] == "accuracy"].dropna()
-    return rows[["run", "seed", "value"]].rename(columns={"value": "accuracy"})
-
-
-def write_metrics(stage: Stage, claims: pd.DataFrame, runs: pd.DataFrame) -> None:
-    """Write the claims (in points) and the mean metrics of every run (as fractions) to DVC; accuracy also to MLflow."""
-    decided = {}
-    for row in claims.to_dict("records"):
-        numbers = {name: row[name] for name in ("difference", "difference_low", "difference_high")}
-        known = {name: value for name, value in numbers.items() if not np.isnan(value)}
-        decided[row["id"]] = {**known, "verdict": row["verdict"]}
-    summary = {
-        row["run"]: {metric: row[metric] / 100 for metric in METRICS if not np.isnan(row[metric])}
-        for row in runs.to_dict("records")
-    }
-    stage.metrics({"claims": decided, "runs": summary})
-    known = {run: values["accuracy"] for run, values in summary.items() if "accuracy" in values}
-    stage.run.log_metrics({f"accuracy/{run}": value for run, value in known.items()})
+def log_accuracy(stage: Stage, runs: pd.DataFrame) -> None:
+    """Log the mean accuracy of every run to MLflow, as fractions."""
+    known = runs.dropna(subset=["accuracy"])
+    stage.run.log_metrics({f"accuracy/{row['run']}": row["accuracy"] / 100 for row in known.to_dict("records")})
 
 
 def main(stage: Stage) -> None:

@@ -91,11 +91,11 @@ class Stage:
             finished.write_text(key or "")
         shutil.rmtree(old, ignore_errors=True)
 
-    def metrics(self, values: dict[str, object]) -> None:
-        """Write the stage's DVC metrics file: `<out>/metrics/<stage>/<item>.json`."""
+    def summarise(self, values: dict[str, object]) -> None:
+        """Write the stage's most important numbers to `<out>/summary/<stage>/<item>.json`."""
         from avdistill.data.files import write_json
 
-        path = self.params.path("metrics", self.name) / f"{self.item or self.name}.json"
+        path = self.params.path("summary", self.name) / f"{self.item or self.name}.json"
         write_json(path, json.loads(json.dumps(values)))
 
 

@@ -40,6 +40,7 @@ class Checkout:
         (folder / ".venv" / ".ready").touch()
         (folder / ".dvc").mkdir()
         shutil.copy(root / ".dvc" / "config", folder / ".dvc" / "config")
+        shutil.copytree(root / ".dvc" / "plots", folder / ".dvc" / "plots")
         self.environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "DVC_NO_ANALYTICS": "1",

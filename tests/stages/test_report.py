@@ -114,8 +114,6 @@ def test_the_claims_come_first_and_are_decided_by_the_numbers(made: Path, params
     assert [row["difference_low"], row["difference_high"]] == pytest.approx(expected.confidence_interval(), rel=0.05)
     assert table["verdict"].tolist() == ["holds", "does not hold", "holds"]
     assert (made / "tables" / "claims.md").read_text().startswith("### Claims: 2 hold, 1 do not hold")
-    decided = read_json(params.path("metrics", "report") / "report.json")["claims"]
-    assert decided["X1"]["verdict"] == "holds" and decided["X1"]["difference"] == pytest.approx(row["difference"])
 
 
 def seeds(params: Params, run: str) -> np.ndarray:
@@ -125,11 +123,28 @@ def seeds(params: Params, run: str) -> np.ndarray:
 
 
 def test_numbers_for_dvc(made: Path, params: Params):
-    metrics = read_json(params.path("metrics", "report") / "report.json")["runs"]
-    assert list(metrics) == list(LEVELS)
-    plots = pd.read_csv(made / "accuracy.csv")
-    assert list(plots.columns) == ["run", "seed", "accuracy"] and len(plots) == 25
-    assert metrics["kd"]["accuracy"] == pytest.approx(plots[plots["run"] == "kd"]["accuracy"].mean())
+    assert "proposed" not in read_json(made.parent.parent / "metrics" / f"{params.suite.name}.json")
+    params = params.model_copy(update={"report": params.report.model_copy(update={"proposed": "mnf_csc"})})
+    report.main(stage("report", params))
+    metrics = read_json(made.parent.parent / "metrics" / f"{params.suite.name}.json")
+    assert metrics["baseline"]["accuracy"] == pytest.approx(100 * seeds(params, "uni_modal").mean(), abs=0.005)
+    difference = metrics["proposed"]["accuracy"] - metrics["baseline"]["accuracy"]
+    assert metrics["gain"]["accuracy"] == pytest.approx(difference, abs=0.011)
+    assert metrics["gain"]["low"] < metrics["gain"]["accuracy"] < metrics["gain"]["high"]
+    assert metrics["claims"] == {"hold": 2, "do_not_hold": 1, "undecided": 0, "not_measured": 0}
+    assert sum(len(values) for values in metrics.values()) <= 18, "more than fit a screen"
+    plots = made.parent.parent / "plots"
+    shown = {path.parent.name: pd.read_csv(path) for path in plots.glob(f"*/{params.suite.name}.csv")}
+    assert {name: list(table.columns) for name, table in shown.items()} == {
+        "claims": ["claim", "difference"],
+        "curves": ["run", "split", "epoch", "accuracy"],
+        "confusion": ["actual", "predicted"],
+        "noise": ["curve", "snr", "accuracy"],
+    }
+    claims = pd.read_csv(made / "tables" / "claims.csv")
+    assert shown["claims"]["difference"].tolist() == pytest.approx(claims["difference"].tolist(), abs=0.005)
+    assert shown["claims"]["claim"].str.startswith("X1 ").sum() == 1
+    assert shown["curves"].empty or shown["curves"]["accuracy"].between(0, 100).all()
 
 
 def test_names_from_outside_are_shown_not_run(tmp_path: Path):

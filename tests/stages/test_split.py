@@ -129,7 +129,7 @@ def test_the_whole_stage(tmp_path: Path) -> None:
     assert fine["seconds"].to_numpy() == pytest.approx(1.5, abs=0.01)
     assert (fine["end"] == fine["seconds"]).all()
     assert (index["audio"] == "yes").sum() == 9
-    metrics = (tmp_path / "out/metrics/split/d.json").read_text()
+    metrics = (tmp_path / "out/summary/split/d.json").read_text()
     assert '"corrupt": 1' in metrics
     assert '"silent": 1' in metrics
     assert "expected_clips" not in metrics

@@ -204,7 +204,7 @@ def test_the_stages(url: str, tmp_path: Path) -> None:
     assert index.loc[MUTE, "reason"] == "no audio stream"
     assert index.loc[SILENT, ["status", "audio"]].tolist() == ["ok", "silent"]
     assert set(index["split"][index["group"].str[-2:].isin(["01", "02"])]) == {"test"}
-    metrics = json.loads((tmp_path / "out/metrics/split/d.json").read_text())
+    metrics = json.loads((tmp_path / "out/summary/split/d.json").read_text())
     assert metrics["expected_clips"] == {"train": 4892, "test": 1944}
 
 

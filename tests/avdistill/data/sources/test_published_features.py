@@ -67,7 +67,7 @@ def test_vectors_find_their_clips_by_name(tmp_path: Path) -> None:
     expected = [np.zeros(5) if clip not in vectors else np.atleast_2d(vectors[clip]).mean(0) for clip in sorted(CLIPS)]
     np.testing.assert_allclose(found["features"], expected, rtol=1e-6)
     # Usable are all but the one without sound and the corrupt one; g03 of Archery has no vector.
-    metrics = (params.path("metrics", "teacher_features") / "f.json").read_text()
+    metrics = (params.path("summary", "teacher_features") / "f.json").read_text()
     assert metrics.split() == ["{", '"clips":', "4,", '"matched":', "3,", '"published":', "5", "}"]
     unmatched = pd.read_csv(folder / "unmatched.csv").to_dict("records")
     assert unmatched == [
@@ -191,7 +191,7 @@ def ucf51(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Params
 
 
 def test_all_real_features_find_their_clips(ucf51: Params) -> None:
-    counts = json.loads((ucf51.path("metrics", "teacher_features") / "f.json").read_text())
+    counts = json.loads((ucf51.path("summary", "teacher_features") / "f.json").read_text())
     assert counts == {"clips": 6845, "matched": 6837, "published": 6837}
     unmatched = pd.read_csv(ucf51.path("teacher_features", "f") / "unmatched.csv")
     silent = [f"v_{name}_c0{clip}" for name in ("BasketballDunk_g15", "HandStandPushups_g14") for clip in (4, 5, 6, 7)]
