@@ -75,11 +75,27 @@ def test_the_readme_names_every_method_with_its_options(root: Path) -> None:
     from models.distillers import methods
 
     found: dict[str, set[str]] = {}
-    for names, options in re.findall(r"^\| (`[a-z_`, ]+`) \|[^|]*\|([^|]*)\|$", (root / "README.md").read_text(), re.M):
+    rows = re.findall(r"^\| (`[a-z0-9_`, ]+`) \|[^|]*\|([^|]*)\|$", (root / "README.md").read_text(), re.M)
+    for names, options in rows:
         for name in re.findall(r"`(\w+)`", names):
             found[name] = set(re.findall(r"`(\w+)`", options))
     known = {
         name: {p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY}
         for name, method in methods().items()
     }
+    assert found == known
+
+
+def test_the_page_of_methods_has_each_with_its_teachers_and_parameters(root: Path) -> None:
+    from models.distillers import build, methods
+
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|.*\| ([\d,]+) \|$", (root / "docs/methods.md").read_text(), re.M)
+    found = {name: (set(teachers.split(", ")), int(number.replace(",", ""))) for name, teachers, number in rows}
+    widths = {"student_dim": 512, "stage_dims": (64, 128, 256, 512), "classes": 51, "clips": 10}
+    known = {}
+    for name, method in methods().items():
+        teacher_dims = dict.fromkeys(method.accepts[0], 512)
+        built = build(name, teacher_dims=teacher_dims, options={}, **widths)
+        letters = {letters or "none" for letters in method.accepts}
+        known[name] = (letters, sum(parameter.numel() for parameter in built.parameters()))
     assert found == known

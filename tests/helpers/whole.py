@@ -1,4 +1,4 @@
-"""The suite `findings/` in place of the embedded one: it has every method of both papers."""
+"""The suite `findings/` in place of the embedded one: it has every method."""
 
 from __future__ import annotations
 

@@ -40,6 +40,9 @@ RUNS = [
     ("crd", "crd-A"),
     ("ifd", "ifd-AI"),
     ("xid", "xid"),
+    ("dkd", "dkd-standardised"),
+    ("c2kd", "c2kd-frozen"),
+    ("fd_cmkd", "fd_cmkd-permuted"),
     ("tagging-uni_modal", "tagging-uni_modal"),
     ("tagging-crd", "tagging-crd"),
 ]

@@ -13,6 +13,10 @@ from tests.models.distillers.batches import CLASSES, STAGES, Batch, all_finite, 
 
 CASES = [(name, teachers) for name, method in methods().items() for teachers in method.accepts]
 VARIANTS = {
+    "kd": [{"standardise": True}],
+    "dkd": [{"standardise": True}],
+    "c2kd": [{"tap": "feature"}, {"agreement": "predictions"}, {"nontarget": "zeroed"}, {"threshold": -1.0}],
+    "fd_cmkd": [{"align": "student"}, {"heads": False}, {"permute": True}, {"projector": "linear"}],
     "fitnet": [{"normalise": True}],
     "mnf_csc": [
         {"gradients": "released"},
