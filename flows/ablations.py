@@ -1,12 +1,12 @@
-"""Flows `ablate` and `point`: train a few runs at several values of one or two settings.
+"""Flows `ablate` and `point`: train a few runs at several values of some keys of params.
 
-    python -m flows.ablations NAME [KEY=VALUE...]      an ablation of prefect.yaml, with changed parameters
-    prefect deployment run 'ablate/noise-snr' -p snr_db='[20,10,0]'
+    python -m flows.ablations NAME [KEY=VALUE...]
+    python -m flows.ablations delta recipes.small.lr=[0.003,0.01] seeds=[0,1]
 
-The named ablations are deployments in prefect.yaml. Each point is a DVC experiment (flows/points.py); points that
-exist already are not run again. Results appear in `dvc exp show`, in MLflow as one run with a nested run for each
-point and run, in Prefect as artifacts, and on the page out/ablations/<name>/index.html
-(avdistill/reporting/ablation_page.py).
+NAME is an ablation of prefect.yaml; KEY is a parameter of flow `ablate`, or a key of its grid (flows/grid.py), whose
+values are replaced. Each point is a DVC experiment (flows/points.py); points that exist already are not run again.
+Results appear in `dvc exp show`, in MLflow as one run with a nested run for each point and run, in Prefect as
+artifacts, and on the page out/ablations/<name>/index.html (avdistill/reporting/ablation_page.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any
 from uuid import UUID
 
 import pandas as pd
@@ -41,7 +41,7 @@ from pydantic import Field
 
 from avdistill.config.loading import load
 from avdistill.config.schema import Params
-from avdistill.config.types import Fraction, Seed
+from avdistill.config.types import Seed
 from avdistill.data.files import write_csv
 from avdistill.pipeline.errors import UserError, nearest
 from avdistill.pipeline.processes import cores
@@ -50,19 +50,13 @@ from avdistill.tracking.journal import start
 from flows import command
 from flows.devices import gpus, held
 from flows.dvc import Dvc, StageError, StoppedError
+from flows.grid import axes
 from flows.paper import LOOK_SECONDS, cancelled
-from flows.points import AXES, Point, checkout, git, job_of, points, run_point, uncommitted
+from flows.points import Point, checkout, git, job_of, points, run_point, uncommitted
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 SuiteFile = Annotated[str, Field(pattern=r"(^|/)dvc\.yaml$")]
 Names = Annotated[list[str], Field(min_length=1)]
-
-
-class Result(NamedTuple):
-    """Result of a point: done, exists or failed; the reason if it failed."""
-
-    state: str
-    reason: str = ""
 
 
 def _name() -> str:
@@ -74,68 +68,57 @@ def _name() -> str:
 def ablate(
     name: Name,
     runs: Names,
+    grid: dict[str, Any],
+    labels: dict[str, str] | None = None,
     suite: SuiteFile = "dvc.yaml",
     baseline: str | None = None,
     metric: str = "accuracy",
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None,
-    snr_db: list[Annotated[float, Field(ge=-60, le=60)]] | None = None,
-    delta: list[Annotated[float, Field(ge=0.001, le=10)]] | None = None,
-    margin: list[Annotated[float, Field(ge=0, le=2)]] | None = None,
-    weight: list[Annotated[float, Field(ge=0, le=1000)]] | None = None,
-    losses: list[Literal["both", "triplet", "contrast", "none"]] | None = None,
-    gradients: list[Literal["paper", "released"]] | None = None,
-    teacher: list[str] | None = None,
-    train_groups: list[Annotated[int, Field(ge=1)]] | None = None,
-    relevant: list[Fraction] | None = None,
-    informed: list[Fraction] | None = None,
     workers: Annotated[int, Field(ge=1, le=64)] = 2,
     deployment: Annotated[str, Field(pattern=r"^point/.+")] | None = None,
 ) -> State[Any]:
     """Train runs at every combination of some settings and report how a metric depends on them.
 
-    Every setting with a list of values varies; one setting gives a curve, two give a map. Points that exist at the
-    same commit from an earlier ablation are not run again.
+    One key with several values gives a curve, two give a map. Points that exist at the same commit from an earlier
+    ablation are not run again.
 
     Args:
         name: Name of the ablation, used for its page out/ablations/<name>/index.html and its DVC experiments.
         runs: Runs of the suite to train at each point.
+        grid: Values by key of the suite's params, such as {"recipes.small.lr": [0.003, 0.01]}. For * in keys, and for
+            keys that vary together, see flows/grid.py.
+        labels: Words that figures show for a key of the grid, by key. Without them, they show the key.
         suite: The dvc.yaml of the suite: dvc.yaml, findings/dvc.yaml, paper/dvc.yaml or own/dvc.yaml.
         baseline: Run that differences are computed against, also trained at each point. None: no differences.
         metric: Metric to report: accuracy, R@1, mAP@100 or another metric of stage evaluate.
         seeds: Seeds to train with; several give confidence intervals. None: each run's own.
-        snr_db: Signal-to-noise ratios in dB of the teacher's audio, for runs whose teacher's input is a noise mix.
-        delta: Lowest temperatures of the contrast of MNF+CSC (δ of Xia Eq. 6).
-        margin: Margins of the triplet loss of MNF+CSC (Xia Eq. 3).
-        weight: Weights of the distillation losses (λ of Xia Eq. 8).
-        losses: Losses of MNF+CSC besides the cross-entropies: both, triplet, contrast or none.
-        gradients: Gradients of MNF+CSC: paper (one sum of all losses) or released (as in the authors' program).
-        teacher: Entries of the suite's features to use as audio teacher.
-        train_groups: Numbers of source videos per class to train on.
-        relevant: Shares of the clips whose audio belongs to the action; avsynth only.
-        informed: Shares of the relevant audio that is of the action, not only of the class; avsynth only.
         workers: Number of points that run in parallel. They share the cores of the machine.
         deployment: Deployment of flow `point`, such as point/cluster, whose workers run the points. None: run here.
     """
     log = get_run_logger()
-    grid = {axis: list(dict.fromkeys(values)) for axis, values in locals().items() if axis in AXES and values}
     trained = list(dict.fromkeys([*([baseline] if baseline else []), *runs]))
     try:
         params = load(Path(suite).with_name("params.yaml"))
-        if not grid:
-            raise UserError(f"no setting varies; give a list of values to one of {', '.join(AXES)}")
-        todo = points(name, params, trained, grid, seeds)
+        varied = axes(grid)
+        todo = points(name, params, trained, varied, seeds)
         folder = Path("out/ablations") / name
-        ablation = Ablation(name, tuple(trained), baseline, metric, grid, AXES)
-        outcomes = _run_all(params, suite, todo, trained, folder, workers, deployment)
+        failed = _run_all(params, suite, todo, trained, folder, workers, deployment)
     except StoppedError:
         return Cancelled(message="running points were terminated")
     except UserError as error:
         return Failed(message=str(error))
-    failed = [f"{point} ({result.reason})" for point, result in outcomes.items() if result.state == "failed"]
-    measured = _measured(folder, todo, trained)
+    measured = _measured(folder, todo)
     if not measured.empty:
         if metric not in set(measured["metric"]) and f"{metric}/released" not in set(measured["metric"]):
             return Failed(message=f"metric: '{metric}' was not measured; {nearest(metric, set(measured['metric']))}")
+        ablation = Ablation(
+            name,
+            tuple(trained),
+            baseline,
+            metric,
+            grid={label: list(axis.values) for label, axis in varied.items()},
+            labels={label: (labels or {}).get(axis.key, axis.key) for label, axis in varied.items()},
+        )
         table = write(ablation, measured, folder)
         _log(ablation, params, table, folder)
         _show(ablation, table, folder)
@@ -146,7 +129,7 @@ def ablate(
 
 
 @flow(name="point", flow_run_name="{name}", persist_result=False)
-def point(name: str, suite: SuiteFile, changes: dict[str, Any], targets: Names) -> State[Any]:
+def point(name: str, suite: SuiteFile, params: dict[str, Any], targets: Names) -> State[Any]:
     """Run one point of an ablation on another machine, in a checkout made by a deployment.
 
     Reuses outputs of earlier runs from the DVC remote, and pushes the point's experiment and outputs to the remotes.
@@ -154,16 +137,15 @@ def point(name: str, suite: SuiteFile, changes: dict[str, Any], targets: Names) 
     Args:
         name: Name of the DVC experiment.
         suite: The dvc.yaml of the suite.
-        changes: Changed params, by <params file>:<key>.
+        params: The content of the suite's params file.
         targets: Stages to bring up to date, with their upstream stages.
     """
     log = get_run_logger()
     try:
-        params = load(Path(suite).with_name("params.yaml"))
         with Dvc() as dvc:
             dvc.fetch_run_cache()
-            with held(gpus(params.device), lambda: dvc.stopping):
-                run_point(dvc, suite, Point(name, {}, changes, targets), log.info, _environment(1, []), pull=True)
+            with held(gpus(Params.model_validate(params).device), lambda: dvc.stopping):
+                run_point(dvc, suite, Point(name, {}, params, targets), log.info, _environment(1, []), pull=True)
             dvc.push_experiment("origin", name)
     except (StageError, UserError) as error:
         return Failed(message=str(error))
@@ -173,9 +155,7 @@ def point(name: str, suite: SuiteFile, changes: dict[str, Any], targets: Names) 
 
 
 @task(task_run_name="{chosen.name}", cache_policy=NO_CACHE, persist_result=False)
-def run_here(
-    chosen: Point, suite: str, params: Params, dvc: Dvc, share: int, gpu: Sequence[str], made: threading.Event
-) -> State[Any]:
+def run_here(chosen: Point, suite: str, dvc: Dvc, share: int, gpu: Sequence[str], made: threading.Event) -> State[Any]:
     """Run a point on this machine, on `share` cores.
 
     Sets `made` as soon as the outputs that all points share exist, or when the point ends."""
@@ -187,7 +167,7 @@ def run_here(
             made.set()
 
     try:
-        with held(gpu, lambda: dvc.stopping), checkout(params, dvc) as there:
+        with held(gpu, lambda: dvc.stopping), checkout(Params.model_validate(chosen.params), dvc) as there:
             run_point(there, suite, chosen, look, _environment(share, gpu))
             dvc.fetch_experiments(there.root.as_uri(), [chosen.name], data=False)
     except (StageError, UserError) as error:
@@ -205,7 +185,7 @@ def run_there(chosen: Point, suite: str, deployment: str, dvc: Dvc) -> State[Any
     commit, repository = git("rev-parse", "HEAD").strip(), git("remote", "get-url", "origin").strip()
     started: Any = run_deployment(
         deployment,
-        parameters={"name": chosen.name, "suite": suite, "changes": chosen.changes, "targets": chosen.targets},
+        parameters={"name": chosen.name, "suite": suite, "params": chosen.params, "targets": chosen.targets},
         timeout=0,
         job_variables={"env": {"AV_COMMIT": commit, "AV_REPOSITORY": repository}},
     )
@@ -238,14 +218,16 @@ def _run_all(
     folder: Path,
     workers: int,
     deployment: str | None,
-) -> dict[str, Result]:
+) -> list[str]:
     """Run the points that do not exist yet, at most `workers` at a time, and store the measurements of each.
+
+    Returns the names of the points that failed, with the reasons.
 
     The first point runs alone until it trains the last of `runs`; by then it has computed the outputs that all points
     share, and the others take them from the cache. Raises StoppedError if the flow run is cancelled."""
     if deployment and uncommitted():
         raise UserError("deployment: other machines run the pushed commit; commit and push your changes first")
-    outcomes: dict[str, Result] = {}
+    failed: list[str] = []
     running: dict[UUID, tuple[Point, float, list[str]]] = {}  # point, start time and GPU, by task run
     ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
     made = threading.Event()
@@ -255,7 +237,6 @@ def _run_all(
         waiting = []
         for chosen in todo:
             if chosen.name in there:
-                outcomes[chosen.name] = Result("exists")
                 _keep(dvc, params, folder, chosen, runs, float("nan"))
             else:
                 waiting.append(chosen)
@@ -272,7 +253,7 @@ def _run_all(
                 if deployment:
                     future = run_there.submit(chosen, suite, deployment, dvc, return_state=False)
                 else:
-                    future = run_here.submit(chosen, suite, params, dvc, share, gpu, made, return_state=False)
+                    future = run_here.submit(chosen, suite, dvc, share, gpu, made, return_state=False)
                 running[future.task_run_id] = (chosen, time.monotonic(), gpu)
                 future.add_done_callback(ended.put)
             with contextlib.suppress(Empty):
@@ -282,16 +263,15 @@ def _run_all(
                 free += [gpu] if gpu else []
                 state = future.state
                 if not state.is_completed():
-                    outcomes[chosen.name] = Result("failed", state.message or str(state.name))
+                    failed.append(f"{chosen.name} ({state.message or state.name})")
                     continue
                 seconds = float(state.message or 0) if deployment else time.monotonic() - begun
                 _keep(dvc, params, folder, chosen, runs, seconds)
-                outcomes[chosen.name] = Result("done")
             if time.monotonic() > look_at:
                 look_at = time.monotonic() + LOOK_SECONDS
                 if cancelled():
                     raise StoppedError
-    return outcomes
+    return failed
 
 
 def _keep(dvc: Dvc, params: Params, folder: Path, chosen: Point, runs: list[str], seconds: float) -> None:
@@ -303,20 +283,16 @@ def _keep(dvc: Dvc, params: Params, folder: Path, chosen: Point, runs: list[str]
     for run in runs:
         text = dvc.read(params.path("evaluate", job_of(run)) / "metrics.csv", chosen.name)
         tables.append(pd.read_csv(io.StringIO(text)).assign(run=run))
-    write_csv(file, pd.concat(tables).assign(point=chosen.name, seconds=seconds, **chosen.settings))
+    write_csv(file, pd.concat(tables).assign(point=chosen.name, seconds=seconds))
 
 
-def _measured(folder: Path, todo: list[Point], runs: list[str]) -> pd.DataFrame:
-    """Return the measurements of all points, one row per point, run, seed and metric."""
-    files = [file for chosen in todo if (file := folder / "points" / f"{chosen.name}.csv").exists()]
+def _measured(folder: Path, todo: list[Point]) -> pd.DataFrame:
+    """Return the measurements of all points with their settings, one row per point, run, seed and metric."""
+    texts = {"keep_default_na": False, "na_values": {"seconds": [""], "value": ["", "nan"]}}
     tables = [
-        pd.read_csv(
-            file,
-            dtype={"losses": "str", "teacher": "str"},
-            keep_default_na=False,
-            na_values={"seconds": [""], "value": ["", "nan"]},
-        )
-        for file in files
+        pd.read_csv(file, **texts).assign(**chosen.settings)
+        for chosen in todo
+        if (file := folder / "points" / f"{chosen.name}.csv").exists()
     ]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
@@ -359,19 +335,24 @@ def ablations() -> dict[str, dict[str, Any]]:
 
 
 def _main() -> None:
+    known, flow_parameters = ablations(), ablate.parameters.properties
     parser = argparse.ArgumentParser(prog="python -m flows.ablations", description="Run an ablation of prefect.yaml.")
-    parser.add_argument("name", help="one of " + ", ".join(ablations()))
-    parser.add_argument("parameters", nargs="*", metavar="KEY=VALUE", help="such as snr_db=[20,10,0] or workers=4")
+    parser.add_argument("name", help="one of " + ", ".join(known))
+    parser.add_argument(
+        "parameters",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="a parameter, such as workers=4, or a key of params with its values: recipes.small.lr=[0.003,0.01]",
+    )
     given = parser.parse_args()
-    known = ablations()
     if given.name not in known:
         sys.exit(f"error: prefect.yaml: there is no ablation '{given.name}'; {nearest(given.name, known)}")
-    asked = dict(known[given.name])
+    asked = known[given.name]
     for pair in given.parameters:
         key, equals, text = pair.partition("=")
-        if not equals or key not in ablate.parameters.properties:
-            sys.exit(f"error: {pair}: expected KEY=VALUE; {nearest(key, ablate.parameters.properties)}")
-        asked[key] = yaml.safe_load(text)
+        if not equals or not (key in flow_parameters or key in asked["grid"] or "." in key):
+            sys.exit(f"error: {pair}: expected KEY=VALUE; {nearest(key, [*flow_parameters, *asked['grid']])}")
+        (asked if key in flow_parameters else asked["grid"])[key] = yaml.safe_load(text)
     print(command.run(ablate, **asked).message)
 
 

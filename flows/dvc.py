@@ -152,22 +152,19 @@ class Dvc:
     def experiment(
         self,
         name: str,
-        changes: Mapping[str, object],
         targets: Sequence[str],
         log: Callable[[str], None],
         environment: Mapping[str, str] | None = None,
         pull: bool = False,
     ) -> None:
-        """Run a DVC experiment in this checkout: reproduce `targets` with `changes` of params.
+        """Run a DVC experiment: reproduce `targets` with the uncommitted changes of this checkout.
 
-        `changes` maps `<params file>:<key>` to a value; missing keys are added. `log` receives each line of output as
-        it arrives. `pull` downloads the outputs of earlier runs from the DVC remote. Raises StageError if a stage
-        fails, StoppedError if DVC was terminated by `stop`."""
-        settings = [f"--set-param={key.replace(':', ':++', 1)}={hydra(value)}" for key, value in changes.items()]
+        `log` receives each line of output as it arrives. `pull` downloads the outputs of earlier runs from the DVC
+        remote. Raises StageError if a stage fails, StoppedError if DVC was terminated by `stop`."""
         more = ["--pull"] if pull else []
         # Each experiment has a warm server of its own, which ends with it: its checkout is deleted afterwards.
         own = {**(environment or {}), warm.VARIABLE: ""}
-        self._follow("exp", "run", "--name", name, *more, *settings, *targets, log=log, more=own)
+        self._follow("exp", "run", "--name", name, *more, *targets, log=log, more=own)
 
     def experiments(self) -> set[str]:
         """Return the names of the experiments that are based on the checked-out commit."""
@@ -335,21 +332,6 @@ def environment() -> dict[str, str]:
     """Return this process's environment with its own Python first on PATH, since DVC runs the first `python` there."""
     path = os.pathsep.join(filter(None, [str(Path(sys.executable).parent), os.environ.get("PATH")]))
     return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
-
-
-def hydra(value: object) -> str:
-    """Format a value for `dvc exp run --set-param`, in the grammar of Hydra's overrides.
-
-    DVC writes floats below 1e-4 without a decimal point (1e-05), which PyYAML reads as text; no value here is that
-    small."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {hydra(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(hydra, value)) + "]"
-    if isinstance(value, str):
-        # Only backslashes before a quote or at the end are doubled.
-        return "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'") + "'"
-    return json.dumps(value)  # null, true, 0.5
 
 
 def _reason(lines: list[str]) -> str:

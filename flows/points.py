@@ -1,4 +1,4 @@
-"""Points of an ablation: their changes of params, and how they run without touching the workspace.
+"""Points of an ablation: their params, and how they run without touching the workspace.
 
 A point trains copies of runs, each in a separate job named `ablation-<run>`, so that no other run is trained. It is a
 DVC experiment in a temporary clone of the repository that shares the DVC cache: outputs that points have in common are
@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,48 +22,41 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from avdistill.config.origins import Avsynth
+import yaml
+
+from avdistill.config.loading import load
 from avdistill.config.schema import Params
-from avdistill.config.types import NO_TEACHER
+from avdistill.data.files import write_text
 from avdistill.pipeline.errors import UserError, nearest
 from avdistill.tracking.shared import tracking_uri
 from flows.dvc import Dvc
+from flows.grid import Axis, Keys, has_effect, hint, used
+from stages.check import check
 
 PREFIX = "ablation-"
-LOSSES = {"both": (True, True), "triplet": (True, False), "contrast": (False, True), "none": (False, False)}
-# Settings that an ablation may vary, with the labels that tables and figures show.
-AXES = {
-    "snr_db": "signal-to-noise ratio of the teacher's audio, dB",
-    "delta": "δ, lowest temperature of the contrast (Xia Eq. 6)",
-    "margin": "margin of the triplet loss (Xia Eq. 3)",
-    "weight": "λ, weight of the distillation losses (Xia Eq. 8)",
-    "losses": "losses of MNF+CSC",
-    "gradients": "gradients of MNF+CSC, as in the paper or in the authors' program",
-    "teacher": "features of the audio teacher",
-    "train_groups": "number of source videos per class to train on",
-    "relevant": "share of clips whose audio belongs to the action",
-    "informed": "share of the relevant audio that is of the action, not only of the class",
-}
 
 
 class Point(NamedTuple):
-    """One combination of the settings that an ablation varies.
+    """One combination of the values that an ablation varies.
 
-    `name` is the name of its DVC experiment: the settings and a digest of the commit, the uncommitted changes and the
-    point's own changes. `changes` are params by `<file>:<key>`, `targets` the stages to bring up to date."""
+    `name` is the name of its DVC experiment: the values and a digest of the commit, the uncommitted changes and the
+    point's params. `settings` are the values by label, `params` the content of its params file, `targets` the stages
+    to bring up to date."""
 
     name: str
     settings: dict[str, Any]
-    changes: dict[str, Any]
+    params: dict[str, Any]
     targets: list[str]
 
 
 def points(
-    ablation: str, params: Params, runs: Sequence[str], grid: Mapping[str, Sequence[Any]], seeds: Sequence[int] | None
+    ablation: str, params: Params, runs: Sequence[str], axes: Mapping[str, Axis], seeds: Sequence[int] | None
 ) -> list[Point]:
-    """Return one point for every combination of the values in `grid`, for `runs` with `seeds` (None: each run's own).
+    """Return one point for every combination of the values of `axes`, for `runs` with `seeds` (None: each run's own).
 
-    Raises UserError for an unknown run, or for an axis that has no effect on any of the runs."""
+    The params of every point are validated, as stage check does. Raises UserError for an unknown run or key, for an
+    invalid value, and for a key that has no effect on any of the runs."""
+    check(params.suite.file, params)
     for run in runs:
         if run not in params.runs():
             raise UserError(f"runs: there is no run '{run}'; {nearest(run, params.runs())}")
@@ -70,64 +64,78 @@ def points(
     folder = Path(params.suite.file).parent
     graph = "" if folder == Path() else f"{folder.as_posix()}/dvc.yaml:"
     targets = [f"{graph}evaluate@{job_of(run)}" for run in runs]
+    keys, varied, effective = Keys(params, runs), set[str](), set[str]()
     found = []
-    for values in itertools.product(*grid.values()):
-        settings = dict(zip(grid, values, strict=True))
-        changed = {f"{params.suite.file}:{k}": v for k, v in changes(params, runs, settings, seeds).items()}
-        digest = hashlib.sha256(json.dumps([state, changed, targets], sort_keys=True).encode()).hexdigest()
-        words = [f"{axis}-{value}".replace("/", "_") for axis, value in settings.items()]
-        found.append(Point("-".join([ablation, *words, digest[:8]]), settings, changed, targets))
+    for values in itertools.product(*(axis.values for axis in axes.values())):
+        settings = dict(zip(axes, values, strict=True))
+        changes: dict[str, Any] = {}
+        for label, value in settings.items():
+            for key, given in axes[label].values[value].items():
+                new = dict.fromkeys(keys.matching(key), given)
+                if twice := sorted(changes.keys() & new.keys()):
+                    raise UserError(f"grid: {key}: sets {twice[0]} a second time; expected each key once")
+                changes |= new
+        content = changed(params, keys, runs, changes, seeds)
+        try:
+            effective |= used(validated(content), runs)
+        except UserError as error:
+            raise UserError(f"grid: {', '.join(f'{k} {v}' for k, v in settings.items())}: {error}") from None
+        varied |= changes.keys()
+        digest = hashlib.sha256(json.dumps([state, content, targets], sort_keys=True).encode()).hexdigest()
+        name = "-".join([ablation, *(f"{label}-{value}" for label, value in settings.items())])
+        name = re.sub(r"([^A-Za-z0-9_.-]|\.\.)+", "_", name)[:200]  # valid as the name of a git reference
+        found.append(Point(f"{name}-{digest[:8]}", settings, content, targets))
+    for key in sorted(varied):
+        if not has_effect(key, effective):
+            raise UserError(f"grid: {key}: has no effect on the runs {', '.join(runs)}; {hint(key, effective)}")
     return found
 
 
 def job_of(run: str) -> str:
-    """Return the name of the job, and of its only run, that copies a run. Dots would separate levels of a key."""
+    """Return the name of the job, and of its only run, that copies a run."""
     return PREFIX + run.replace(".", "_")
 
 
-def changes(
-    params: Params, runs: Sequence[str], settings: Mapping[str, Any], seeds: Sequence[int] | None
+def changed(
+    params: Params, keys: Keys, runs: Sequence[str], changes: Mapping[str, Any], seeds: Sequence[int] | None
 ) -> dict[str, Any]:
-    """Return a point's changes of params, by key. Raises UserError for a setting without effect on any of the runs."""
-    found: dict[str, Any] = {}
-    used: set[str] = set()
+    """Return the content of the suite's params file with changed keys and with copies of `runs`.
+
+    The report has its baseline only, because its figures and claims may not fit the changes."""
+    content = params.model_dump(mode="json", exclude_unset=True)
+    for key, value in changes.items():
+        *path, last = keys.paths[key]
+        entry = content
+        for part in path:
+            entry = entry.setdefault(part, {})
+        entry[last] = value
+    jobs = content["jobs"]
     for name in runs:
-        job, run = params.jobs[params.runs()[name][0]], params.runs()[name][1]
-        entry = job.model_dump(mode="json")
-        options = dict(run.options)
-        for axis, value in settings.items():
-            sound = params.features[job.A].input if job.A != NO_TEACHER else ""
-            match axis:
-                case "train_groups":
-                    found[f"recipes.{job.recipe}.train_groups"] = value
-                case "relevant" | "informed" if isinstance(params.datasets[job.dataset].origin, Avsynth):
-                    found[f"datasets.{job.dataset}.origin.{axis}"] = value
-                case "snr_db" if sound.startswith("mix_noise/"):
-                    # A new mix: the suite's own must keep its SNR, which figures and tables name.
-                    mix, mixed = (PREFIX + key.replace(".", "_") for key in (sound.removeprefix("mix_noise/"), job.A))
-                    ours = params.noise_mixes[sound.removeprefix("mix_noise/")].model_dump(mode="json")
-                    found[f"noise_mixes.{mix}"] = ours | {"snr_db": value}
-                    features = params.features[job.A].model_dump(mode="json")
-                    found[f"features.{mixed}"] = features | {"input": f"mix_noise/{mix}"}
-                    entry["A"] = mixed
-                case "teacher" if "A" in run.teachers:
-                    entry["A"] = value
-                case "losses" if run.teachers:
-                    options["triplet"], options["contrast"] = LOSSES[value]
-                case "delta" | "margin" | "weight" | "gradients" if run.teachers:
-                    options[axis] = value
-                case _:
-                    continue
-            used.add(axis)
-        entry["seeds"] = list(seeds or job.seeds_of(name))
-        kept = run.model_dump(mode="json", exclude={"options", "repeats"})
-        entry["runs"] = {job_of(name): kept | {"options": options}}
-        found[f"jobs.{job_of(name)}"] = entry
-    if idle := [axis for axis in settings if axis not in used]:
-        raise UserError(f"{idle[0]}: has no effect on the runs {', '.join(runs)} ({AXES[idle[0]]})")
+        job = params.runs()[name][0]
+        run = {key: value for key, value in jobs[job]["runs"][name].items() if key != "repeats"}
+        own_seeds = list(seeds or params.jobs[job].seeds_of(name))
+        jobs[job_of(name)] = jobs[job] | {"seeds": own_seeds, "runs": {job_of(name): run}}
     if params.studies:
-        found["studies.ablation"] = {"title": "Ablation", "jobs": [job_of(run) for run in runs]}
-    return found
+        content["studies"]["ablation"] = {"title": "Ablation", "jobs": [job_of(run) for run in runs]}
+    return content | {"report": {"baseline": params.report.baseline}}
+
+
+def validated(content: Mapping[str, Any]) -> Params:
+    """Load and check params as stage check does. Raises UserError."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "params.yaml"
+        write(file, content)
+        try:
+            params = load(file)
+            check(str(file), params)
+        except UserError as error:
+            raise UserError(str(error).removeprefix(f"{file}: ")) from None
+    return params
+
+
+def write(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a params file."""
+    write_text(file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def workspace_digest() -> str:
@@ -178,13 +186,13 @@ def run_point(dvc: Dvc, suite: str, point: Point, log: Any, environment: Mapping
     """Run a point in the checkout of `dvc` and send its stages' logs to MLflow.
 
     Raises StageError or StoppedError."""
+    file = Path(suite).with_name("params.yaml")
+    write(dvc.root / file, point.params)
     address = {"MLFLOW_TRACKING_URI": tracking_uri()}  # the workspace's, because the checkout is deleted afterwards
     # Stages do not send their logs in the background; they are sent below, before the checkout is deleted.
-    dvc.experiment(
-        point.name, point.changes, point.targets, log, {**environment, **address, "AV_TRACKING": "off"}, pull
-    )
+    dvc.experiment(point.name, point.targets, log, {**environment, **address, "AV_TRACKING": "off"}, pull)
     if os.environ.get("AV_TRACKING") != "off":
-        command = [sys.executable, "-m", "avdistill.tracking", "sync", str(Path(suite).with_name("params.yaml"))]
+        command = [sys.executable, "-m", "avdistill.tracking", "sync", str(file)]
         done = subprocess.run(command, cwd=dvc.root, env=os.environ | address, capture_output=True, text=True)
         log((done.stdout + done.stderr).strip())
 

@@ -24,7 +24,10 @@ RUN_BY = {
     ),
     "make serve": "flows/test_ablations.py::test_deployments_name_what_is_there",
     "export PREFECT_API_URL=http://127.0.0.1:4200/api": "a shell's own",
-    "prefect deployment run 'ablate/noise-snr' -p snr_db='[20,10,0]'": (
+    "python -m flows.ablations delta recipes.small.lr=[0.003,0.01] seeds=[0,1]": (
+        "flows/test_ablations.py::test_the_command_line_changes_parameters_and_values_of_the_grid"
+    ),
+    "prefect deployment run 'ablate/noise-snr' -p grid='{\"noise_mixes.avsynth_0db.snr_db\": [20, 10, 0]}'": (
         "flows/test_ablations.py::test_deployments_name_what_is_there"
     ),
     "dvc exp show": "flows/test_ablations_remote.py::test_side_by_side_is_the_same_as_one_after_the_other",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Ablation(NamedTuple):
-    """An ablation: `grid` holds the values of each setting by key, `labels` a description of each key.
+    """An ablation: `grid` holds the values of each setting by its label in tables, `labels` its words in figures.
 
     Gains are over run `baseline`, if given, at the same point."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from avdistill.pipeline.errors import UserError
 from avdistill.reporting import ablation_page
 from avdistill.reporting.ablation_page import Ablation
 from flows import devices, points
-from flows.dvc import Dvc, StoppedError, hydra
+from flows.dvc import Dvc, StoppedError
+from flows.grid import axes
 from tests.flows import project
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,18 +32,16 @@ def params() -> Params:
     return load(ROOT / "params.yaml")
 
 
-def applied(params: Params, changed: dict[str, Any], tmp_path: Path) -> Params:
-    """The suite with the changes of a point, as `stages.check` would read it."""
-    raw = params.model_dump(mode="json", exclude_unset=True)
-    for key, value in changed.items():
-        *path, last = key.split(".")
-        entry = raw
-        for part in path:
-            entry = entry.setdefault(part, {})
-        entry[last] = value
-    file = tmp_path / "params.yaml"
-    file.write_text(yaml.safe_dump(raw))
-    return load(file)
+Grid = dict[str, Any]
+
+
+def made(params: Params, runs: list[str], grid: Grid, seeds: list[int] | None = None) -> list[points.Point]:
+    return points.points("x", params, runs, axes(grid), seeds)
+
+
+def found(params: Params, runs: list[str], grid: Grid, seeds: list[int] | None = None) -> Params:
+    """The params of the first point."""
+    return points.validated(made(params, runs, grid, seeds)[0].params)
 
 
 JOB = ("jobs", "ablation-mnf_csc")
@@ -49,87 +49,128 @@ OPTIONS = (*JOB, "runs", "ablation-mnf_csc", "options")
 
 
 @pytest.mark.parametrize(
-    ("run", "settings", "key", "value"),
+    ("run", "grid", "path", "expected"),
     [
-        ("mnf_csc", {"delta": 0.3}, (*OPTIONS, "delta"), 0.3),
-        ("mnf_csc", {"losses": "triplet"}, (*OPTIONS, "contrast"), False),
-        ("mnf_csc", {"teacher": "avsynth_audio_0db"}, (*JOB, "A"), "avsynth_audio_0db"),
-        ("uni_modal", {"train_groups": 3}, ("recipes", "small", "train_groups"), 3),
-        ("uni_modal", {"relevant": 0.25}, ("datasets", "avsynth", "origin", "relevant"), 0.25),
-        ("uni_modal", {"informed": 0.5}, ("datasets", "avsynth", "origin", "informed"), 0.5),
-        ("noise_0db-mnf", {"snr_db": -5.0}, ("noise_mixes", "ablation-avsynth_0db", "snr_db"), -5.0),
+        ("mnf_csc", {"jobs.mnf_csc.runs.mnf_csc.options.delta": [0.3]}, (*OPTIONS, "delta"), 0.3),
+        ("mnf_csc", {"jobs.*.options.delta": [0.3]}, (*OPTIONS, "delta"), 0.3),
+        ("mnf_csc", {"losses": {"triplet": {"jobs.*.contrast": False}}}, (*OPTIONS, "contrast"), False),
+        ("mnf_csc", {"jobs.mnf_csc.A": ["avsynth_audio_0db"]}, (*JOB, "A"), "avsynth_audio_0db"),
+        ("uni_modal", {"recipes.*.train_groups": [3]}, ("recipes", "small", "train_groups"), 3),
+        ("uni_modal", {"recipes.small.lr": [1e-5]}, ("recipes", "small", "lr"), 1e-5),
+        (
+            "uni_modal",
+            {"datasets.avsynth.origin.relevant": [0.25]},
+            ("datasets", "avsynth", "origin", "relevant"),
+            0.25,
+        ),
+        ("noise_0db-mnf", {"noise_mixes.avsynth_0db.snr_db": [-5]}, ("noise_mixes", "avsynth_0db", "snr_db"), -5),
     ],
 )
-def test_what_a_point_changes(
-    params: Params, tmp_path: Path, run: str, settings: dict[str, Any], key: tuple[str, ...], value: Any
-) -> None:
-    changed = points.changes(params, [run], settings, [3, 4])
-    found: Any = applied(params, changed, tmp_path).model_dump(mode="json")
-    job = found["jobs"][points.job_of(run)]
+def test_what_a_point_changes(params: Params, run: str, grid: Grid, path: tuple[str, ...], expected: Any) -> None:
+    value: Any = found(params, [run], grid, [3, 4]).model_dump(mode="json")
+    job = value["jobs"][points.job_of(run)]
     assert job["seeds"] == [3, 4]
     assert list(job["runs"]) == [points.job_of(run)]
-    for part in key:
-        found = found[part]
-    assert found == value
+    for part in path:
+        value = value[part]
+    assert value == expected
 
 
-def test_a_point_of_a_shuffled_run_is_shuffled(params: Params, tmp_path: Path) -> None:
-    job = params.jobs["mnf_csc"]
-    run = job.runs["mnf_csc"].model_copy(update={"shuffled": "other_class"})
-    other = params.model_copy(
-        update={"jobs": params.jobs | {"mnf_csc": job.model_copy(update={"runs": job.runs | {"mnf_csc": run}})}}
-    )
-    for suite, expected in ((params, None), (other, "other_class")):
-        changed = points.changes(suite, ["mnf_csc"], {"delta": 0.1}, None)
-        ablated = applied(params, changed, tmp_path).jobs["ablation-mnf_csc"]
-        assert ablated.runs["ablation-mnf_csc"].shuffled == expected
+def test_a_point_of_a_shuffled_run_is_shuffled(params: Params) -> None:
+    for run, expected in (("mnf_csc", None), ("mnf_csc-uninformed", "within_class")):
+        job = found(params, [run], {"jobs.*.options.delta": [0.1]}).jobs[f"ablation-{run}"]
+        assert job.runs[f"ablation-{run}"].shuffled == expected
+        assert job.seeds == params.jobs["mnf_csc"].seeds
 
 
-def test_noise_goes_to_a_mix_beside_the_suites_own(params: Params, tmp_path: Path) -> None:
-    changed = points.changes(params, ["noise_0db-mnf", "uni_modal"], {"snr_db": 20.0}, None)
-    found = applied(params, changed, tmp_path)
-    assert found.noise_mixes["avsynth_0db"].snr_db == 0
-    features = found.features[found.jobs["ablation-noise_0db-mnf"].A]
-    assert found.noise_mixes[features.input.removeprefix("mix_noise/")].snr_db == 20
-    assert found.jobs["ablation-uni_modal"].A == "none"
+def test_a_star_sets_the_option_of_every_run_that_has_it(params: Params) -> None:
+    runs = ["uni_modal", "kd", "mnf_csc"]
+    jobs = found(params, runs, {"jobs.*.options.weight": [7.0]}).jobs
+    options = {run: jobs[f"ablation-{run}"].runs[f"ablation-{run}"].options for run in runs}
+    assert options == {"uni_modal": {}, "kd": {"weight": 7.0}, "mnf_csc": {"weight": 7.0}}
+    assert jobs["ccl"] == params.jobs["ccl"]
 
 
-def test_settings_that_change_nothing_are_refused(params: Params) -> None:
-    with pytest.raises(UserError, match=r"^delta: has no effect on the runs uni_modal"):
-        points.changes(params, ["uni_modal"], {"delta": 0.1}, None)
-    with pytest.raises(UserError, match="snr_db"):
-        points.changes(params, ["mnf_csc"], {"snr_db": 0.0}, None)
+def test_settings_that_the_report_names_can_vary() -> None:
+    suite = load(ROOT / "findings/params.yaml")
+    assert suite.report.figures.noise  # which names the ratios of the suite's own mixes
+    point = found(suite, ["noise_0db-mnf"], {"noise_mixes.avsynth_0db.snr_db": [20]})
+    assert point.noise_mixes["avsynth_0db"].snr_db == 20
+    assert point.report.model_fields_set == {"baseline"}
+    # The student from which another one learns is trained with the setting, too.
+    smooth = found(suite, ["kd_noise-self"], {"jobs.uni_modal.runs.uni_modal.options.label_smoothing": [0.1]})
+    assert smooth.jobs["uni_modal"].runs["uni_modal"].options == {"label_smoothing": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({}, "grid: nothing varies; expected keys"),
+        ({"recipes.small.lr": 0.1}, r"grid: recipes.small.lr: expected \[value, …\] or .* found 0.1"),
+        ({"losses": {"both": 1}}, r"grid: losses: expected .* found \{'both': 1\}"),
+        ({"run": {"a": {"recipes.small.lr": 1}}}, "grid: run: expected a name that is not a column"),
+        ({"recipes.small.lrr": [1]}, "grid: recipes.small.lrr: expected a key .* did you mean 'lr'"),
+        ({"recipe.small.lr": [1]}, "did you mean 'recipes'"),
+        ({"recipes.small": [1]}, "grid: recipes.small: expected a key of params with a value; valid: batch, "),
+        ({"recipes.small.lr.low": [1]}, "grid: recipes.small.lr.low: expected a key of params"),
+        ({"jobs.kd.runs.kd.options.margin": [1]}, "grid: jobs.kd.runs.kd.options.margin: .* valid: .*temperature"),
+        ({"jobs.*.options.temprature": [1]}, "grid: .*: expected a key that the runs use; did you mean '.*ture'"),
+        ({"recipes.small.lr": [-1]}, r"grid: lr -1: recipes.small.lr: .* greater than 0 \(found -1\)"),
+        ({"recipes.small.schedule": ["cosin"]}, "grid: schedule cosin: .* did you mean 'cosine'"),
+        ({"jobs.kd.A": ["avsynth_audo"]}, "grid: A avsynth_audo: jobs.kd.A: .* did you mean 'avsynth_audio'"),
+        ({"jobs.*.options.temperature": [1, 0]}, "grid: temperature 0: .* above 0"),
+        ({"noise_mixes.avsynth_0db.snr_db": [0]}, "grid: noise_mixes.avsynth_0db.snr_db: has no effect on the runs kd"),
+        ({"jobs.mnf_csc.A": ["avsynth_audio_0db"]}, "has no effect on the runs kd; did you mean 'jobs.kd.A'"),
+        ({"suite.out": ["x"]}, "grid: suite.out: has no effect on the runs kd; valid: datasets.avsynth, "),
+        ({"jobs.*.weight": [1], "jobs.kd.runs.kd.options.weight": [1]}, "sets jobs.kd.runs.kd.options.weight a second"),
+    ],
+)
+def test_a_wrong_grid_is_refused(params: Params, grid: Grid, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        made(params, ["kd"], grid)
+
+
+def test_unknown_runs_are_refused(params: Params) -> None:
     with pytest.raises(UserError, match="did you mean 'mnf_csc'"):
-        points.points("x", params, ["mnfcsc"], {"delta": [0.1]}, None)
+        made(params, ["mnfcsc"], {"jobs.*.options.delta": [0.1]})
 
 
-def test_names_follow_settings_and_what_they_apply_to(
-    params: Params, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_key_may_have_an_effect_at_some_points_only(params: Params) -> None:
+    sound = {"clean": {"jobs.kd.A": "avsynth_audio"}, "mixed": {"jobs.kd.A": "avsynth_audio_0db"}}
+    assert len(made(params, ["kd"], {"sound": sound, "noise_mixes.avsynth_0db.snr_db": [0, 10]})) == 4
+
+
+def test_labels_are_the_last_parts_of_keys_and_values_as_they_are_written() -> None:
+    grid = {"recipes.a.lr": [1], "recipes.b.lr": [1, 1], "x.seconds": [None, True], "losses": {"none": {"k": 1}}}
+    found = {label: list(axis.values) for label, axis in axes(grid).items()}
+    assert found == {"a.lr": [1], "b.lr": [1], "x.seconds": ["null", "true"], "losses": ["none"]}
+    assert axes({"a.scale": [[0.5, 1]]})["scale"].values == {"[0.5, 1]": {"a.scale": [0.5, 1]}}
+
+
+def test_names_follow_settings_and_what_they_apply_to(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(points, "workspace_digest", lambda: "a")
 
     def names(seeds: list[int]) -> list[str]:
-        grid = {"delta": [0.1, 0.2], "margin": [0.0]}
-        return [point.name for point in points.points("d", params, ["mnf_csc"], grid, seeds)]
+        grid = {"jobs.*.delta": [0.1, 0.2], "recipes.small.scale": [[0.5, 1]]}
+        return [point.name for point in made(params, ["mnf_csc"], grid, seeds)]
 
     first = names([0])
-    assert [name.rpartition("-")[0] for name in first] == ["d-delta-0.1-margin-0.0", "d-delta-0.2-margin-0.0"]
+    assert [name.rpartition("-")[0] for name in first] == ["x-delta-0.1-scale-_0.5_1_", "x-delta-0.2-scale-_0.5_1_"]
     assert names([0]) == first
     assert not set(names([1])) & set(first)
     monkeypatch.setattr(points, "workspace_digest", lambda: "b")
     assert not set(names([0])) & set(first)
-    (point, _) = points.points("d", load(ROOT / "paper/params.yaml"), ["mnf_csc"], {"delta": [0.1, 0.2]}, [0])
+    (point,) = made(load(ROOT / "paper/params.yaml"), ["mnf_csc"], {"jobs.*.delta": [0.1]}, [0])
     assert point.targets == ["paper/dvc.yaml:evaluate@ablation-mnf_csc"]
-    assert all(key.startswith("paper/params.yaml:") for key in point.changes)
 
 
-def test_values_in_the_grammar_of_hydra(tmp_path: Path) -> None:
-    from dvc.utils.hydra import apply_overrides  # what DVC itself reads them with
+def test_measurements_are_read_with_the_settings_of_their_points(tmp_path: Path) -> None:
+    from flows.ablations import _measured
 
-    value = {"a": [1, 2.5, -0.001], "b": {}, "c": None, "d": True, "e": "it's, {x}: \\ 'y'", "f-g": {"h": "none"}}
-    (tmp_path / "p.yaml").write_text("kept: 1\n")
-    apply_overrides(tmp_path / "p.yaml", [f"++new.key={hydra(value)}"])
-    assert yaml.safe_load((tmp_path / "p.yaml").read_text()) == {"kept": 1, "new": {"key": value}}
+    (tmp_path / "points").mkdir()
+    (tmp_path / "points/p.csv").write_text("run,seed,metric,value,point,seconds\nNA,0,accuracy,0.5,p,\n")
+    table = _measured(tmp_path, [points.Point("p", {"small.lr": "null"}, {}, []), points.Point("q", {}, {}, [])])
+    assert table.loc[0, ["run", "small.lr"]].to_list() == ["NA", "null"] and np.isnan(table.loc[0, "seconds"])
 
 
 @pytest.fixture
@@ -152,7 +193,9 @@ def test_a_point_leaves_the_workspace_alone(repo: Path) -> None:
     (repo / "mood/kd").write_text("better")
     (repo / "mood/mnf_csc").write_text("ill")
     suite = load("params.yaml")
-    wanted = points.Point("p1", {}, {"params.yaml:recipes.small.epochs": 7}, ["train@kd"])
+    content = yaml.safe_load((repo / "params.yaml").read_text())
+    content["recipes"]["small"]["epochs"] = 7
+    wanted = points.Point("p1", {}, content, ["train@kd"])
     with Dvc() as dvc:
         with points.checkout(suite, dvc) as there:
             folder = there.root
@@ -274,12 +317,9 @@ def test_deployments_name_what_is_there() -> None:
         assert all(schedule["active"] is False for schedule in entry["schedules"])
         if "ablations" in entry["entrypoint"]:
             assert entry["parameters"]["name"] == entry["name"]
-            params = load(ROOT / "params.yaml")
             given = entry["parameters"]
-            grid = {axis: values for axis, values in given.items() if axis in points.AXES}
-            runs = [*given["runs"], given["baseline"]]
-            for axis, values in grid.items():
-                points.changes(params, runs, {axis: values[0]}, None)
+            assert given["labels"].keys() == given["grid"].keys()
+            made(load(ROOT / "params.yaml"), [*given["runs"], given["baseline"]], given["grid"])
     assert len(ablations()) >= 5
     far = yaml.safe_load((ROOT / "deploy/prefect.yaml").read_text())
     assert {entry["entrypoint"] for entry in far["deployments"]} == {"flows/ablations.py:point"}
@@ -295,11 +335,53 @@ def test_form_explains_itself() -> None:
 
     schema = parameter_schema(ablate)
     assert all(entry["description"] for entry in schema.properties.values())
-    assert schema.required == ["name", "runs"]
-    assert set(points.AXES) <= schema.properties.keys()
-    for wrong in ({"snr_db": ["loud"]}, {"relevant": [1.5]}, {"workers": 0}, {"losses": ["all"]}):
+    assert schema.required == ["name", "runs", "grid"]
+    for wrong in ({"grid": [1]}, {"seeds": []}, {"workers": 0}, {"labels": ["x"]}):
         with pytest.raises((ParameterTypeError, ValidationError)):
-            ablate.validate_parameters({"name": "x", "runs": ["kd"], **wrong})
+            ablate.validate_parameters({"name": "x", "runs": ["kd"], "grid": {}, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("pairs", "grid", "seeds"),
+    [
+        ([], [0.03, 0.07, 0.2, 0.5], None),
+        (["recipes.small.lr=[0.003,0.01]", "seeds=[0,1]"], [0.03, 0.07, 0.2, 0.5], [0, 1]),
+        (["jobs.*.options.delta=[0.1]"], [0.1], None),
+    ],
+)
+def test_the_command_line_changes_parameters_and_values_of_the_grid(
+    monkeypatch: pytest.MonkeyPatch, pairs: list[str], grid: list[float], seeds: list[int] | None
+) -> None:
+    from flows import ablations
+
+    asked: dict[str, Any] = {}
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["ablations", "delta", *pairs])
+    monkeypatch.setattr(ablations.command, "run", lambda _, **given: asked.update(given) or SimpleNamespace(message=""))
+    ablations._main()
+    assert asked["grid"]["jobs.*.options.delta"] == grid
+    assert asked["grid"].get("recipes.small.lr") == ([0.003, 0.01] if seeds else None)
+    assert asked.get("seeds") == seeds and asked["runs"] == ["mnf_csc"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dleta"], "there is no ablation 'dleta'; did you mean 'delta'"),
+        (["delta", "worker=4"], "worker=4: expected KEY=VALUE; did you mean 'workers'"),
+        (["gradients", "loses=[1]"], "loses=.*did you mean 'losses'"),
+        (["delta", "recipes.small.lr"], "recipes.small.lr: expected KEY=VALUE"),
+    ],
+)
+def test_the_command_line_refuses_what_it_does_not_know(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    from flows.ablations import _main
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["ablations", *arguments])
+    with pytest.raises(SystemExit, match=message):
+        _main()
 
 
 def test_files_for_clusters_are_whole() -> None:

@@ -69,7 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_side_by_side_is_the_same_as_one_after_the_other(suite: Checkout, server: str) -> None:
-    together = ablate(suite, "train_groups=[1,2]", "workers=2")
+    together = ablate(suite, "recipes.small.train_groups=[1,2]", "workers=2")
     assert list(together["train_groups"]) == [1, 2]
     assert together["accuracy"].between(0, 100).all() and (together["accuracy_seeds"] == 2).all()
     assert set(suite.dvc("exp", "list", "--name-only").split()) == set(together["point"])
@@ -78,13 +78,13 @@ def test_side_by_side_is_the_same_as_one_after_the_other(suite: Checkout, server
     assert suite.run("git", "status", "--porcelain").stdout == ""
     assert list((suite.folder / ".dvc/tmp/points").iterdir()) == []
 
-    again = ablate(suite, "train_groups=[1,2]", PREFECT_API_URL=server)
+    again = ablate(suite, "recipes.small.train_groups=[1,2]", PREFECT_API_URL=server)
     pd.testing.assert_frame_equal(again, together)  # seconds too: no point ran again
 
     suite.dvc("exp", "remove", *together["point"])
     for made in (".dvc/cache", "out/ablations"):
         shutil.rmtree(suite.folder / made)
-    alone = ablate(suite, "train_groups=[1]", "workers=1", PREFECT_API_URL=server)
+    alone = ablate(suite, "recipes.small.train_groups=[1]", "workers=1", PREFECT_API_URL=server)
     pd.testing.assert_frame_equal(alone.drop(columns="seconds"), together[:1].drop(columns="seconds"))
 
 
@@ -115,7 +115,7 @@ def test_a_second_machine_runs_a_point_and_its_results_come_back(suite: Checkout
             start_new_session=True,
         )
     try:
-        found = ablate(suite, "train_groups=[1]", "deployment=point/cluster", **here)
+        found = ablate(suite, "recipes.small.train_groups=[1]", "deployment=point/cluster", **here)
     finally:
         end([worker], grace=10)
     (name,) = found["point"]

@@ -16,7 +16,7 @@ from avdistill.reporting import page
 from avdistill.reporting.page import Column, Sheet, TableCell
 from stages import figures, report
 from tests.helpers import both_papers
-from tests.helpers.synthetic import LEVELS, read_json, stage, suite_params, write_suite
+from tests.helpers.synthetic import read_json, stage, suite_params, write_suite
 
 VOID = {"meta", "img", "br", "line", "circle", "path", "link", "input"}
 
