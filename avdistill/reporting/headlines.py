@@ -1,7 +1,7 @@
 """What DVC shows of a suite: a screenful of metrics, and plots that `dvc plots diff` compares between commits.
 
-Each suite has one file in each of these folders, which the root's and the other dvc.yaml declare as a whole; so a suite
-that has not run is not mentioned.
+Each suite has one file in each of these folders, which every dvc.yaml declares as a whole. DVC also looks for the files
+of suites that have not run: it says in a line that it failed to load some, and shows dashes for their metrics.
 
   out/metrics/<suite>.json            `headline`
   out/plots/claims/<suite>.csv        claim, difference (points)
