@@ -95,8 +95,9 @@ def server_folder() -> Path | None:
     try:
         processes = Path("/proc/self/ns/pid").stat().st_ino  # containers may share /tmp but not process ids
         # A server runs its own checkout's code, which may be deleted while another checkout with the same code is used.
-        checkout = hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
-        folder = Path(tempfile.gettempdir()) / f"avdistill-{os.getuid()}-{processes}-{owner}-{checkout}"
+        # The name is short, because the path of a socket has at most 107 bytes.
+        name = hashlib.sha256(f"{processes} {owner} {ROOT}".encode()).hexdigest()[:12]
+        folder = Path(tempfile.gettempdir()) / f"avdistill-{os.getuid()}-{name}"
         if not folder.exists():
             folder.mkdir(0o700)
             launch(folder, owner)

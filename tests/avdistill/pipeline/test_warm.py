@@ -160,9 +160,10 @@ def test_other_code_starts_by_itself(checkout: Path, served: dict[str, str], tmp
 
 # In place of DVC: runs stages one after the other until one finds all libraries loaded, tells that one, and waits.
 DVC = """
-import os, subprocess, sys
-said = ""
+import os, subprocess, sys, time
+said, until = "", time.monotonic() + 120
 while not said.startswith("warm"):
+    assert time.monotonic() < until
     said = subprocess.check_output([sys.executable, "-m", "stages", "download", "params.yaml", "avsynth"], text=True)
 print(said, end="", flush=True)
 sys.stdin.read()
