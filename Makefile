@@ -14,7 +14,8 @@ help: ## list the commands
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 # Redone only when the lock changes. uv where it is, pip where not. The lock names all that is needed, so neither
-# resolves anything: pip before 23.3 fails at that where a package is asked for with extras.
+# resolves anything: pip before 23.3 fails at that where a package is asked for with extras. pip compiles on one core for
+# a minute and a half; without it, Python compiles what it imports, at the first import.
 $(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}; name another: make PYTHON=python3.12")'
 	@if command -v uv >/dev/null; then \
@@ -22,7 +23,7 @@ $(READY): requirements.lock
 		VIRTUAL_ENV="$$PWD/$(VENV)" uv pip sync --require-hashes --compile-bytecode requirements.lock; \
 	else \
 		$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "error: $(PYTHON) cannot make environments; install its package: apt install python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" >&2; exit 1; }; \
-		$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --no-deps --require-hashes --requirement requirements.lock; \
+		$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --no-compile --no-deps --require-hashes --requirement requirements.lock; \
 	fi
 	@touch $@
 

@@ -43,6 +43,8 @@ RUN_BY = {
     "dvc repro paper/dvc.yaml": "pipeline/test_paper_suite.py::test_from_download_to_report",
     "dvc metrics show": "pipeline/test_suite.py::test_metrics_params_and_plots_show_in_dvc",
     "dvc params diff": "pipeline/test_suite.py::test_metrics_params_and_plots_show_in_dvc",
+    "dvc metrics diff": "pipeline/test_suite.py::test_metrics_params_and_plots_show_in_dvc",
+    "dvc plots diff": "pipeline/test_suite.py::test_metrics_params_and_plots_show_in_dvc",
     "dvc plots show": "pipeline/test_suite.py::test_metrics_params_and_plots_show_in_dvc",
     "make ui": "flows/test_ui.py::test_addresses_are_printed_and_an_interrupt_ends_both",
     "make sync": "pipeline/test_suite.py::test_mlflow_has_a_run_for_every_stage",

@@ -88,6 +88,7 @@ def test_metrics_params_and_plots_show_in_dvc(checkout: Checkout) -> None:
     for plot in ("claims", "confusion", "curves", "noise"):
         assert f"out/plots/{plot}/avsynth.csv" in page or f"out_plots_{plot}_avsynth_csv" in page, plot
     assert "uni_modal" in page
+    assert "ERROR" not in checkout.dvc("plots", "diff", "--out", "plots")
 
 
 def test_mlflow_has_a_run_for_every_stage(checkout: Checkout) -> None:
