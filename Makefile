@@ -8,7 +8,7 @@ READY   := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro findings study why own paper-quick check-videos power model flow serve ui sync bench test test-faults test-e2e graph lint lock clean
+.PHONY: help repro findings study why own paper-quick check-videos power model flow serve ui sync bench test test-faults test-e2e graph lint lock audit sbom clean
 
 help: ## list the commands
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -117,6 +117,13 @@ lint: $(READY) ## check style and types
 lock: ## resolve the dependencies of pyproject.toml again (needs uv)
 	uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make lock" --group dev --group bench --group browser pyproject.toml --output-file requirements.lock
+
+audit: ## look the locked packages up for known vulnerabilities (needs uv and the network)
+	uvx pip-audit@2.10.1 --strict --disable-pip --require-hashes --requirement requirements.lock
+
+sbom: ## write out/sbom.json, a CycloneDX list of the locked packages (needs uv)
+	@mkdir -p out
+	uvx --from cyclonedx-bom==7.5.0 cyclonedx-py requirements requirements.lock --output-file out/sbom.json
 
 clean: ## delete all outputs, not the environment
 	rm -rf out mlflow.db mlflow.db.lock mlartifacts dvc.lock findings/dvc.lock own/dvc.lock paper/dvc.lock .dvc/cache .dvc/tmp
