@@ -166,3 +166,16 @@ def test_a_real_pointer_is_read(tmp_path: Path) -> None:
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 265922\n".encode()
     archive = write_zip(tmp_path / "a.zip", {"CREMA-D-master/VideoFlash/1001_DFA_ANG_XX.flv": pointer})
     assert crema_d.pointers(archive) == {"1001_DFA_ANG_XX": (oid, 265_922)}
+
+
+REAL = "1041_TIE_NEU_XX 1071_MTI_SAD_XX 1028_WSI_DIS_XX 1016_IEO_HAP_LO 1087_IEO_FEA_LO 1082_ITH_HAP_XX 1089_IEO_DIS_MD"
+REAL += " 1011_IWL_ANG_XX 1050_IOM_ANG_XX 1024_IEO_ANG_HI"
+
+
+def test_real_names() -> None:
+    table = crema_d.listed(REAL.split()).set_index("id")
+    assert len(table) == 10
+    assert table.loc["1041_TIE_NEU_XX", ["class", "group"]].tolist() == ["neutral", "1041"]
+    assert table.loc["1087_IEO_FEA_LO", ["class", "group"]].tolist() == ["fear", "1087"]
+    for name in ("1041_TIE_NEU", "1041_TIE_JOY_XX", "1041_ABC_NEU_XX", "2041_TIE_NEU_XX", "1041_TIE_NEU_XXL"):
+        assert crema_d.NAME.fullmatch(name) is None
