@@ -5,7 +5,7 @@
 has sound and picture; 02, the same recordings without sound, is excluded and not unpacked. The archives, one per actor,
 are at Zenodo (record 1188976, CC BY-NC-SA 4.0) and are checked by the MD5 of the record; one at a time is on the disk.
 
-The groups are the actors. There are no official splits, and papers that split by clip state no lists.
+The groups are the actors. There are no official splits, and no published list of a split was found.
 """
 
 from __future__ import annotations
