@@ -139,4 +139,35 @@ class VGGSound(YouTube):
     kind: Literal["vggsound"]
 
 
-AnyOrigin = Annotated[Avsynth | Folder | Ucf51 | ActivityNet | KineticsSounds | VGGSound, Field(discriminator="kind")]
+class Archived(Videos):
+    """Published videos; `videos` may also be an archive (zip, tar or RAR), which is unpacked into the output."""
+
+
+class CremaD(Archived):
+    """CREMA-D: 6 acted emotions, 91 actors; see avdistill/data/datasets/crema_d.py.
+
+    `split`: no actor is in two splits, or the split that others published. `annotation` is a folder with the published
+    train.csv and test.csv."""
+
+    kind: Literal["crema_d"]
+    split: Literal["actor", "published"] = Field(default="actor", repr=False)  # is not a reason to download again
+
+
+class Ave(Archived):
+    """AVE: 28 classes of audio-visual events in clips of 10 s; see avdistill/data/datasets/ave.py.
+
+    `split`: the published lists with each video in one split only, or as they are. `annotation` is a folder with
+    trainSet.txt, valSet.txt and testSet.txt, which are also in the archive."""
+
+    kind: Literal["ave"]
+    split: Literal["video", "published"] = Field(default="video", repr=False)
+
+
+class Ravdess(Archived):
+    """RAVDESS: 8 acted emotions in speech, 24 actors; see avdistill/data/datasets/ravdess.py."""
+
+    kind: Literal["ravdess"]
+
+
+PublishedVideos = ActivityNet | KineticsSounds | VGGSound | CremaD | Ave | Ravdess
+AnyOrigin = Annotated[Avsynth | Folder | Ucf51 | PublishedVideos, Field(discriminator="kind")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import tarfile
@@ -15,7 +16,7 @@ import av
 import numpy as np
 import pandas as pd
 
-from avdistill.data.datasets import kinetics_sounds, ucf51
+from avdistill.data.datasets import crema_d, kinetics_sounds, ravdess, ucf51
 from tests.helpers.little import RATE
 from tests.helpers.packed import write_rar
 
@@ -24,17 +25,28 @@ CCL_FOLDER = "ucf101_audiocnn14embed512_features"
 
 def write_avi(path: Path, pictures: np.ndarray, fps: int, sound: np.ndarray | None) -> bytes:
     """A file as UCF101's: AVI with MPEG-4 pictures and MP3 sound. Returns its bytes."""
-    with av.open(str(path), "w", format="avi") as container:
-        picture = container.add_stream("mpeg4", rate=fps)
+    return _write(path, "avi", "mpeg4", pictures, fps, sound, RATE)
+
+
+def write_flv(path: Path, pictures: np.ndarray, fps: int, sound: np.ndarray | None) -> bytes:
+    """A file as CREMA-D's: Flash video, with MP3 sound of 44.1 kHz. Returns its bytes."""
+    return _write(path, "flv", "flv1", pictures, fps, sound, 44_100)
+
+
+def _write(
+    path: Path, kind: str, codec: str, pictures: np.ndarray, fps: int, sound: np.ndarray | None, rate: int
+) -> bytes:
+    with av.open(str(path), "w", format=kind) as container:
+        picture = container.add_stream(codec, rate=fps)
         picture.height, picture.width = pictures.shape[1:3]
         picture.pix_fmt = "yuv420p"
-        voice = None if sound is None else container.add_stream("libmp3lame", rate=RATE, layout="mono")
+        voice = None if sound is None else container.add_stream("libmp3lame", rate=rate, layout="mono")
         for image in pictures:
             container.mux(picture.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(picture.encode(None))
         if voice is not None and sound is not None:
             frame = av.AudioFrame.from_ndarray(sound[np.newaxis], format="fltp", layout="mono")
-            frame.sample_rate, frame.time_base, frame.pts = RATE, Fraction(1, RATE), 0
+            frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
             container.mux(voice.encode(frame))
             container.mux(voice.encode(None))
     return path.read_bytes()
@@ -120,6 +132,56 @@ def write_vggsound(path: Path, rows: list[tuple[str, int, str, str]]) -> Path:
     with path.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
     return path
+
+
+def write_zip(path: Path, members: dict[str, bytes]) -> Path:
+    """`members`: contents by name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return path
+
+
+def lfs_pointer(content: bytes) -> bytes:
+    """What a repository has in place of a file that is in Git LFS."""
+    oid = hashlib.sha256(content).hexdigest()
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n".encode()
+
+
+def write_crema_d(folder: Path, clips: dict[str, bytes]) -> None:
+    """The zip of the repository, with pointers, and the videos; `clips`: contents by name, without type."""
+    top = "CREMA-D-master"
+    members = {f"{top}/README.md": b"CREMA-D", f"{top}/VideoDemographics.csv": b"ActorID,Age,Sex,Race,Ethnicity\n"}
+    for name, content in clips.items():
+        members[f"{top}/AudioWAV/{name}.wav"] = lfs_pointer(b"sound")
+        members[f"{top}/VideoFlash/{name}.flv"] = lfs_pointer(content)
+        path = folder / f"VideoFlash/{name}.flv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    write_zip(folder / crema_d.ARCHIVE, members)
+
+
+def ave_members(lists: dict[str, list[str]], videos: dict[str, bytes]) -> dict[str, bytes]:
+    """The files of AVE's archive; `lists`: rows by split (train, val, test), `videos`: contents by YouTube id."""
+    rows = [row for split in lists.values() for row in split]
+    members = {"AVE_Dataset/ReadMe.txt": b"AVE", "AVE_Dataset/.DS_Store": b"x"}
+    members |= {f"AVE_Dataset/AVE/{video}.mp4": content for video, content in videos.items()}
+    members["AVE_Dataset/Annotations.txt"] = "\n".join(["Category&VideoID&Quality&StartTime&EndTime", *rows]).encode()
+    return members | {f"AVE_Dataset/{split}Set.txt": "\n".join([*lists[split], ""]).encode() for split in lists}
+
+
+def write_ravdess(site: Path, archives: dict[str, dict[str, bytes]]) -> None:
+    """The archives at Zenodo and their record; `archives`: contents by file name, by number of the actor."""
+    record = []
+    for actor, files in archives.items():
+        name = f"Video_Speech_Actor_{actor}.zip"
+        members = {f"Actor_{actor}/{file}": content for file, content in files.items()}
+        path = write_zip(site / f"records/{ravdess.RECORD}/files/{name}", members)
+        record.append({"key": name, "checksum": f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}"})
+    path = site / f"api/records/{ravdess.RECORD}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"files": record}))
 
 
 def write_ccl_features(path: Path, vectors: dict[str, Any], folder: str = CCL_FOLDER) -> Path:

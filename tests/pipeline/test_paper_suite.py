@@ -30,11 +30,14 @@ JOBS = ("uni_modal", "mnf_csc", "noise_0db", "activitynet-kd", "tagging-kd", "ch
 RUNS = {"mnf_csc": ("mnf_csc",), "chen-ccl": ("chen-ccl-A", "chen-ccl-no_jsd-A")}
 FEATURES = ("ucf51_audio", "ucf51_audio_0db", "ucf51_published", "activitynet_audio", "kinetics_image")
 FEATURES += ("vggsound_audio", "vggsound_image")
+ELSEWHERE = ("crema_d", "ave", "ravdess")  # datasets of neither paper; tests/avdistill/data/datasets has their replicas
 
 
 def replica_params(raw: dict[str, Any], url: str, checksums: dict[str, str]) -> None:
     """The real params with mirrors on loopback, fewer jobs and little to do."""
     raw["device"] = "cpu"
+    for section in ("datasets", "frames"):
+        raw[section] = {name: entry for name, entry in raw[section].items() if name not in ELSEWHERE}
     origins = {name: dataset["origin"] for name, dataset in raw["datasets"].items()}
     places = {"ucf51": "ucf101", "kinetics_sounds": "kinetics/400"}
     for name, origin in origins.items():

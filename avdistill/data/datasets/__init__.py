@@ -7,12 +7,13 @@ Stage download lists the clips of every dataset in clips.csv, with the columns
     id           unique; the key of the clip in every store
     file         path relative to videos(…)
     class        name of the class
-    group        clips of one recording; all clips of a group, of whatever class, are in one split
+    group        clips of one recording or person; all clips of a group, of whatever class, are in one split, except
+                 in published splits that do otherwise
     split        train, val or test; no such column if the dataset has no official splits
     start        seconds into the file; empty: the beginning of the file
     end          seconds into the file; empty: the end of the file
     unavailable  why there is no file; empty if there is one; no such column if the dataset has all its files
-    excluded     why the clip is not used although there is a file; empty if it is used; column optional
+    excluded     why the clip is not used, whether or not there is a file; empty if it is used; column optional
 
 and any further columns of the dataset, which the index keeps.
 """
@@ -20,6 +21,7 @@ and any further columns of the dataset, which the index keeps.
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from importlib import import_module
@@ -104,6 +106,24 @@ def print_counts(name: str, clips: pd.DataFrame, left_out: Mapping[str, int]) ->
     lines = "; ".join(f"{count} {reason}" for reason, count in shown) or "nothing"
     total, classes = len(used) + reasons.total(), used["class"].nunique()
     print(f"{name}: {total} listed or found, {len(used)} clips of {classes} classes used; left out: {lines}")
+
+
+def warn_of_overlap(name: str, clips: pd.DataFrame, groups: str) -> None:
+    """Print a warning for each split, val and test, that shares groups with the train split, with the counts.
+
+    `clips` are the rows of clips.csv, of which excluded ones do not count; `groups` is what a group is, in the plural.
+    """
+    used = clips[clips["excluded"] == ""]
+    by_split = {split: set(own) for split, own in used.groupby("split")["group"]}
+    train = by_split.get("train", set())
+    for split in ("val", "test"):
+        own = by_split.get(split, set())
+        if shared := len(own & train):
+            print(
+                f"{name}: warning: in the published split, {shared} of the {len(own)} {groups} of {split} are also "
+                f"among the {len(train)} of train, so its accuracy is not that on new {groups}",
+                file=sys.stderr,
+            )
 
 
 def locate(table: pd.DataFrame, videos: Path) -> list[Clip]:

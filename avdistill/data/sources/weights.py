@@ -7,14 +7,13 @@ hand is used if its checksum is right.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from avdistill.config.schema import Teacher
 from avdistill.data.files import write_text
+from avdistill.data.sources import zenodo
 from avdistill.data.sources.http import DownloadError, fetch
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.processes import file_lock
@@ -32,15 +31,17 @@ class Checkpoint(NamedTuple):
     checksum: str = ""
 
 
-ZENODO, RECORD = "https://zenodo.org", "3987831"  # PANNs, CC BY 4.0
+RECORD = "3987831"  # of PANNs at Zenodo, CC BY 4.0
 PYTORCH = "https://download.pytorch.org"  # torchvision's IMAGENET1K_V1, BSD-3-Clause
 TRIES = 3  # without a network, the answer comes in seconds
 
 CHECKPOINTS = {
     "panns:Cnn14_mAP=0.431": Checkpoint(
-        "cnn14", ZENODO, f"/records/{RECORD}/files/Cnn14_mAP=0.431.pth", "md5:541141fa2ee191a88f24a3219fff024e"
+        "cnn14", zenodo.SITE, f"/records/{RECORD}/files/Cnn14_mAP=0.431.pth", "md5:541141fa2ee191a88f24a3219fff024e"
     ),
-    "panns:Cnn14_emb512_mAP=0.420": Checkpoint("cnn14", ZENODO, f"/records/{RECORD}/files/Cnn14_emb512_mAP=0.420.pth"),
+    "panns:Cnn14_emb512_mAP=0.420": Checkpoint(
+        "cnn14", zenodo.SITE, f"/records/{RECORD}/files/Cnn14_emb512_mAP=0.420.pth"
+    ),
     "torchvision:resnet34": Checkpoint("resnet34", PYTORCH, "/models/resnet34-b627a593.pth", "sha256:b627a593"),
     "torchvision:resnet50": Checkpoint("resnet50", PYTORCH, "/models/resnet50-0676ba61.pth", "sha256:0676ba61"),
 }
@@ -100,13 +101,11 @@ def _checksum_in_record(url: str, path: Path) -> str:
     kept = path.with_name(f"{path.name}.md5")
     if kept.exists():
         return f"md5:{kept.read_text(encoding='utf-8').strip()}"
-    source = f"{url.partition('/records/')[0]}/api/records/{RECORD}"
-    with TemporaryDirectory() as folder:
-        try:
-            record = json.loads(fetch(source, Path(folder) / "record.json", tries=TRIES).read_text(encoding="utf-8"))
-            checksum = str({file["key"]: file["checksum"] for file in record["files"]}[path.name])
-        except (ValueError, KeyError, TypeError):
-            reason = f"no checksum of {path.name} in the record"
-            raise UserError(f"{source}: {reason}; set the teacher's `checksum`") from None
-    write_text(kept, checksum.removeprefix("md5:") + "\n")
-    return checksum
+    try:
+        md5 = zenodo.md5(url.partition("/records/")[0], RECORD, tries=TRIES)[path.name]
+    except KeyError:
+        source = f"{url.partition('/records/')[0]}/api/records/{RECORD}"
+        reason = f"no checksum of {path.name} in the record"
+        raise UserError(f"{source}: {reason}; set the teacher's `checksum`") from None
+    write_text(kept, f"{md5}\n")
+    return f"md5:{md5}"

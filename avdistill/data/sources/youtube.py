@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from avdistill.config.origins import ActivityNet, KineticsSounds, VGGSound, Videos, YouTube
+from avdistill.config.origins import Archived, PublishedVideos, Videos, YouTube
 from avdistill.data import media
 from avdistill.data.datasets import CLIPS, print_counts
 from avdistill.data.datasets.folder import VIDEO_TYPES
@@ -72,7 +72,7 @@ def check(origin: Videos, lists: Sequence[str]) -> None:
     """Check that the user's folder and files exist; `lists` are names as for `official`. Raises UserError."""
     for name in lists:
         _own_list(origin, name)
-    if origin.videos is not None and not origin.fill and not find_videos(Path(origin.videos)):
+    if not downloads(origin) and not own_archive(origin) and not find_videos(Path(origin.videos or "")):
         raise UserError(f"videos: {origin.videos}: expected a folder with videos, found none")
     if isinstance(origin, YouTube) and origin.cookies is not None and not Path(origin.cookies).is_file():
         raise UserError(f"cookies: {origin.cookies}: there is no such file")
@@ -104,7 +104,13 @@ def _own_list(origin: Videos, name: str) -> Path | None:
 
 def video_folder(origin: Videos, folder: Path) -> Path:
     """Return the folder of the videos: the user's, or one in the output `folder` of stage download."""
-    return folder / "videos" if origin.videos is None else Path(origin.videos)
+    return folder / "videos" if origin.videos is None or own_archive(origin) else Path(origin.videos)
+
+
+def own_archive(origin: Videos) -> Path | None:
+    """Return the user's archive of videos; None if `videos` is a folder or not set."""
+    path = Path(origin.videos) if isinstance(origin, Archived) and origin.videos else None
+    return path if path and path.is_file() else None
 
 
 def downloads(origin: Videos) -> bool:
@@ -125,14 +131,13 @@ def find_videos(videos: Path) -> dict[str, str]:
     return found
 
 
-def save(
-    clips: pd.DataFrame, origin: ActivityNet | KineticsSounds | VGGSound, folder: Path, reasons: dict[str, str]
-) -> None:
+def save(clips: pd.DataFrame, origin: PublishedVideos, folder: Path, reasons: dict[str, str]) -> None:
     """Write clips.csv: `clips` with the columns `file` and `unavailable` in place of `stem`.
 
-    `file` is the existing or expected file; `unavailable` is the reason why it does not exist, else empty (`reasons`
-    are by stem). For files in the user's folder, also write files.csv with their sizes, so that DVC notices replaced
-    files. Print the counts. Raises UserError if none of the files exists.
+    `file` is the existing or expected file; `unavailable` is the reason why it does not exist (`reasons` are by stem),
+    empty if it exists or is not needed because the clip is excluded. For files in the user's folder, also write
+    files.csv with their sizes, so that DVC notices replaced files. Print the counts. Raises UserError if none of the
+    files exists.
     """
     import pandas as pd
 
@@ -150,6 +155,8 @@ def save(
     files = [existing.get(stem, f"{stem}.mp4") for stem in stems]
     unavailable = ["" if stem in existing else reasons.get(stem, NOT_THERE) for stem in stems]
     table = clips.drop(columns="stem").assign(file=files, unavailable=unavailable)
+    if "excluded" in table:
+        table["unavailable"] = table["unavailable"].where(table["excluded"] == "", "")
     write_csv(folder / CLIPS, table)
     print_counts(origin.kind, table, {"files that are not in the official list": len(existing.keys() - set(stems))})
 

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from avdistill.config.origins import Ave
+from avdistill.data import datasets, media
+from avdistill.data.datasets import ave
+from avdistill.data.index import read_index
+from avdistill.data.sources import google_drive
+from avdistill.pipeline.errors import UserError
+from stages import download, split
+from tests.helpers.little import ramp, stage, tone
+from tests.helpers.replicas import ave_members, write_zip
+from tests.helpers.serving import Server, serve
+
+BELL, SPEECH = "Church bell", "Male speech, man speaking"
+LISTS = {
+    "train": [
+        f"{BELL}&RUhOCu3LNXM&good&0&10",
+        f"{BELL}&VWi2ENBuTbw&good&0&0",  # an event without length
+        f"{BELL}&-J2WJaG1Dd4&good&0&10",
+        f"{BELL}&gjCew0Kp0iM&good&0&10",
+        f"{SPEECH}&0giAfYq9oVM&good&3&9",
+        f"{SPEECH}&--HuBNHXu9I&good&0&10",
+        f"{SPEECH}&RUhOCu3LNXM&good&2&6",  # two labels in one list
+        f"{SPEECH}&0_p7OHdHpiM&good&0&5",
+    ],
+    "val": [f"{BELL}&c---zaDCTaE&good&0&10", f"{SPEECH}&17PmRIJG9BQ&good&3&10", f"{SPEECH}&gjCew0Kp0iM&good&1&4"],
+    "test": [f"{BELL}&_QQP43H56TA&good&0&10", f"{SPEECH}&-J2WJaG1Dd4&good&5&10", f"{BELL}&-J2WJaG1Dd4&good&0&10"],
+}
+VIDEOS = {row.split("&")[1] for rows in LISTS.values() for row in rows}
+MISSING = "0_p7OHdHpiM"
+
+
+@pytest.fixture
+def members(tmp_path: Path) -> dict[str, bytes]:
+    media.write_video(tmp_path / "video.mp4", ramp(10), 5, tone(2))
+    video = (tmp_path / "video.mp4").read_bytes()
+    return ave_members(LISTS, dict.fromkeys(sorted(VIDEOS - {MISSING}), video))
+
+
+@pytest.fixture
+def site(members: dict[str, bytes], tmp_path: Path) -> Path:
+    return write_zip(tmp_path / f"web/{ave.ARCHIVE}", members).parent
+
+
+def origin(web: Server, **changes: str | bool) -> dict[str, str | bool]:
+    return {"kind": "ave", "source": "avdistill/data/datasets/unwatched", "mirror": web.url} | changes
+
+
+def test_from_the_archive_to_the_index(site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serve(site) as web:
+        download.main(stage("download", "d", tmp_path, origin(web)))
+        printed = capsys.readouterr()
+        reasons = "2 another label of its video; 1 event without length; 1 its video is in the test split; "
+        reasons += "1 its video is in the val split; 1 not in the folder of videos"
+        assert printed.out == f"ave: 14 listed or found, 8 clips of 2 classes used; left out: {reasons}\n"
+        assert "warning" not in printed.err
+        split.main(stage("split", "d", tmp_path, origin(web)))
+    assert not list((tmp_path / "out/download").rglob("*.zip"))
+    index = read_index(tmp_path / "out/split/d/index.csv").set_index("id")
+    ok = index[index["status"] == "ok"]
+    assert ok["group"].is_unique and set(ok["group"]) == VIDEOS - {MISSING, "VWi2ENBuTbw"}
+    assert index.loc["VWi2ENBuTbw", ["status", "reason"]].tolist() == ["excluded", "event without length"]
+    assert index.loc[MISSING, "status"] == "unavailable"
+    shared = index[index["group"] == "-J2WJaG1Dd4"]
+    assert shared["status"].tolist().count("ok") == 1
+    assert shared[shared["status"] == "ok"]["class"].tolist() == [SPEECH], "the first label in the test list"
+    assert ok.loc["gjCew0Kp0iM", ["class", "split"]].tolist() == [SPEECH, "val"]
+    assert ok.loc["RUhOCu3LNXM", ["class", "split", "event_start", "event_end"]].tolist() == [BELL, "train", 0, 10]
+    assert ok["seconds"].to_numpy() == pytest.approx(2, abs=0.01)
+    status = json.loads((tmp_path / "out/summary/split/d.json").read_text())["status"]
+    assert status == {"ok": 8, "corrupt": 0, "unavailable": 1, "excluded": 5}
+
+
+def test_the_published_split_warns_and_downloads_nothing_again(
+    site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve(site) as web:
+        download.main(stage("download", "d", tmp_path, origin(web)))
+        capsys.readouterr()
+        download.main(stage("download", "d", tmp_path, origin(web, split="published")))
+        warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+        assert [line.partition(", so")[0] for line in warnings] == [
+            "ave: warning: in the published split, 1 of the 3 videos of val are also among the 6 of train",
+            "ave: warning: in the published split, 1 of the 2 videos of test are also among the 6 of train",
+        ]
+        assert web.count(f"/{ave.ARCHIVE}") == 1
+        split.main(stage("split", "d", tmp_path, origin(web, split="published")))
+    index = read_index(tmp_path / "out/split/d/index.csv")
+    assert index["split"].value_counts().to_dict() == {name: len(rows) for name, rows in LISTS.items()}
+    assert index["id"].is_unique
+    summary = json.loads((tmp_path / "out/summary/split/d.json").read_text())
+    assert summary["expected_clips"] == {"train": 3741, "test": 402}
+    assert summary["status"]["excluded"] == 1
+
+
+def test_an_interrupted_download_goes_on(site: Path, tmp_path: Path) -> None:
+    half = (site / ave.ARCHIVE).stat().st_size // 2
+    with serve(site) as web:
+        web.limits[f"/{ave.ARCHIVE}"] = iter([half])
+        download.main(stage("download", "d", tmp_path, origin(web)))
+        assert [wanted for _, wanted in web.requests] == [None, f"bytes={half}-"]
+
+
+@pytest.mark.parametrize("page", [False, True])
+def test_google_drive(page: bool, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = (site / ave.ARCHIVE).read_bytes()
+    first, confirmed = (f"download?id={ave.DRIVE_FILE}&export=download&confirm=t{more}" for more in ("", "&uuid=6-f"))
+    form = f"""<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head><body>
+        <form id="download-form" action="https://drive.usercontent.google.com/download" method="get">
+        <input type="submit" value="Download anyway"/><input type="hidden" name="id" value="{ave.DRIVE_FILE}">
+        <input type="hidden" name="export" value="download"><input type="hidden" name="confirm" value="t">
+        <input type="hidden" name="uuid" value="6-f"></form></body></html>"""
+    (site / first).write_bytes(form.encode() if page else archive)
+    (site / confirmed).write_bytes(archive)
+    with serve(site) as web:
+        monkeypatch.setattr(google_drive, "SITE", web.url)
+        unmirrored = {name: value for name, value in origin(web).items() if name != "mirror"}
+        download.main(stage("download", "d", tmp_path, unmirrored))
+        assert [path for path, _ in web.requests] == [f"/{first}", f"/{confirmed}"][: 1 + page]
+    assert len(datasets.clips(tmp_path / "out/download/d")) == 14
+
+
+@pytest.mark.parametrize("answer", [b"<html>Sorry, too many users have viewed or downloaded this file recently", None])
+def test_google_drive_refuses(answer: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "web").mkdir()
+    if answer:
+        (tmp_path / f"web/download?id={ave.DRIVE_FILE}&export=download&confirm=t").write_bytes(answer)
+    with serve(tmp_path / "web") as web:
+        monkeypatch.setattr(google_drive, "SITE", web.url)
+        reason = "sent a page, not the file; it may be over its quota" if answer else "HTTP status 404"
+        message = (
+            rf"{reason}.*; or download https://drive\.google\.com/file/d/{ave.DRIVE_FILE}/view in a browser and set"
+        )
+        (tmp_path / "out").mkdir()
+        with pytest.raises(UserError, match=message):
+            ave.download(Ave(kind="ave", source="x"), tmp_path / "out")
+
+
+def test_an_archive_that_was_brought_by_hand(site: Path, tmp_path: Path) -> None:
+    own = Ave(kind="ave", source=str(site / ave.ARCHIVE), videos=str(site / ave.ARCHIVE))
+    ave.check(own)
+    (tmp_path / "out").mkdir()
+    ave.download(own, tmp_path / "out")
+    ave.download(own, tmp_path / "out")
+    assert len(datasets.clips(tmp_path / "out")) == 14
+    assert (site / ave.ARCHIVE).exists()
+
+
+@pytest.mark.parametrize("videos", ["AVE_Dataset", "AVE_Dataset/AVE"])
+def test_a_folder_that_the_user_has_is_used_in_place(videos: str, members: dict[str, bytes], tmp_path: Path) -> None:
+    for name, content in members.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    before = sorted(tmp_path.rglob("*"))
+    own = Ave(kind="ave", source="x", videos=str(tmp_path / videos))
+    ave.check(own)
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "out").mkdir()
+    ave.download(own, tmp_path / "out")
+    table = datasets.clips(tmp_path / "out")
+    clips = datasets.locate(table[table["unavailable"] == ""], ave.videos(own, tmp_path / "out"))
+    assert all(clip.path.is_file() for clip in clips)
+    (tmp_path / "AVE_Dataset/valSet.txt").unlink()
+    with pytest.raises(UserError, match=r"no valSet\.txt in it or beside it; set `annotation` to the folder"):
+        ave.check(own)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Church bell&RUhOCu3LNXM&good&0\n", r"t\.txt: line 1: expected Category&VideoID&Quality&Start&End"),
+        ("Church bell&RUhOCu3LNXM&good&0&10\nBark&../../x&good&0&10\n", r"t\.txt: line 2: expected Category"),
+        ("Church bell&RUhOCu3LNXM&good&a&b\n", r"t\.txt: line 1: expected"),
+        ("Category&VideoID&Quality&StartTime&EndTime\n", r"t\.txt: expected an official list of clips, found no row"),
+    ],
+)
+def test_bad_lists(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        ave.listed(tmp_path / "t.txt", "train")
