@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from avdistill.data.datasets import kinetics_sounds, ucf51
+from avdistill.data.sources import vggsounder
 from tests.helpers.little import RATE
 from tests.helpers.packed import write_rar
 
@@ -119,6 +120,19 @@ def write_vggsound(path: Path, rows: list[tuple[str, int, str, str]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
+    return path
+
+
+def write_vggsounder(folder: Path, rows: list[tuple[str, str, str, bool, bool, bool]]) -> Path:
+    """The wheel; `rows`: clip, label, modality, background music, static image and voice-over."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["video_id", "label", "modality", "background_music", "static_image", "voice_over"])
+    writer.writerows(rows)
+    path = folder / vggsounder.WHEEL
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("vggsounder/__init__.py", "raise ImportError('the package is not to be imported')\n")
+        wheel.writestr(vggsounder.TABLE, text.getvalue())
     return path
 
 
