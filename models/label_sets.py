@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.metrics import check_finite
 
-CHUNK = 100  # resamples at a time, which limits the memory to 100 numbers per clip
+CHUNK = 250  # resamples at a time, which limits the memory
 
 
 def hits(scores: Tensor, truth: Tensor) -> Tensor:
@@ -49,21 +49,21 @@ def lost(reference: Tensor, student: Tensor) -> float:
 
 
 def auroc(scores: Tensor, truth: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return the area under the ROC curve, P(score+ > score-) + P(equal)/2, as float64 (B,) for weights (B, N).
+    """Return the area under the ROC curve, P(score+ > score-) + P(equal)/2, as float64 (B,) for weights (N, B).
 
     `scores` (N,), of which NaN leaves a clip out; `truth` (N,) bool, true for positive clips. A clip with weight w
     counts as w clips; without weights the result is (1,). NaN where there is no positive or no negative clip."""
     known = ~scores.isnan()
     scores, truth = scores[known], truth[known]
-    weights = torch.ones(1, len(scores)) if weights is None else weights[:, known]
+    weights = torch.ones(len(scores), 1) if weights is None else weights[known]
     values, level = scores.unique(return_inverse=True)
     parts = []
-    for part in weights.double().split(CHUNK):
-        empty = part.new_zeros(len(part), len(values))
-        positive = empty.index_add(1, level[truth], part[:, truth])
-        negative = empty.index_add(1, level[~truth], part[:, ~truth])
-        below = negative.cumsum(1) - negative / 2
-        parts.append((positive * below).sum(1) / (positive.sum(1) * negative.sum(1)))
+    for part in weights.split(CHUNK, dim=1):
+        empty = part.new_zeros(len(values), part.shape[1], dtype=torch.float64)
+        positive = empty.index_add(0, level[truth], part[truth].double())
+        negative = empty.index_add(0, level[~truth], part[~truth].double())
+        below = negative.cumsum(0) - negative / 2
+        parts.append((positive * below).sum(0) / (positive.sum(0) * negative.sum(0)))
     return torch.cat(parts)
 
 
@@ -79,20 +79,20 @@ def auroc_within(scores: Tensor, truth: Tensor, labels: Tensor, weights: Tensor 
 
     `labels` (N,) are the classes. A class without positive or negative clips in a resample is left out of its mean; NaN
     where no class is left."""
-    rows = 1 if weights is None else len(weights)
-    found = [torch.full((rows,), torch.nan, dtype=torch.float64)]
+    count = 1 if weights is None else weights.shape[1]
+    found = [torch.full((count,), torch.nan, dtype=torch.float64)]
     for label in mixed_classes(truth, labels):
         own = labels == label
-        found.append(auroc(scores[own], truth[own], None if weights is None else weights[:, own]))
+        found.append(auroc(scores[own], truth[own], None if weights is None else weights[own]))
     return torch.stack(found).nanmean(0)
 
 
 def bootstrap_weights(groups: Tensor, resamples: int, seed: int) -> Tensor:
-    """Return how often each clip occurs in each resample, float32 (resamples, N).
+    """Return how often each clip occurs in each resample, float32 (N, resamples).
 
     A resample draws as many groups as there are, with replacement, each with all its clips; `groups` (N,)."""
     names, group = groups.unique(return_inverse=True)
     random = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(names), (resamples, len(names)), generator=random)
     counts = torch.zeros(resamples, len(names)).scatter_add_(1, drawn, torch.ones(drawn.shape))
-    return counts[:, group]
+    return counts.T[group]

@@ -213,17 +213,18 @@ def detection(suite: EvaluatedSuite, run: str, clips: dict[int, EvaluatedClips])
         for name, values in {**(plain_scores(each, heard) if heard else {}), **scores}.items():
             found.setdefault(name, []).append(values)
     labels, groups = (torch.from_numpy(first.rows[name].factorize(sort=True)[0]) for name in ("label", "group"))
-    once = torch.ones(1, len(first.rows))  # the clips themselves, before their resamples
-    weights = torch.cat([once, metrics.bootstrap_weights(groups, RESAMPLES, SEED)])
+    once = torch.ones(len(first.rows), 1)  # the clips themselves, before their resamples
+    weights = torch.cat([once, metrics.bootstrap_weights(groups, RESAMPLES, SEED)], dim=1)
+    # All scores are compared on the same clips: those that have every score.
+    scored = ~torch.stack([values.isnan() for several in found.values() for values in several] or [labels < 0]).any(0)
     for on, truth in relevance(first.rows).items():
-        areas = {}
+        kept = scored & ~truth.isnan()
+        positive, own, weight, count = truth[kept] == 1, labels[kept], weights[kept], int(kept.sum())
+        classes, areas = len(metrics.mixed_classes(positive, own)), {}
         for name, several in found.items():
-            kept = ~truth.isnan() & ~several[0].isnan()
-            positive, own, weight, count = truth[kept] == 1, labels[kept], weights[:, kept], int(kept.sum())
             chosen = [values[kept] for values in several]
             areas[name] = torch.stack([metrics.auroc(values, positive, weight) for values in chosen]).mean(0)
             within = torch.stack([metrics.auroc_within(values, positive, own, weight) for values in chosen]).mean(0)
-            classes = len(metrics.mixed_classes(positive, own))
             yield measure(f"auroc/{name}", on, bootstrapped(areas[name], len(several)), count)
             yield measure(f"within/{name}", on, bootstrapped(within, len(several)), count, classes)
             if "cosine" in areas and name != "cosine":

@@ -72,11 +72,11 @@ def test_auroc_is_the_share_of_pairs_in_order(seed: int):
     assert found == pytest.approx(by_pairs(scores.numpy(), truth.numpy()), abs=1e-12)
     assert found == pytest.approx(auroc(scores.exp() * 3 + 1, truth).item(), abs=1e-12)
     assert found == pytest.approx(1 - auroc(-scores, truth).item(), abs=1e-12)
-    weights = torch.from_numpy(np.random.default_rng(seed).integers(0, 3, (250, 60)))
+    weights = torch.from_numpy(np.random.default_rng(seed).integers(0, 3, (60, 300)))
     weighted = auroc(scores, truth, weights)
-    for row in (0, 99, 100, 249):
-        expected = roc_auc_score(truth, scores, sample_weight=weights[row])
-        assert weighted[row].item() == pytest.approx(expected, abs=1e-12)
+    for column in (0, 249, 250, 299):
+        expected = roc_auc_score(truth, scores, sample_weight=weights[:, column])
+        assert weighted[column].item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_auroc_of_separated_constant_and_missing_scores():
@@ -95,17 +95,17 @@ def test_within_classes_a_score_of_the_class_says_nothing():
     score = -labels.double()
     assert auroc(score[:40], truth[:40]).item() == pytest.approx(0.75)
     assert auroc_within(score, truth, labels).tolist() == [0.5]
-    assert auroc_within(truth.double(), truth, labels, torch.ones(2, 43)).tolist() == [1, 1]
+    assert auroc_within(truth.double(), truth, labels, torch.ones(43, 2)).tolist() == [1, 1]
     assert auroc_within(score[40:], truth[40:], labels[40:]).isnan().all(), "no class with 5 clips of both kinds"
 
 
 def test_a_resample_has_whole_groups():
     groups = torch.tensor([3, 1, 3, 0, 7, 1])
     weights = bootstrap_weights(groups, 400, 0)
-    assert weights.shape == (400, 6)
-    assert torch.equal(weights[:, 0], weights[:, 2]) and torch.equal(weights[:, 1], weights[:, 5])
-    drawn = weights[:, [0, 1, 3, 4]]
-    assert (drawn.sum(1) == 4).all() and drawn.mean(0).tolist() == pytest.approx([1] * 4, abs=0.15)
+    assert weights.shape == (6, 400)
+    assert torch.equal(weights[0], weights[2]) and torch.equal(weights[1], weights[5])
+    drawn = weights[[0, 1, 3, 4]]
+    assert (drawn.sum(0) == 4).all() and drawn.mean(1).tolist() == pytest.approx([1] * 4, abs=0.15)
     assert torch.equal(weights, bootstrap_weights(groups, 400, 0))
     assert not torch.equal(weights, bootstrap_weights(groups, 400, 1))
 

@@ -88,7 +88,7 @@ def test_labels_do_not_change_what_is_downloaded(tmp_path: Path) -> None:
 
 def test_another_file_is_refused(tmp_path: Path, wheel: Path) -> None:
     write_vggsounder(tmp_path / "web", ROWS[1:])
-    with serve(tmp_path / "web") as web, pytest.raises(UserError, match="expected sha256 .*; the downloaded file was"):
+    with serve(tmp_path / "web") as web, pytest.raises(UserError, match=r"expected sha256 .*; the downloaded file was"):
         vggsounder.download(web.url, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
