@@ -123,7 +123,7 @@ def heard_by(suite: EvaluatedSuite, job: Job, rows: pd.DataFrame) -> HeardClips 
     head = read_arrays(suite.params.path("teacher_head", job.A) / "logits.npz", ("ids", "logits"))
     row, judged = (pd.Index(arrays["ids"]).get_indexer(rows.index) for arrays in (stored, head))
     if min(row.min(), judged.min()) < 0:
-        raise UserError(f"teacher_features/{job.A}: no row for some test clips; run stages teacher_features and _head")
+        raise UserError(f"teacher_features/{job.A}: no row for some test clips; run stage teacher_features again")
     features, logits = torch.from_numpy(stored["features"][row]), torch.from_numpy(head["logits"][judged])
     return HeardClips(features.double(), logits.double().softmax(1), torch.from_numpy(stored["mask"][row]))
 
