@@ -59,6 +59,7 @@ from avdistill.reporting.suite_tables import (
     teachers_sheet,
     teachers_table,
 )
+from avdistill.reporting.vggsounder import vggsounder_sheets, vggsounder_table, vggsounder_text
 
 PAPER_FIGURES = {
     "xia2023": ("training_curves", "attention"),
@@ -173,7 +174,7 @@ def paper_chapter(
 
 
 def beyond_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figures: DrawnFigures) -> Chapter:
-    """Return the chapter of results beyond the papers: tests, noise, clip scores, cost."""
+    """Return the chapter of results beyond the papers: tests, noise, clip scores, VGGSounder, cost."""
     sections = []
     tables["tests"] = tests_table(suite)
     if sheets := tests_sheets(suite, tables["tests"]):
@@ -193,6 +194,10 @@ def beyond_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figur
         )
         sheets = [detection_sheet(suite, tables["detection"])]
         sections.append(Section("sound", "Irrelevant sound", [text], sheets, figures=figures.take("scores")))
+    tables["vggsounder"] = vggsounder_table(suite)
+    if len(tables["vggsounder"]):
+        sheets = vggsounder_sheets(suite, tables["vggsounder"])
+        sections.append(Section("vggsounder", "VGGSounder", [vggsounder_text()], sheets))
     tables["cost"] = cost_table(suite.params)
     if len(tables["cost"]):
         sheets = [cost_sheet(tables["cost"], suite.ledger.get(("cost", None)))]

@@ -134,9 +134,13 @@ class KineticsSounds(Videos):
 
 
 class VGGSound(YouTube):
-    """VGGSound: 10 s clips of YouTube videos; see avdistill/data/datasets/vggsound.py."""
+    """VGGSound: 10 s clips of YouTube videos; see avdistill/data/datasets/vggsound.py.
+
+    `vggsounder` also downloads the labels of VGGSounder, from PyPI or from `mirror`: what is heard and seen in each
+    test clip (avdistill/data/sources/vggsounder.py). The report then evaluates the runs on them."""
 
     kind: Literal["vggsound"]
+    vggsounder: bool = Field(default=False, repr=False)  # the videos stay the same
 
 
 class Archived(Videos):

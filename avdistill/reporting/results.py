@@ -24,7 +24,7 @@ TEXT |= {"source", "task", "dataset", "setup", "method", "teachers", "baseline",
 CONFIDENCE = 0.95
 # Names of the report's own tables.
 RESERVED = {"claims", "settings", "predictors", "studies", "runs", "tests", "noise", "detection"}
-RESERVED |= {"cost", "gradients", "teachers"}
+RESERVED |= {"cost", "gradients", "teachers", "vggsounder"}
 
 
 class Interval(NamedTuple):

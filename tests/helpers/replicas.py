@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from avdistill.data.datasets import crema_d, kinetics_sounds, ravdess, ucf51
+from avdistill.data.sources import vggsounder
 from tests.helpers.little import RATE
 from tests.helpers.packed import write_rar
 
@@ -182,6 +183,19 @@ def write_ravdess(site: Path, archives: dict[str, dict[str, bytes]]) -> None:
     path = site / f"api/records/{ravdess.RECORD}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"files": record}))
+
+
+def write_vggsounder(folder: Path, rows: list[tuple[str, str, str, bool, bool, bool]]) -> Path:
+    """The wheel; `rows`: clip, label, modality, background music, static image and voice-over."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["video_id", "label", "modality", "background_music", "static_image", "voice_over"])
+    writer.writerows(rows)
+    path = folder / vggsounder.WHEEL
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("vggsounder/__init__.py", "raise ImportError('the package is not to be imported')\n")
+        wheel.writestr(vggsounder.TABLE, text.getvalue())
+    return path
 
 
 def write_ccl_features(path: Path, vectors: dict[str, Any], folder: str = CCL_FOLDER) -> Path:

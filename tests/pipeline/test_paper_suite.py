@@ -44,6 +44,7 @@ def replica_params(raw: dict[str, Any], url: str, checksums: dict[str, str]) -> 
         origin["mirror"] = f"{url}/{places.get(name, name)}"
         if name in ("activitynet", "vggsound"):
             origin |= {"video_url": f"{url}/watch/{{id}}.mp4", "pause": 0}
+    origins["vggsound"]["vggsounder"] = False  # the sites have no wheel with the right checksum
     for name, teacher in raw["teachers"].items():
         teacher |= {"mirror": url, "width": WIDTH} | ({"checksum": checksums[name]} if name in checksums else {})
     raw["features"] = {name: raw["features"][name] for name in FEATURES}

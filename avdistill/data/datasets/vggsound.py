@@ -1,7 +1,8 @@
 """vggsound: VGGSound (Chen et al., ICASSP 2020), 10 s clips of YouTube videos, 309 classes.
 
 The official list has 183,730 training and 15,446 test clips. The file of a clip is `<video>_<start>.mp4`, with the
-start in seconds as six digits. The groups are the videos, because some videos have two clips.
+start in seconds as six digits. The groups are the videos, because some videos have two clips. With `vggsounder`, the
+test clips have the labels of VGGSounder: avdistill/data/sources/vggsounder.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avdistill.config.origins import VGGSound
-from avdistill.data.sources import youtube
+from avdistill.data.sources import vggsounder, youtube
 from avdistill.pipeline.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def published(origin: VGGSound) -> dict[str, int]:
 def download(origin: VGGSound, folder: Path) -> None:
     """Write clips.csv; download the official list and, with yt-dlp, the clips that the user does not have."""
     table = listed(youtube.official(origin, OFFICIAL, ANNOTATION, folder))
+    if origin.vggsounder:
+        labels = vggsounder.read(vggsounder.download(youtube.mirrored(origin, vggsounder.OFFICIAL), folder))
+        table = vggsounder.add(table, labels)
     wanted = [
         youtube.Wanted(stem, video, start, SECONDS)
         for stem, video, start in table[["stem", "video", "start"]].itertuples(index=False)

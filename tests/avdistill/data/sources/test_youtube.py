@@ -151,7 +151,7 @@ def test_workers_are_bounded(web: Server, tmp_path: Path, video: Path) -> None:
     assert web.most_at_once <= 3, "a worker may open a file before the server has closed the page"
     assert len(youtube.find_videos(tmp_path / "videos")) == 6
     shutil.rmtree(tmp_path / "videos")
-    web.delay = 0.5  # slow enough that a busy machine has started the workers meanwhile
+    web.delay = 1.5  # slow enough that a busy machine has started the workers meanwhile
     youtube.get(whole(*names), tmp_path / "videos", origin(web, workers=6))
     assert web.most_at_once > 3
 
