@@ -59,7 +59,7 @@ from avdistill.reporting.suite_tables import (
     teachers_sheet,
     teachers_table,
 )
-from avdistill.reporting.vggsounder import vggsounder_sheets, vggsounder_table, vggsounder_text
+from avdistill.reporting.vggsounder_tables import vggsounder_sheets, vggsounder_table, vggsounder_text
 
 PAPER_FIGURES = {
     "xia2023": ("training_curves", "attention"),

@@ -12,9 +12,9 @@ from avdistill.data.files import read_arrays, write_arrays
 from avdistill.data.index import read_index, write_index
 from avdistill.data.sources import vggsounder as labels
 from avdistill.pipeline.errors import UserError
-from avdistill.reporting import vggsounder
+from avdistill.reporting import vggsounder_tables
 from avdistill.reporting.suite import EvaluatedSuite
-from avdistill.reporting.vggsounder import label_sets, relevance, vggsounder_table
+from avdistill.reporting.vggsounder_tables import label_sets, relevance, vggsounder_table
 from stages import report
 from tests.helpers.synthetic import CLASSES, stage, suite_params, write_suite
 
@@ -46,7 +46,7 @@ def test_label_sets():
 
 def test_relevance():
     found = relevance(rows_of(CLIPS))
-    for place, name in enumerate(vggsounder.TRUTHS, 6):
+    for place, name in enumerate(vggsounder_tables.TRUTHS, 6):
         expected = [np.nan if clip[place] is None else float(clip[place]) for clip in CLIPS]
         np.testing.assert_array_equal(found[name].numpy(), expected, name)
 
