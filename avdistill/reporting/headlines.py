@@ -1,7 +1,7 @@
 """What DVC shows of a suite: a screenful of metrics, and plots that `dvc plots diff` compares between commits.
 
-Each suite has one file in each of these folders, which every dvc.yaml declares as a whole. DVC also looks for the files
-of suites that have not run: it says in a line that it failed to load some, and shows dashes for their metrics.
+Each suite has one file in each of these folders, which every dvc.yaml declares as a whole. For suites that have not
+run, DVC prints one line about files that it failed to load, and shows dashes in place of metrics.
 
   out/metrics/<suite>.json            `headline`
   out/plots/claims/<suite>.csv        claim, difference (points)
@@ -25,6 +25,7 @@ from avdistill.config.schema import Params
 from avdistill.data.files import write_csv, write_json
 from avdistill.reporting import results
 from avdistill.reporting.claims import COUNTED
+from avdistill.reporting.extra_tables import noise_table
 from avdistill.reporting.suite import EvaluatedSuite
 
 METRICS = ("accuracy", "R@1", "mAP@100")
@@ -71,6 +72,7 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
 def plots(suite: EvaluatedSuite, claims: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the data of the plots; a table is empty if the suite has none of it."""
     report = suite.params.report
+    noise = noise_table(suite).reindex(columns=["curve", "snr_db", "accuracy"])
     shown = [report.baseline, report.proposed, *report.figures.gain_per_class]
     runs = [run for run in dict.fromkeys(shown) if run in suite.evaluated]
     decided = [
@@ -82,7 +84,7 @@ def plots(suite: EvaluatedSuite, claims: pd.DataFrame) -> dict[str, pd.DataFrame
         "claims": pd.DataFrame(decided, columns=["claim", "difference"]),
         "curves": curves(suite.params, runs),
         "confusion": confusion(suite.params, report.proposed if report.proposed in runs else report.baseline),
-        "noise": noise(suite),
+        "noise": noise.dropna(subset="accuracy").rename(columns={"snr_db": "snr"}).round({"accuracy": 2}),
     }
 
 
@@ -103,14 +105,3 @@ def confusion(params: Params, run: str) -> pd.DataFrame:
     rows = rows[rows["seed"] == rows["seed"].min()]
     repeated = rows.loc[rows.index.repeat(rows["clips"].astype(int)), ["true", "predicted"]]
     return repeated.rename(columns={"true": "actual"})
-
-
-def noise(suite: EvaluatedSuite) -> pd.DataFrame:
-    """Return the points of `report.figures.noise` that are evaluated."""
-    rows = [
-        {"curve": curve, "snr": snr, "accuracy": round(suite.score(run, "accuracy").mean, 2)}
-        for curve, points in suite.params.report.figures.noise.items()
-        for snr, run in points.items()
-        if run in suite.evaluated
-    ]
-    return pd.DataFrame(rows, columns=["curve", "snr", "accuracy"])
