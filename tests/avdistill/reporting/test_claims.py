@@ -103,7 +103,9 @@ def test_verdicts(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     assert table.loc["means", "groups"] == 120 and table.loc["chance", "groups"] == 1
     assert table.loc["absent", "difference_seeds"] == 1 and np.isnan(table.loc["absent", "p"])
     rows = claims_sheet(suite, table.reset_index())
-    assert rows.caption == "Claims: 9 hold, 6 do not hold, 1 undecided"
+    assert rows.caption == (
+        "Claims: 9 hold, 6 do not hold, 1 undecided. Intervals that exclude the paper's numbers: 1 of 1"
+    )
     assert [row[-1].detail for row in rows.rows if row[0].text == "absent"] == ["one seed"]
     assert rows.rows[0][2].text == "UCF51\N{NO-BREAK SPACE}+6.4, ActivityNet\N{NO-BREAK SPACE}+2.9"
     assert len(rows.rows[0][4].plot.reported) == 2
