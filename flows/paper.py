@@ -118,10 +118,10 @@ def reproduce(
             graph = select(dvc.graph(suite), targets, {name: study_targets(params, name) for name in params.studies})
             try:
                 # DVC always runs this stage. The status of the others is only valid after it has run.
-                always = {stage for stage in graph if _short(stage) == "code"}
-                for stage in always:
-                    dvc.repro(stage, log.info)
-                outcomes = _run_all(dvc, graph, dvc.status(suite).keys() - always, workers, gpus(params.device))
+                first, began = [stage for stage in graph if _short(stage) == "code"], time.monotonic()
+                outcomes = {stage: Outcome(dvc.repro(stage, log.info), time.monotonic() - began) for stage in first}
+                others = {stage: above - {*first} for stage, above in graph.items() if stage not in first}
+                outcomes |= _run_all(dvc, others, set(dvc.status(suite)), workers, gpus(params.device))
             except StoppedError:
                 return Cancelled(message="running stages were terminated")
     except (StageError, UserError) as error:

@@ -224,8 +224,4 @@ def main(stage: Stage) -> None:
             stage.run.log_artifact(folder / f"{table}.csv")
         rows = pd.read_csv(folder / "metrics.csv")
     means = rows.groupby(["run", "metric"], sort=False)["value"].mean()
-    summary: dict[str, Any] = {run: {} for run in job.runs}
-    for (run, metric), value in means.dropna().items():
-        summary[run][metric] = float(value)
-        stage.run.log_metrics({f"{run}/{metric}": float(value)})
-    stage.summarise(summary)
+    stage.run.log_metrics({f"{run}/{metric}": float(value) for (run, metric), value in means.dropna().items()})

@@ -176,4 +176,3 @@ def main(stage: Stage) -> None:
         shutil.rmtree(work.folder)
         counts = {"clips": len(ids), "with_input": int(read_array(folder / "features.npz", "mask").sum())}
     stage.run.log_metrics(counts)
-    stage.summarise(dict(counts))

@@ -114,4 +114,3 @@ def main(stage: Stage) -> None:
         write_json(folder / "metrics.json", summary)
     stage.run.log_params({"features": entry.model_dump(), "weight_decay": DECAYS[best]})
     stage.run.log_metrics({f"accuracy/{name}": value for name, value in summary["accuracy"].items()})
-    stage.summarise(summary)

@@ -179,7 +179,6 @@ def main(stage: Stage) -> None:
         stage.run.log_params({"teacher": teacher.model_dump()})
         with stage.output() as folder:
             write_json(folder / "teacher.json", {"kind": teacher.kind, "column": teacher.column})
-        stage.summarise({})
         return
     device = resolve_device(stage.params.device)
     torch.set_num_threads(2)  # fixed, because results depend on the number of threads
@@ -202,4 +201,3 @@ def main(stage: Stage) -> None:
         description = {"kind": teacher.kind, "feature_dim": model.feature_dim, "classes": names, **origin, **measured}
         write_json(folder / "teacher.json", description)
     stage.run.log_params(origin)
-    stage.summarise({"feature_dim": model.feature_dim, **measured})

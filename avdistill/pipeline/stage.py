@@ -91,13 +91,6 @@ class Stage:
             finished.write_text(key or "")
         shutil.rmtree(old, ignore_errors=True)
 
-    def summarise(self, values: dict[str, object]) -> None:
-        """Write the stage's most important numbers to `<out>/summary/<stage>/<item>.json`."""
-        from avdistill.data.files import write_json
-
-        path = self.params.path("summary", self.name) / f"{self.item or self.name}.json"
-        write_json(path, json.loads(json.dumps(values)))
-
 
 def _put_aside(partial: Path) -> None:
     """Rename an unfinished download with other settings: it may have taken weeks, so it is not deleted."""

@@ -31,8 +31,8 @@ class Contrasts:
     def contrast(self, metric: str, runs: Sequence[str], minus: Sequence[str]) -> Contrast | None:
         """Return the mean of `runs` - the mean of `minus` over their common seeds; see `config.report.Claim`.
 
-        None if they have no seed in common, or the metric was not measured. Raises UserError if the runs were evaluated
-        on different clips, or a file is damaged."""
+        None if they have no seed in common, or the metric was not measured. Raises UserError if the runs or their seeds
+        were evaluated on different clips, or a file is damaged."""
         metric = results.metric_key(metric)
         if metric == "classes":
             return self._by_class(runs, minus)
@@ -106,8 +106,12 @@ class Contrasts:
             found = self._clips[run] = {name: {} for name in CLIP_METRICS}
             for seed in self.params.jobs[self.params.runs()[run][0]].seeds_of(run):
                 path = self._folder(run) / f"seed-{seed}.npz"
-                arrays = read_arrays(path, ("ids", "accuracy", "R@*", "mAP@*")) if path.exists() else {}
-                self._ids[run] = arrays.pop("ids", self._ids.get(run, np.empty(0)))
+                if not path.exists():
+                    continue
+                arrays = read_arrays(path, ("ids", "accuracy", "R@*", "mAP@*"))
+                ids = arrays.pop("ids")
+                if not np.array_equal(ids, self._ids.setdefault(run, ids)):
+                    raise UserError(f"{path}: evaluated on other test clips than other seeds; run `dvc repro` again")
                 for name, values in arrays.items():
                     if not np.isnan(values).all():
                         found[name][seed] = linearised(values)

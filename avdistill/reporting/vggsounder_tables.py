@@ -23,7 +23,8 @@ teacher's features as they are; of the teacher's head, the probability of y (`he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -77,11 +78,12 @@ def vggsounder_table(suite: EvaluatedSuite) -> pd.DataFrame:
         if not set(COLUMNS) <= set(index.columns):
             continue
         index = index.set_index("id")
+        read = lru_cache(maxsize=2)(partial(by_seed, suite, index=index))  # a run, and the baseline of all runs
         for run in suite.evaluated:
-            clips = by_seed(suite, run, index) if suite.job(run).dataset == dataset else {}
+            clips = read(run) if suite.job(run).dataset == dataset else {}
             if clips:
                 mlflow = {f"mlflow_{stage}": ids for stage, ids in suite.mlflow_ids(run).items()}
-                measures = (*recognition(suite, run, clips, index), *detection(suite, run, clips))
+                measures = (*recognition(suite, run, read, index), *detection(suite, run, clips))
                 rows += [{"dataset": dataset, "run": run, **measure, **mlflow} for measure in measures]
     return pd.DataFrame(rows)
 
@@ -162,11 +164,12 @@ def measure(name: str, on: str, interval: Interval, clips: int, classes: float =
 
 
 def recognition(
-    suite: EvaluatedSuite, run: str, clips: dict[int, EvaluatedClips], index: pd.DataFrame
+    suite: EvaluatedSuite, run: str, read: Callable[[str], dict[int, EvaluatedClips]], index: pd.DataFrame
 ) -> Iterator[dict[str, Any]]:
-    """Yield hit@1, AP, kappa and repairs of a run; `clips` are by seed, `index` has all clips by id."""
+    """Yield hit@1, AP, kappa and repairs of a run; `read` returns a run's clips by seed, `index` has all by id."""
     from models import label_sets as metrics
 
+    clips = read(run)
     first = next(iter(clips.values()))
     classes = dict(zip(index["class"], index["label"], strict=True))
     truth = label_sets(first.rows, classes, first.probabilities.shape[1])
@@ -181,7 +184,7 @@ def recognition(
     student = {seed: metrics.hits(each.probabilities, truth["any"]) for seed, each in clips.items()}
     if base := suite.baseline_of(run):
         before = {}
-        for seed, each in by_seed(suite, base, index).items():
+        for seed, each in read(base).items():
             check_same(each, first, suite.params.path("evaluate", suite.params.runs()[base][0]))
             before[seed] = metrics.hits(each.probabilities, truth["any"])
         pairs = [(before[seed], student[seed]) for seed in student if seed in before]

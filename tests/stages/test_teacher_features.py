@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +119,7 @@ def test_sounds_are_heard_whole_and_each_clip_has_a_row(tmp_path: Path, weights:
         assert found["probabilities"].dtype == np.float16
         np.testing.assert_allclose(found["probabilities"][row], probabilities, rtol=2e-3, atol=1e-6)
     assert found["logits"].std() > 0.01
-    metrics = (params.path("summary", "teacher_features") / "f.json").read_text()
-    assert json.loads(metrics) == {"clips": 10, "with_input": 9}
+    assert found["mask"].sum() == 9
     assert [path.name for path in params.path("teacher_features", "f").iterdir()] == ["features.npz"]
 
 

@@ -152,6 +152,14 @@ def test_runs_on_other_clips_are_an_error(params: Params) -> None:
         Contrasts(params).contrast("accuracy", ("kd",), ("uni_modal",))
 
 
+def test_seeds_on_other_clips_are_an_error(params: Params) -> None:
+    path = params.path("evaluate", "kd") / "kd" / "seed-3.npz"
+    arrays = read_arrays(path)
+    write_arrays(path, ids=arrays["ids"][1:], accuracy=arrays["accuracy"][1:])
+    with pytest.raises(UserError, match=r"seed-3\.npz: evaluated on other test clips than other seeds; run"):
+        Contrasts(params).contrast("accuracy", ("kd",), ("uni_modal",))
+
+
 def test_metrics_that_leave_clips_out_have_the_mean_of_the_others(params: Params) -> None:
     random, ids = np.random.default_rng(1), read_arrays(params.path("evaluate", "kd") / "kd" / "seed-0.npz")["ids"]
     means = {}

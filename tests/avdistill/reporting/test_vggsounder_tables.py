@@ -238,6 +238,20 @@ def test_runs_on_different_clips_are_not_compared(params: Params):
         path.write_bytes(before)
 
 
+def test_each_file_is_read_once(params: Params, monkeypatch: pytest.MonkeyPatch):
+    read: list[Path] = []
+
+    def remembering(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        read.append(path)
+        return read_arrays(path, names)
+
+    suite = EvaluatedSuite(params)
+    monkeypatch.setattr(vggsounder_tables, "read_arrays", remembering)
+    vggsounder_table(suite)
+    outputs_of = [path for path in read if path.name.startswith("seed-")]
+    assert len(outputs_of) == len(set(outputs_of)) > len(params.runs())
+
+
 def test_without_labels_there_is_no_table(tmp_path: Path):
     params = suite_params(tmp_path, figures={})
     write_suite(params)
