@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,11 @@ NETWORKS = {
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Little material, and as many threads afterwards as before: the stage sets a number of its own."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little material, and one thread: two would wait for each other on a machine that runs other tests, too."""
     monkeypatch.setattr(teachers, "HELD_OUT", 8)
     monkeypatch.setattr(teachers, "SECONDS", 0.4)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
 
 
 def params_of(folder: Path, kind: str, **more: Any) -> Params:
