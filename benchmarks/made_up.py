@@ -34,6 +34,7 @@ def suite(
         {
             "suite": {"name": "made_up", "title": "made up", "root": ".", "file": "params.yaml", "out": str(folder)},
             "datasets": {"noise": {"origin": {"kind": "folder", "source": "."}, "split": {}}},
+            "features": {"audio": {"dataset": "noise", "teacher": "none", "input": "split/noise"}},
             "recipes": {"recipe": recipe},
             "jobs": {
                 "mnf_csc": {

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from avdistill.config.schema import Recipe
+from avdistill.data.draws import draw_of
 from avdistill.data.files import digest, write_arrays, write_csv
 from avdistill.data.loader import ClipSet, centre_crop, take_window, test_windows, to_input
 from avdistill.pipeline.devices import resolve_device, run_parallel
@@ -103,7 +104,8 @@ def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
             if arrays is not None:
                 write_arrays(task.folder / task.run / "attention.npz", **arrays)
     with task.tracked.child(f"{task.run} seed {task.seed}", {"run": task.run, "seed": task.seed}) as tracked:
-        tracked.log_params({"method": job.method, "teachers": run.teachers, "seed": task.seed})
+        about = {"method": job.method, "teachers": run.teachers, "seed": task.seed}
+        tracked.log_params(about | {"draw": draw_of(params, task.seed)})
         tracked.log_metrics(values)
         for row in tables.get("detection", pd.DataFrame()).to_dict("records"):
             tracked.log_metrics({f"auroc/{row['score']}/{row['split']}": row["auroc"]})

@@ -75,8 +75,9 @@ class Teacher(Settings):
     `weights` is the name of a published checkpoint (see avdistill/data/sources/weights.py), the path of a checkpoint,
     or `avsynth` to train a network here on synthetic sounds or images. For a published checkpoint, `mirror` is a base
     URL in place of the official host's, and `checksum` (`md5:…` or `sha256:…`, in full) replaces the published one.
-    `width`, `embedding`, `examples`, `epochs` and `seed` apply to teachers trained here: a checkpoint has its own
-    sizes.
+    `width`, `embedding`, `examples`, `epochs`, `seed` and `draws` apply to teachers trained here: a checkpoint has its
+    own sizes. A teacher with several `draws` is trained with as many seeds, `seed` and those after it, among which the
+    seeds of the students are divided (avdistill/data/draws.py).
 
     An entry of kind `r2plus1d_10_small`, trained here on synthetic motions, is not a teacher but what students start
     from (`init` of a job).
@@ -94,6 +95,7 @@ class Teacher(Settings):
     examples: Annotated[int, Field(ge=32)] = 800
     epochs: Count = 5
     seed: Seed = 0
+    draws: Count = 1
 
     @model_validator(mode="after")
     def _has_weights_or_a_column(self) -> Teacher:
@@ -102,6 +104,8 @@ class Teacher(Settings):
                 raise ValueError("weights: missing; expected avsynth, a published checkpoint or the path of one")
             if self.column is not None:
                 raise ValueError("column: only a teacher of kind truth has a column")
+            if self.draws > 1 and self.weights != "avsynth":
+                raise ValueError(f"draws: expected 1, because '{self.weights}' is not trained here, found {self.draws}")
         elif self.column is None:
             raise ValueError("column: missing; a teacher of kind truth needs a column of index.csv")
         elif others := sorted(self.model_fields_set - {"kind", "column"}):

@@ -175,8 +175,8 @@ def claims_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
         )
     counts = {words: int((table["verdict"] == verdict).sum()) for verdict, words in COUNTED.items()}
     notes = [
-        f"Points. Here: mean {PLUS_MINUS} half of the 95 % interval, which covers other seeds and test clips, not "
-        "other teachers; AUROC and share of classes less one half. Could find: the smallest effect that this suite "
+        f"Points. Here: mean {PLUS_MINUS} half of the 95 % interval, which covers {suite.coverage()}; AUROC and share "
+        "of classes less one half. Could find: the smallest effect that this suite "
         f"finds with a probability of 80 %. Verdict: after Holm's correction for all {len(table)} claims, so that a "
         "claim can be undecided although its interval excludes 0; below it, how many seeds would decide it if the "
         "contrast stays as it is, or that no number of seeds would, but more test clips. Below or above the paper: the "

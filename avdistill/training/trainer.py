@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from avdistill.config.schema import Params, Recipe
 from avdistill.config.types import NO_TEACHER
+from avdistill.data.draws import draw_of, of_draw
 from avdistill.data.files import intact, write_csv
 from avdistill.data.loader import ClipSet, end_workers, to_input, training_loader
 from avdistill.pipeline.errors import UserError
@@ -68,7 +69,8 @@ class Trainer:
         torch.manual_seed(task.seed)
         self.student = students.build_student(self.recipe.student, self.clips.classes, self.recipe.width)
         if job.init != NO_TEACHER:
-            load_first_weights(self.student, params.path("teachers", job.init) / "weights.pt")
+            draw = of_draw(draw_of(params, task.seed, job.init))
+            load_first_weights(self.student, params.path("teachers", job.init) / draw / "weights.pt")
         self.student.to(self.device)
         if self.processes > 1:
             parallel.sync_batch_norms(self.student)
@@ -275,6 +277,7 @@ def train_student(task: Task) -> None:
                 "teachers": trainer.run.teachers,
                 "shuffled": trainer.run.shuffled,
                 "seed": task.seed,
+                "draw": draw_of(task.params, task.seed),
                 "device": task.device,
                 "options": trainer.run.options,
                 "recipe": trainer.recipe.model_dump(),

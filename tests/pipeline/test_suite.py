@@ -57,6 +57,15 @@ def test_make_repro_makes_the_report(checkout: Checkout) -> None:
     assert not list((out / ".partial").glob("*"))
 
 
+def test_each_seed_has_its_draw_of_the_audio_teacher(checkout: Checkout) -> None:
+    out = checkout.folder / "out/avsynth"
+    made = ("teachers/audio/{}weights.pt", "teacher_features/avsynth_audio/{}features.npz")
+    for name in (*made, "teacher_head/avsynth_audio/{}logits.npz"):
+        assert (out / name.format("")).read_bytes() != (out / name.format("draw-1/")).read_bytes(), name
+    assert not list(out.glob("teach*/*image/draw-*"))
+    assert "other seeds, test clips and trainings of audio" in (out / "report/index.html").read_text()
+
+
 def test_make_power_has_a_row_per_claim(checkout: Checkout) -> None:
     claims = yaml.safe_load((checkout.folder / "params.yaml").read_text())["report"]["claims"]
     rows = [line.split() for line in checkout.make("power").splitlines()]
@@ -97,7 +106,7 @@ def test_mlflow_has_a_run_for_every_stage(checkout: Checkout) -> None:
     stages = set(checkout.dvc("stage", "list", "--name-only").split())
     assert {row["dvc.stage"] for row in rows} == {stage for stage in stages if "/" not in stage}
     seeds = [row for row in rows if row.get("run") == "mnf_csc" and row["stage"] == "train"]
-    assert sorted(row["seed"] for row in seeds) == ["0", "1"]
+    assert sorted((row["seed"], row["draw"]) for row in seeds) == [("0", "0"), ("1", "1")]
     assert all(row["status"] == "FINISHED" for row in rows)
 
 
@@ -107,7 +116,7 @@ from mlflow import MlflowClient
 from avdistill.tracking.shared import tracking_uri
 client = MlflowClient(tracking_uri())
 runs = client.search_runs([client.get_experiment_by_name("avsynth").experiment_id], max_results=1000)
-print(json.dumps([{**run.data.tags, "status": run.info.status} for run in runs]))
+print(json.dumps([{**run.data.tags, "status": run.info.status, "draw": run.data.params.get("draw")} for run in runs]))
 """
 
 

@@ -108,6 +108,19 @@ MISTAKES = {
         set_("teachers", "audio", "column", value="relevant"),
         ["teachers.audio: column: only a teacher of kind truth"],
     ),
+    "draws of a checkpoint": (
+        set_("teachers", "audio", value={"kind": "cnn14", "weights": "panns:Cnn14_mAP=0.431", "draws": 2}),
+        ["teachers.audio: draws: expected 1, because 'panns:Cnn14_mAP=0.431' is not trained here, found 2"],
+    ),
+    "draws of truth": (
+        set_("teachers", "oracle", "draws", value=2),
+        ["teachers.oracle: draws: a teacher of kind truth has a column and no other settings"],
+    ),
+    "other numbers of draws": (
+        lambda raw: [raw["teachers"][name].update(draws=draws) for name, draws in (("audio", 7), ("motion", 3))],
+        ["teachers.motion.draws: expected 1, or 7 as audio has, found 3"],
+    ),
+    "no draw": (set_("teachers", "audio", "draws", value=0), ["teachers.audio.draws", "greater than or equal to 1"]),
     "network without weights": (drop("teachers", "audio", "weights"), ["teachers.audio: weights: missing"]),
     "input of truth": (
         set_("teachers", "audio", value={"kind": "truth", "column": "relevant"}),
