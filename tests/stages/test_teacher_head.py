@@ -90,7 +90,7 @@ def test_the_real_ucf51_audio_features(shared_data: Path) -> None:
 
 
 def heads(folder: Path, tables: list[np.ndarray], **teacher: int) -> tuple[Path, Any]:
-    """Run the stage on a features table (N, D) per draw; return the folder of its outputs, and its summary."""
+    """Run the stage on a features table (N, D) per draw; return the folder of its outputs, and draw 0's metrics."""
     count = len(tables[0])
     rows = [
         {"id": f"c{n}", "file": f"{n}.mp4", "class": f"k{n % 2}", "group": f"g{n // 2}", "split": SPLITS[n % 10]}
@@ -104,20 +104,17 @@ def heads(folder: Path, tables: list[np.ndarray], **teacher: int) -> tuple[Path,
         path = params.path("teacher_features", "f") / (f"draw-{draw}" if draw else "") / "features.npz"
         write_arrays(path, ids=ids, features=features, mask=np.ones(count, dtype=bool))
     teacher_head.main(stage(params, "teacher_head", "f"))
-    summary = json.loads((params.path("summary", "teacher_head") / "f.json").read_text())
-    return params.path("teacher_head", "f"), summary
+    made = params.path("teacher_head", "f")
+    return made, json.loads((made / "metrics.json").read_text())
 
 
 def test_each_draw_of_a_teacher_has_a_head(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     tables = [random.normal(size=(60, 5)).astype(np.float32) for _ in range(2)]
-    found, summary = heads(tmp_path / "drawn", tables, draws=2)
+    found, _ = heads(tmp_path / "drawn", tables, draws=2)
     alone = [heads(tmp_path / str(draw), [table]) for draw, table in enumerate(tables)]
-    for draw, (folder, own) in enumerate(alone):
+    for draw, (folder, _) in enumerate(alone):
         assert sorted(path.name for path in folder.iterdir()) == ["head.npz", "logits.npz", "metrics.json"]
         for path in folder.iterdir():
             assert path.read_bytes() == (found / (f"draw-{draw}" if draw else "") / path.name).read_bytes()
-        assert json.loads((folder / "metrics.json").read_text()) == own
-    for name, mean in summary["accuracy"].items():
-        assert mean == np.mean([own["accuracy"][name] for _, own in alone])
     assert alone[0][1]["accuracy"] != alone[1][1]["accuracy"]

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -57,9 +56,7 @@ def test_a_draw_is_the_teacher_of_a_later_seed(tmp_path: Path, kind: str) -> Non
     assert found == expected
     assert found["weights.pt"] != found["draw-1/weights.pt"]
     described = [json.loads(found[f"{folder}teacher.json"]) for folder in ("", "draw-1/")]
-    summary = json.loads((drawn.path("summary", "teachers") / "t.json").read_text())
-    assert list(summary) == ["feature_dim", "loss", "held_out_accuracy"]
-    assert summary["loss"] == pytest.approx(np.mean([each["loss"] for each in described]))
+    assert all({"feature_dim", "loss", "held_out_accuracy"} <= set(each) for each in described)
     logged = [set(args[0]) for name, args, _ in calls if name == "log_metrics"]
     assert logged == [{"loss", "held_out_accuracy"}, {"draw-1/loss", "draw-1/held_out_accuracy"}]
 
