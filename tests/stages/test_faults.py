@@ -124,7 +124,7 @@ def halfway(tiny: Params, tmp_path: Path) -> Trainer:
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_used(
     tiny: Params, tmp_path: Path, halfway: Trainer, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    last, previous = halfway.checkpoints
+    last, previous = halfway.checkpoints.files
     assert torch.load(last, weights_only=True)["epoch"] == 2 and torch.load(previous, weights_only=True)["epoch"] == 1
     for path in (last, previous) if damage == "both" else (last,):
         if damage in ("flip", "both"):
