@@ -241,7 +241,9 @@ def lr_factor(recipe: Recipe, epoch: int) -> float:
 
 def train_one(task: Task) -> None:
     """Train one run with one seed, unless that is done already; leaves seed-<n>.pt and seed-<n>.csv."""
-    if intact(task.folder / task.run / f"seed-{task.seed}.pt"):
+    place = task.folder / task.run / f"seed-{task.seed}"
+    if intact(place.with_suffix(".pt")):
+        Checkpoints(place).delete()  # it may have been killed before it did that
         return
     job = task.params.jobs[task.job]
     processes = task.params.recipes[job.recipe].processes
