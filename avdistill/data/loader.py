@@ -102,7 +102,7 @@ class TrainingWindows(Dataset[tuple[Tensor, int, int]]):
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, row) in an order that depends on (seed, epoch) alone.
+    """Batches of (epoch, row) in an order that depends on (seed, epoch) alone; the first `done` are left out.
 
     The last batch is dropped where it is not full, since batch statistics and batch-relational losses of a few
     clips are noise; a training set smaller than one batch is one batch. Of several processes that train one student,
@@ -110,23 +110,25 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, size: int, batch: int, seed: int, shard: tuple[int, int] = (0, 1)) -> None:
         self.batch = min(batch, size) // shard[1] * shard[1]
-        self.size, self.seed, self.shard, self.epoch = size, seed, shard, 0
+        self.size, self.seed, self.shard = size, seed, shard
+        self.epoch = self.done = 0
 
     def __len__(self) -> int:
+        """Number of batches of a whole epoch."""
         return self.size // self.batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size).tolist()
         rank, world_size = self.shard
         width = self.batch // world_size
-        for start in range(rank * width, len(self) * self.batch, self.batch):
+        for start in range(self.done * self.batch + rank * width, len(self) * self.batch, self.batch):
             yield [(self.epoch, row) for row in order[start : start + width]]
 
 
 def training_loader(
     clips: ClipSet, recipe: Recipe, seed: int, shard: tuple[int, int] = (0, 1)
 ) -> tuple[DataLoader[tuple[Tensor, int, int]], EpochSampler]:
-    """Return the loader and its sampler, whose `epoch` is to be set before each pass.
+    """Return the loader and its sampler, whose `epoch` and `done` are to be set before each pass.
 
     Workers stay from one epoch to the next, since starting them takes as long as a short epoch; `end_workers` ends
     them."""
@@ -138,6 +140,8 @@ def training_loader(
         num_workers=recipe.loader_workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=recipe.loader_workers > 0,
+        # Starting workers draws a number: not one of those of the training, where it depends on how many there are.
+        generator=torch.Generator(),
     )
     return loader, sampler
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import fcntl
 import getpass
 import json
@@ -110,7 +111,9 @@ class TrackedRun:
         # run that has ended and been sent is an error.
         file = os.open(self.folder / f"{self.id}.jsonl", os.O_WRONLY | os.O_APPEND)
         try:
-            os.write(file, _line(event, **fields))
+            line = _line(event, **fields)
+            if os.write(file, line) < len(line):  # as a disk that gets full does it, without an error
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / f"{self.id}.jsonl"))
         finally:
             os.close(file)
 
@@ -180,8 +183,12 @@ def _journal(
         # The lock is released even if the process is killed, so it tells active runs from killed ones.
         with contextlib.suppress(OSError):  # file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(_line("start", name=name, suite=suite, parent=parent, tags=dict(tags)))
-        partial.rename(folder / f"{run.id}.jsonl")
+        try:
+            file.write(_line("start", name=name, suite=suite, parent=parent, tags=dict(tags)))
+            partial.rename(folder / f"{run.id}.jsonl")
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
         try:
             yield run
         except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from avdistill.config.schema import Params
 
 
+STALE = 3600.0  # s; temporary files live for milliseconds, so an older one is that of a killed process
+
+
 class Delivery(NamedTuple):
     """Result of one delivery: number of events sent, and of runs completed in MLflow."""
 
@@ -46,6 +50,7 @@ def deliver(folder: Path) -> Delivery:
     events = completed = 0
     failed: Exception | None = None
     with file_lock(folder / "send.lock", wait=True):
+        _delete_stale(folder)
         # Names start with the start time, so a parent precedes its children.
         pending = [file for file in sorted(folder.glob("*.jsonl")) if _unsent_bytes(file) or not is_running(file)]
         if pending:
@@ -142,7 +147,8 @@ def _send(file: Path) -> Delivery:
     _replace(file.with_suffix(".sent.json"), sent | {"status": status, "offset": sent.get("offset", 0) + len(data)})
     if status == "RUNNING":
         return Delivery(len(events), 0)
-    shutil.rmtree(folder / file.stem, ignore_errors=True)
+    if (folder / file.stem).exists():
+        shutil.rmtree(folder / file.stem)  # before the journal, without which nobody would try again
     file.unlink()
     return Delivery(len(events), 1)
 
@@ -303,6 +309,14 @@ def _client() -> MlflowClient:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def _delete_stale(folder: Path) -> None:
+    """Delete the temporary files of killed processes."""
+    for file in folder.glob(".*"):
+        with suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > STALE:
+                file.unlink()
 
 
 def _unsent_bytes(file: Path) -> int:

@@ -1,6 +1,7 @@
-"""Train one student: the loop over epochs, checkpoints, the choice of the epoch.
+"""Train one student: the loop over epochs, the choice of the epoch, what a checkpoint has.
 
-An interrupted training continues from its last checkpoint and ends with the same bits as an uninterrupted one.
+An interrupted training continues from its last checkpoint, within an epoch too, and ends with the same bits as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from avdistill.data.loader import ClipSet, end_workers, to_input, training_loade
 from avdistill.pipeline.errors import UserError
 from avdistill.tracking.journal import TrackedRun
 from avdistill.training import parallel
+from avdistill.training.checkpoints import Checkpoints
 from avdistill.training.inference import NotFiniteError, predict
 from avdistill.training.precision import autocast
 from avdistill.training.teachers import build_distiller, shuffled, teacher_tables
-from avdistill.training.tensors import load_state, load_tensors, save_tensors
+from avdistill.training.tensors import load_tensors, save_tensors
 from models import students
 from models.distillers import Distiller
 from models.outputs import StudentOutput
 from models.students import Student
 
 SYSTEM_SECONDS = 10.0  # shorter epochs say nothing of how busy the machine is
-SAVE_SECONDS = 5.0  # a checkpoint is written after the first epoch that ends this long after the last one
 
 
 class Task(NamedTuple):
@@ -52,6 +53,7 @@ class Task(NamedTuple):
 class Trainer:
     """One student, its distiller, and everything that must survive an interruption.
 
+    `epoch` epochs are finished, and `steps` steps of the next one, whose sums so far are `totals`.
     `diverged`: a loss or an output was not finite; the training has ended without a result."""
 
     def __init__(self, task: Task) -> None:
@@ -86,7 +88,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "float16")
         if self.recipe.compile:
             self.student.compile()
-        self.epoch = 0
+        self.checkpoints = Checkpoints(task.folder / task.run / f"seed-{task.seed}")
+        self.epoch = self.steps = 0
+        self.totals: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         self.diverged = False
@@ -94,41 +98,45 @@ class Trainer:
     def fit(self, epochs: int | None = None) -> None:
         """Train up to `epochs` epochs (the recipe's number if None) from the last checkpoint, or until it diverges."""
         self.load()
-        saved = time.monotonic()
-        while self.epoch < (epochs or self.recipe.epochs) and not self.diverged:
-            started = time.perf_counter()
-            measured = self.train_epoch()
-            self.scheduler.step()
-            self.epoch += 1
-            measured |= self.validate()
-            self.diverged = not all(map(math.isfinite, measured.values()))
-            self.history.append({"run": self.task.run, "seed": self.task.seed, "epoch": self.epoch, **measured})
-            if not self.is_main:
-                continue
-            seconds = time.perf_counter() - started
-            self.task.tracked.log_metrics(measured | {"seconds": seconds}, step=self.epoch)
-            if seconds >= SYSTEM_SECONDS:
-                self.task.tracked.log_system(self.epoch)
-            if time.monotonic() - saved >= SAVE_SECONDS or self.epoch == epochs:
-                self.save()
-                saved = time.monotonic()
-
-        end_workers(self.loader)
+        try:
+            while self.epoch < (epochs or self.recipe.epochs) and not self.diverged:
+                started = time.perf_counter()
+                measured = self.train_epoch()
+                self.scheduler.step()
+                self.epoch, self.steps, self.totals = self.epoch + 1, 0, {}
+                measured |= self.validate()
+                self.diverged = not all(map(math.isfinite, measured.values()))
+                self.history.append({"run": self.task.run, "seed": self.task.seed, "epoch": self.epoch, **measured})
+                if not self.is_main:
+                    continue
+                seconds = time.perf_counter() - started
+                self.task.tracked.log_metrics(measured | {"seconds": seconds}, step=self.epoch)
+                if seconds >= SYSTEM_SECONDS:
+                    self.task.tracked.log_system(self.epoch)
+                if not self.diverged and (self.checkpoints.due() or self.epoch == epochs):
+                    self.save()
+        finally:
+            self.checkpoints.wait()
+            end_workers(self.loader)
 
     def train_epoch(self) -> dict[str, float]:
-        """One pass over the training clips: mean of each term of the loss, and the share that was classified right."""
-        # Whatever a method draws (dropout, negatives) depends on (seed, epoch) alone, so a resumed run draws the same.
-        torch.manual_seed(self.task.seed * 100_003 + self.epoch)
-        self.sampler.epoch = self.epoch
+        """The rest of an epoch: mean of each term of the loss, and the share of clips that was classified right."""
+        if not self.steps:  # else `load` has set the generators as they were after the last step
+            # Whatever a method draws (dropout, negatives) depends on (seed, epoch) alone.
+            torch.manual_seed(self.task.seed * 100_003 + self.epoch)
+            torch.empty((), dtype=torch.int64).random_()  # DataLoader drew this one when published results were made
+        self.sampler.epoch, self.sampler.done = self.epoch, self.steps
         self.student.train()
         self.distiller.train()
         self.distiller.start_epoch(self.epoch)
-        totals: dict[str, Tensor] = {}
         for batch in self.loader:
             for name, value in self.step(*(part.to(self.device, non_blocking=True) for part in batch)).items():
-                totals[name] = totals[name] + value if name in totals else value
+                self.totals[name] = self.totals[name] + value if name in self.totals else value
+            self.steps += 1
+            if self.is_main and self.checkpoints.due():
+                self.save()
         # The only wait for the device: once an epoch.
-        means = {name: float(value) / len(self.loader) for name, value in totals.items()}
+        means = {name: float(value) / len(self.loader) for name, value in self.totals.items()}
         return {"lr": float(self.scheduler.get_last_lr()[0]), **means}
 
     def step(self, clips: Tensor, labels: Tensor, index: Tensor) -> dict[str, Tensor]:
@@ -171,37 +179,30 @@ class Trainer:
             }
         return {"val_accuracy": accuracy, "val_loss": loss}
 
-    @property
-    def checkpoints(self) -> tuple[Path, Path]:
-        """Where an unfinished training is kept: the last state, and the one before it."""
-        place = self.task.folder / self.task.run / f"seed-{self.task.seed}"
-        return place.with_suffix(".checkpoint.pt"), place.with_suffix(".previous.pt")
-
     def save(self) -> None:
-        """Write everything that the rest of the training depends on."""
-        last, previous = self.checkpoints
-        if last.exists():
-            last.replace(previous)
+        """Save everything that the rest of the training depends on."""
         state = {name: getattr(self, name).state_dict() for name in self._stateful}
-        state |= {"epoch": self.epoch, "history": self.history, "best": self.best}
-        save_tensors(last, state | {"run": self.task.run, "seed": self.task.seed})
+        state |= {name: getattr(self, name) for name in self._values}
+        state |= {"run": self.task.run, "seed": self.task.seed, "generator": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda_generator"] = torch.cuda.get_rng_state(self.device)
+        self.checkpoints.save(state)
 
     def load(self) -> None:
         """Take up the last checkpoint, or the one before it if that is damaged; begin anew where there is none."""
-        for path in filter(Path.exists, self.checkpoints):
-            try:
-                state = load_state(path, self.device, self.task.run, self.task.seed)
-            except UserError as error:
-                path.unlink(missing_ok=True)
-                if self.is_main:
-                    print(f"{error}; going on from the checkpoint before it", file=sys.stderr)
-                continue
-            for name in self._stateful:
-                getattr(self, name).load_state_dict(state[name])
-            self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
+        state = self.checkpoints.load(self.device, self.task.run, self.task.seed, warn=self.is_main)
+        if state is None:
             return
+        for name in self._stateful:
+            getattr(self, name).load_state_dict(state[name])
+        for name in self._values:
+            setattr(self, name, state[name])
+        torch.set_rng_state(state["generator"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_generator"].cpu(), self.device)
 
     _stateful = ("student", "distiller", "optimizer", "scheduler", "scaler")
+    _values = ("epoch", "steps", "totals", "history", "best")
 
 
 def load_first_weights(student: Student, path: Path) -> None:
@@ -242,7 +243,9 @@ def lr_factor(recipe: Recipe, epoch: int) -> float:
 
 def train_one(task: Task) -> None:
     """Train one run with one seed, unless that is done already; leaves seed-<n>.pt and seed-<n>.csv."""
-    if intact(task.folder / task.run / f"seed-{task.seed}.pt"):
+    place = task.folder / task.run / f"seed-{task.seed}"
+    if intact(place.with_suffix(".pt")):
+        Checkpoints(place).delete()  # it may have been killed before it did that
         return
     job = task.params.jobs[task.job]
     processes = task.params.recipes[job.recipe].processes
@@ -293,8 +296,7 @@ def train_student(task: Task) -> None:
         kept = {name: best[name] for name in ("epoch", "student", "distiller")} if not trainer.diverged else {}
         about = {"run": task.run, "seed": task.seed, "converged": not trainer.diverged, "epoch": trainer.epoch}
         save_tensors(final, about | kept)
-        for checkpoint in trainer.checkpoints:
-            checkpoint.unlink(missing_ok=True)
+        trainer.checkpoints.delete()
         task.tracked.set_tags({"converged": not trainer.diverged})
         if trainer.diverged:
             place = f"{task.run} seed {task.seed}"

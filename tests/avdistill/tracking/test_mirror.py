@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -408,6 +409,48 @@ def test_mirror_killed_in_the_middle(params: Params) -> None:
         assert history(run, "loss") == [(step, step * 0.5) for step in range(400)]
         assert run.info.status == "FINISHED"
     assert not journals(params)
+
+
+def test_what_killed_processes_left_is_deleted(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal that was not begun, a note of what was sent that was not finished, and copies of artifacts."""
+    with start("report", None, params) as run:
+        run.log_artifact(ROOT / "params.yaml")
+    folder = journal_folder(params)
+    old, new = [folder / ".20260101-000000-000000-abcdef01", folder / ".a.sent.json.12"], folder / ".of a live one"
+    for file in (*old, new):
+        file.write_text("")
+    for file in old:
+        os.utime(file, (0, 0))
+    (folder / run.id / ".params.yaml.12").write_text("")
+    rmtree = shutil.rmtree
+
+    def fail_once(path: Path) -> None:
+        monkeypatch.setattr(shutil, "rmtree", rmtree)
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", fail_once)
+    with pytest.raises(UserError, match="Input/output error"):
+        sync(params)
+    assert (folder / f"{run.id}.jsonl").exists(), "else nobody would delete the folder"
+    sync(params)
+    (sent,) = runs(params)
+    assert sent.info.status == "FINISHED"
+    left = {path.name for path in folder.iterdir()}
+    assert left == {f"{run.id}.sent.json", new.name, "send.lock"}
+
+
+def test_a_journal_for_which_there_is_no_room(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that gets full writes a part of a line without an error; that must not pass unseen."""
+    write = os.write
+    with pytest.raises(OSError, match="No space left"), start("report", None, params) as run:
+        monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:-5]))
+        run.log_metrics({"loss": 1.0})
+    monkeypatch.setattr(os, "write", write)
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda *_: rename(Path("nowhere"), Path("there")))
+    with pytest.raises(FileNotFoundError), start("report", None, params):
+        pass
+    assert not list(journal_folder(params).glob(".*"))
 
 
 def test_process_that_is_killed_ends_its_run(params: Params) -> None:
