@@ -9,6 +9,7 @@ model for `mlflow models serve -m <folder> --env-manager local`:
   gallery.npz     ids, labels and features of the training videos, from stage evaluate
   export.json     the chosen run, classes by label, preprocessing, and the largest difference of each program from the
                   student (at most TOLERANCE)
+  provenance.json what the model comes from: digests of data, params and code, versions of packages (`make verify`)
   MLmodel, requirements.txt, python_env.yaml, *input_example.json, code/      files required by MLflow
 
 The programs run on the CPU in float32, whatever the precision of the training, and need neither teacher nor sound. The
@@ -41,7 +42,7 @@ from avdistill.data.index import read_index
 from avdistill.data.jpeg import JpegClip
 from avdistill.data.loader import ClipSet, test_windows, to_input
 from avdistill.data.media import write_video
-from avdistill.pipeline import code
+from avdistill.pipeline import code, provenance
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.stage import Stage
 from avdistill.serving import recognise
@@ -262,6 +263,12 @@ def main(stage: Stage) -> None:
         }
         write_json(folder / "export.json", about)
         describe_model(folder, example_video(clips.store[clips.ids[0]], frames.fps))
+        suite = params.suite
+        read = [("split", name), ("frames", job.input.removeprefix("frames/")), ("train", choice.job)]
+        paths = [params.path(*each).as_posix() for each in [*read, ("evaluate", choice.job)]]
+        paths.append(f"{params.path('code', 'export').as_posix()}/{name}.json")
+        lock = Path(suite.file).with_name("dvc.lock")
+        provenance.record(folder, f"export@{name}", lock, suite.out, paths)
         stage.run.log_params({key: about[key] for key in ("job", "run", "seed", "method", "epoch")})
         stage.run.log_metrics({"val_accuracy": choice.val_accuracy, "val_loss": choice.val_loss})
         stage.run.log_metrics({f"difference/{key}": value for key, value in differences.items()})

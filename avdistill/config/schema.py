@@ -13,20 +13,20 @@ from pydantic import Field, model_validator
 
 from avdistill.config.origins import AnyOrigin
 from avdistill.config.report import Report
-from avdistill.config.types import NO_TEACHER, Count, Fraction, Positive, Precision, Seed, Settings
+from avdistill.config.types import NAME, NO_TEACHER, Count, Fraction, PlainPath, Positive, Precision, Seed, Settings
 
 
 class Suite(Settings):
-    """The paths of the suite.
+    """The name and the paths of the suite.
 
     `root` is the path from the folder of dvc.yaml to the root of the repository. The params file `file` and the output
     folder `out` are relative to that root."""
 
-    name: str
+    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
     title: str
     root: Literal[".", ".."]
-    file: str
-    out: str
+    file: PlainPath
+    out: PlainPath
 
 
 class Split(Settings):

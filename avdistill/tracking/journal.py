@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,8 @@ from avdistill.tracking.shared import (
 
 if TYPE_CHECKING:
     from avdistill.config.schema import Params
+
+START_TIME = "%Y%m%d-%H%M%S-%f"  # names of journals begin with it
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def _journal(
     folder: Path, name: str, suite: str, tags: Mapping[str, object], parent: str | None
 ) -> Iterator[TrackedRun]:
     """Open the journal of a new run; on exit, write its end event with the status."""
-    run = TrackedRun(folder, f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{uuid.uuid4().hex[:8]}", suite, tags)
+    run = TrackedRun(folder, f"{_start_time(folder)}-{uuid.uuid4().hex[:8]}", suite, tags)
     partial = folder / f".{run.id}"
     with partial.open("ab", buffering=0) as file:
         # The lock is released even if the process is killed, so it tells active runs from killed ones.
@@ -200,6 +202,17 @@ def _journal(
             raise
         else:
             run._write("end", status="FINISHED")
+
+
+def _start_time(folder: Path) -> str:
+    """Return the time for the name of a new journal, later than that of all others: their order is that of starts.
+
+    A clock that was set back would put a run before its parent, and an old run in the place of the newest one."""
+    now = datetime.now(UTC).strftime(START_TIME)
+    newest = max((file.name[: len(now)] for file in folder.glob("2*.json*")), default="")
+    if now > newest:
+        return now
+    return (datetime.strptime(newest, START_TIME) + timedelta(microseconds=1)).strftime(START_TIME)
 
 
 def _start_mirror(folder: Path) -> None:

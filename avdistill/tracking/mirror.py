@@ -252,13 +252,15 @@ def _register(run_id: str, experiment_id: str, journal: str, path: Path, event: 
 
     client, name, tags = _client(), event["name"], event["tags"] | {"journal": journal}
     training = f"tags.stage = 'train' AND tags.run = '{tags['run']}' AND tags.seed = '{tags['seed']}'"
-    newest = client.search_runs(
-        [experiment_id],
-        f"{training} AND attributes.status = 'FINISHED'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    source = newest[0].info.run_id if newest else run_id
+    source = _trained_here(path.parents[1], tags["run"], tags["seed"])
+    if source is None:  # on another machine
+        newest = client.search_runs(
+            [experiment_id],
+            f"{training} AND attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )
+        source = newest[0].info.run_id if newest else run_id
     note = client.get_run(source).data.tags.get("mlflow.note.content", "")
     logged = client.search_logged_models([experiment_id], f"tags.journal = '{journal}'")
     model = logged[0] if logged else client.create_logged_model(experiment_id, name, source, tags)
@@ -277,6 +279,15 @@ def _register(run_id: str, experiment_id: str, journal: str, path: Path, event: 
         version = client.create_model_version(name, uri, source, tags, None, note, model_id=model.model_id)
     if all(int(known.version) <= int(version.version) for known in versions):
         client.set_registered_model_alias(name, event["alias"], version.version)
+
+
+def _trained_here(folder: Path, run: str, seed: str) -> str | None:
+    """Return the newest finished training of this checkout; another one may send its own to the same database."""
+    for file in sorted(folder.glob("*.sent.json"), reverse=True):
+        sent = json.loads(file.read_text(encoding="utf-8"))
+        if (sent["stage"], str(sent["run"]), str(sent["seed"]), sent["status"]) == ("train", run, seed, "FINISHED"):
+            return str(sent["run_id"])
+    return None
 
 
 @cache

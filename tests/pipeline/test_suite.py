@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -118,6 +119,17 @@ client = MlflowClient(tracking_uri())
 runs = client.search_runs([client.get_experiment_by_name("avsynth").experiment_id], max_results=1000)
 print(json.dumps([{**run.data.tags, "status": run.info.status, "draw": run.data.params.get("draw")} for run in runs]))
 """
+
+
+def test_the_exported_model_is_followed_back_to_the_lock(checkout: Checkout, tmp_path: Path) -> None:
+    """The folder, and its copy in MLflow's registry, where the test before this one has sent it."""
+    folder = "out/avsynth/export/avsynth"
+    for model in (folder, "models:/student-avsynth@best"):
+        assert "export@avsynth of dvc.lock; " in checkout.make("verify", f"MODEL={model}")
+    shutil.copytree(checkout.folder / folder, tmp_path / "model")
+    (tmp_path / "model" / "student.pt2").write_bytes(b"another")
+    done = checkout.run("make", "verify", f"MODEL={tmp_path / 'model'}", check=False)
+    assert done.returncode and f"{tmp_path / 'model'}: changed since its export: student.pt2" in done.stdout
 
 
 def test_make_flow_finds_everything_done(checkout: Checkout, tmp_path: Path) -> None:

@@ -184,6 +184,31 @@ MISTAKES = {
         set_("report", "settings", value={"a/b": SETTING}),
         ["report: settings: 'a/b' is not a valid name"],
     ),
+    "suite file that a shell would run": (
+        set_("suite", "file", value="params.yaml; touch x"),
+        ["suite.file", "should match pattern", "touch x"],
+    ),
+    "outputs outside": (set_("suite", "out", value="out/../../home"), ["suite.out", "should match pattern"]),
+    "name of the suite": (set_("suite", "name", value="../x"), ["suite.name", "should match pattern"]),
+    "name of a job that a shell would run": (
+        set_(
+            "jobs",
+            "$(touch x)",
+            value={
+                "method": "kd",
+                "dataset": "avsynth",
+                "input": "x",
+                "recipe": "small",
+                "seeds": [0],
+                "runs": {"r": {}},
+            },
+        ),
+        ["jobs: '$(touch x)' is not a valid name"],
+    ),
+    "name of a dataset that leads out": (
+        lambda raw: raw["datasets"].update({"../x": raw["datasets"]["avsynth"]}),
+        ["datasets: '../x' is not a valid name"],
+    ),
     "key of the figures": (
         set_("report", "figures", "training_curve", value={}),
         ["report.figures.training_curve", "'training_curves'"],
@@ -246,6 +271,32 @@ def test_a_file_that_is_no_params_file(tmp_path: Path, text: str, expected: str)
     file = tmp_path / "params.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=expected):
+        load(file)
+
+
+def powers(begin: str, link: str) -> str:
+    """Nine aliases of nine aliases of nine …, nine times: a few hundred bytes that stand for 9**9 values."""
+    lines = [begin, *(link.format(n, ",".join([f"*a{n - 1}"] * 9)) for n in range(1, 10))]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (powers("a0: &a0 [x]", "a{0}: &a{0} [{1}]"), "line 6: more than 100000 values"),
+        (powers("a0: &a0 {k: 1}", "a{0}: &a{0} {{<<: [{1}]}}"), "line 6: more than 100000 values"),
+        ("a:\n  - &a {b: *a}\n", r"line 2: '\*a' contains itself"),
+        ("a: " + "[" * 200_000, "line 1: more than 50 levels"),
+        ("a: 1" + ":1" * 400_000, "line 1: a value of more than 10000 characters"),
+        ("#" * 1_000_001, "1000001 characters; expected at most 1000000"),
+    ],
+    ids=["aliases", "merges", "loop", "depth", "number", "size"],
+)
+def test_a_file_that_is_made_to_harm(tmp_path: Path, text: str, expected: str) -> None:
+    """Each of these took all memory or minutes, or crashed the process."""
+    file = tmp_path / "params.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"^{file}: {expected}"):
         load(file)
 
 

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import pytest
 from avdistill.config.loading import load
 from avdistill.config.schema import Params
 from avdistill.pipeline.errors import UserError
+from avdistill.tracking import journal
 from avdistill.tracking.journal import ledger, start
 from avdistill.tracking.mirror import _client, mirror, sync
 from avdistill.tracking.shared import artifact_location, journal_folder, tracking_uri
@@ -284,6 +286,47 @@ def test_a_model_is_a_version_of_its_training(params: Params, tmp_path: Path) ->
     newest = client.get_model_version_by_alias("student-avsynth", "best")
     assert newest.version > version.version
     assert client.get_run(newest.run_id).info.run_name == "export avsynth"
+
+
+def test_two_checkouts_on_one_database(params: Params, tmp_path: Path) -> None:
+    """The other one has trained the same run later: the model comes from this one's training all the same."""
+    other = suite(tmp_path / "other")
+    for checkout in (params, other):
+        with start("train", "kd", checkout) as run, run.child("kd seed 1", {"run": "kd", "seed": 1}):
+            pass
+        sync(checkout)
+    log_model(params, tmp_path / "model")
+    sync(params)
+    own = ledger(params)["train", "kd", 1]
+    assert own != ledger(other)["train", "kd", 1]
+    (version,) = _client().search_model_versions("name = 'student-avsynth'")
+    assert version.run_id == own
+
+
+def test_a_clock_that_is_set_back(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a day, after the start of a run: it precedes its child, and the newest run is the newest one."""
+
+    class Clock(datetime):
+        days = 0
+
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) - timedelta(days=cls.days)
+
+    monkeypatch.setattr(journal, "datetime", Clock)
+    with start("train", "kd", params) as run:
+        Clock.days = 1
+        with run.child("kd seed 1", {"run": "kd", "seed": 1}) as child:
+            pass
+    with start("train", "kd", params) as again:
+        pass
+    Clock.days = 2
+    with start("train", "kd", params) as last:
+        pass
+    assert [file.stem for file in journals(params)] == [run.id, child.id, again.id, last.id]
+    assert sync(params).completed == 4  # the first time
+    newest = _client().get_run(ledger(params)["train", "kd"])
+    assert newest.data.tags["journal"] == last.id
 
 
 @pytest.mark.parametrize(
