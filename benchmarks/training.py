@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avdistill.data.loader import NORMALISATION, Batch
@@ -15,10 +16,11 @@ from avdistill.training.teachers import build_distiller
 from avdistill.training.trainer import Trainer
 from benchmarks import made_up
 from benchmarks.harness import Measured, Setting, alternate, benchmark, speedup
+from benchmarks.scaling import THIN
 from models import students
 from models.distillers.mnf_csc import MnfCsc, calibrated_contrast, temperatures, triplet_loss
 
-LOOP = "float32 loop with the same network: contiguous layout, eager, two backward passes"
+LOOP = "float32 loop with the same network: Conv3d in contiguous layout, eager, two backward passes"
 # Accepted relative differences of the loss and of the gradients between the two. Batch norms over few clips make
 # gradients ill-conditioned: in float32 both differ from float64 by some per cent. The loss is the sharper test.
 LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
@@ -35,6 +37,7 @@ class PlainLoop:
         self.student = students.build_student(recipe.student, trainer.clips.classes, recipe.width)
         self.student.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.student.load_state_dict(trainer.student.state_dict())
+        plain_convolutions(self.student)
         module = build_distiller(trainer.job, trainer.run, self.student, trainer.teachers, trainer.clips).to(device)
         assert isinstance(module, MnfCsc) and module.mask is not None
         self.module, self.mask = module, module.mask
@@ -65,6 +68,13 @@ class PlainLoop:
         return module_loss.item() + student_loss.item()
 
 
+def plain_convolutions(student: nn.Module) -> None:
+    """Run each convolution of a student as the one in three dimensions that it is."""
+    for module in student.modules():
+        if isinstance(module, nn.Conv3d):
+            module.forward = partial(nn.Conv3d.forward, module)  # type: ignore[method-assign]
+
+
 def papers_size(setting: Setting, student: str, **changes: Any) -> tuple[Trainer, list[Batch]]:
     """Build a trainer at 16x112x112 (tiny in a quick run) and return it with batches on its device."""
     gpu = setting.device != "cpu"
@@ -78,13 +88,13 @@ def papers_size(setting: Setting, student: str, **changes: Any) -> tuple[Trainer
     return trainer, [Batch(*(tensor.to(trainer.device) for tensor in batch)) for batch in trainer.loader]
 
 
-def compare_gradients(setting: Setting, student: str) -> dict[str, float]:
+def compare_gradients(setting: Setting, student: str, **changes: Any) -> dict[str, float]:
     """Relative differences of losses and gradients between a step of the trainer and one of the plain loop, in float32.
 
     Not at the precision that is timed: in bfloat16 rounding alone moves the gradients of 18 layers by their own length.
     """
     before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    trainer, batches = papers_size(setting, student, precision="float32", compile=False)
+    trainer, batches = papers_size(setting, student, **changes | {"precision": "float32", "compile": False})
     loop = PlainLoop(trainer)
     torch.use_deterministic_algorithms(True)
     ours = float(trainer.step(*batches[0])["loss"])
@@ -99,10 +109,12 @@ def compare_gradients(setting: Setting, student: str) -> dict[str, float]:
     return apart
 
 
-def step_of(setting: Setting, student: str) -> Measured:
-    """Compare a step of the trainer with one of the plain loop, after checking that both give the same gradients."""
-    apart = compare_gradients(setting._replace(folder=setting.folder / "exact"), student)
-    trainer, batches = papers_size(setting, student)
+def step_of(setting: Setting, student: str, **changes: Any) -> Measured:
+    """Compare a step of the trainer with one of the plain loop, after checking that both give the same gradients.
+
+    `changes` are those of the recipe."""
+    apart = compare_gradients(setting._replace(folder=setting.folder / "exact"), student, **changes)
+    trainer, batches = papers_size(setting, student, **changes)
     loop = PlainLoop(trainer)
 
     def theirs(batch: Batch) -> float:
@@ -138,6 +150,14 @@ def step_r2plus1d_10(setting: Setting) -> Measured:
 def step_r2plus1d_18(setting: Setting) -> Measured:
     """Same method as for `r2plus1d_10`."""
     return step_of(setting, "r2plus1d_18")
+
+
+@benchmark("training step, MNF+CSC, the embedded suite's student", LOOP, cpu=1.4)
+def step_embedded(setting: Setting) -> Measured:
+    """Same method as for `r2plus1d_10`, with the recipe of the embedded suite (`r2plus1d_10_small`, width 1/8, 8x24x24,
+    batches of 16) on one core, as that suite trains."""
+    torch.set_num_threads(1)
+    return step_of(setting, "r2plus1d_10_small", **THIN)
 
 
 @benchmark("share of time the trainer waits for data", unit="%", cpu=5, gpu=5)

@@ -196,7 +196,9 @@ def random_crop(window: np.ndarray, recipe: Recipe, random: np.random.Generator)
         h = w = min(height, width)
     top, left = int(random.integers(height - h + 1)), int(random.integers(width - w + 1))
     crop = resize(window[:, top : top + h, left : left + w], recipe.size)
-    return crop[:, :, ::-1] if recipe.flip and random.random() < 0.5 else crop
+    if recipe.flip and random.random() < 0.5:
+        return torch.from_numpy(crop).flip(2).numpy()  # NumPy copies a reversed axis byte by byte
+    return crop
 
 
 def centre_crop(window: np.ndarray, size: int) -> np.ndarray:
@@ -208,10 +210,11 @@ def centre_crop(window: np.ndarray, size: int) -> np.ndarray:
 
 
 def resize(frames: np.ndarray, size: int) -> np.ndarray:
-    """Scale frames (T, H, W, 3) uint8 to a square by antialiased bilinear interpolation."""
+    """Scale a copy of frames (T, H, W, 3) uint8 to a square by antialiased bilinear interpolation."""
+    frames = np.array(frames)
     if frames.shape[1:3] == (size, size):
         return frames
-    tensor = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2)
+    tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
     scaled = F.interpolate(tensor, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return scaled.permute(0, 2, 3, 1).numpy()
 

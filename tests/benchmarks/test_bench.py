@@ -194,6 +194,7 @@ def test_every_benchmark_says_how_it_is_measured() -> None:
 QUICK = [
     "step_r2plus1d_10",
     "step_r2plus1d_18",
+    "step_embedded",
     "waiting_for_data",
     "frames_in",
     "decoding",

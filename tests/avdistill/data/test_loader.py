@@ -66,6 +66,22 @@ def test_a_random_crop_stays_inside_and_is_the_same_for_all_frames() -> None:
         assert crop.min() >= 1, "a pixel from outside would be 0"
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [(0.3, 0.8), (1.0, 1.0)])
+def test_a_flip_mirrors_the_crop_and_leaves_the_window_as_it_was(scale: tuple[float, float]) -> None:
+    window = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    window.flags.writeable = False  # as a view of a store is
+    mirrored = set()
+    for seed in range(20):
+        plain, ours = (
+            random_crop(window, Recipe(size=16, scale=scale, ratio=(1, 1), flip=flip), np.random.default_rng(seed))
+            for flip in (False, True)
+        )
+        mirrored.add(not np.array_equal(ours, plain))
+        assert np.array_equal(ours, plain[:, :, ::-1] if not np.array_equal(ours, plain) else plain)
+    assert mirrored == {False, True}
+
+
 def test_the_area_of_random_crops_is_drawn_from_scale() -> None:
     # Each pixel holds its own column, so the spread of a crop tells its width.
     window = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, None, :, None], (1, 200, 200, 3))
