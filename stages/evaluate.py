@@ -30,7 +30,7 @@ from avdistill.data.loader import ClipSet, centre_crop, take_window, test_window
 from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.stage import Stage
 from avdistill.training.inference import NotConvergedError, load_student, predict
-from avdistill.training.precision import autocast
+from avdistill.training.precision import autocast, make_deterministic
 from avdistill.training.teachers import build_distiller, teacher_tables
 from avdistill.training.trainer import Task, training_clips
 from models import metrics
@@ -49,6 +49,7 @@ def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
     params, job = task.params, task.params.jobs[task.job]
     recipe, run = params.recipes[job.recipe], job.runs[task.run]
     device = torch.device(task.device)
+    make_deterministic()
     index, store = params.path("split", job.dataset) / "index.csv", params.path(*job.input.split("/"))
     test, gallery = ClipSet(index, store, ("test",)), ClipSet(index, store, GALLERY_SPLITS)
     try:

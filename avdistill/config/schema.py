@@ -116,7 +116,7 @@ class Features(Settings):
 
     Alternatively, `published` features of a paper's authors (see avdistill/data/sources/published_features.py): then
     `teacher` is `none`, `input` is `split/<dataset>`, and `source` may be the URL or path of an archive in place of the
-    official one. A `precision` below float32 is faster on some processors, with errors of some thousandths.
+    official one. A `precision` below float32 is faster on some processors, with errors of some thousandths; see Recipe.
 
     `cross_fit`: the logits of a training clip, which methods distil, come from a linear layer that has not seen its
     group; the groups are divided into this many folds. 0: from the layer that was fitted on the clip itself."""
@@ -138,6 +138,10 @@ class Features(Settings):
 
 class Recipe(Settings):
     """How a student is trained. Lengths are in frames and epochs, sizes in pixels, `scale` is a fraction of the area.
+
+    `precision` holds for training and evaluation alike. float32 has all 23 bits of mantissa everywhere; tf32 is float32
+    whose products and convolutions a GPU computes with 10 bits, three to five times as fast (on a CPU it is float32);
+    bfloat16 and float16 are autocast, which leaves what needs float32 in float32.
 
     The learning rate rises to `lr` over `warmup` epochs; then `steps` multiplies it by `gamma` at each of the
     `milestones`, and `cosine` lowers it to 0. `processes`, with one GPU each, train one student together; `batch` is

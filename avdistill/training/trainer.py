@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -19,12 +21,12 @@ from torch.nn import functional as F
 from avdistill.config.schema import Params, Recipe
 from avdistill.config.types import NO_TEACHER
 from avdistill.data.files import intact, write_csv
-from avdistill.data.loader import ClipSet, end_workers, to_input, training_loader
+from avdistill.data.loader import Batch, ClipSet, end_workers, to_input, training_loader
 from avdistill.pipeline.errors import UserError
 from avdistill.tracking.journal import TrackedRun
 from avdistill.training import parallel
 from avdistill.training.inference import NotFiniteError, predict
-from avdistill.training.precision import autocast
+from avdistill.training.precision import autocast, float32_as, make_deterministic
 from avdistill.training.teachers import build_distiller, shuffled, teacher_tables
 from avdistill.training.tensors import load_state, load_tensors, save_tensors
 from models import students
@@ -79,6 +81,7 @@ class Trainer:
         except ValueError as error:  # what only the clips and the widths of student and teacher tell
             raise UserError(f"{params.suite.file}: jobs.{task.job}.runs.{task.run}: {error}") from None
         self.distiller = distiller.to(self.device)
+        self.masks = {name: table.mask.cpu() for name, table in self.teachers.items()} if self.processes == 1 else {}
         self.optimizer = make_optimizer(self.recipe, self.student, self.distiller)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda epoch: lr_factor(self.recipe, epoch))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "float16")
@@ -123,20 +126,39 @@ class Trainer:
         self.distiller.start_epoch(self.epoch)
         totals: dict[str, Tensor] = {}
         for batch in self.loader:
-            for name, value in self.step(*(part.to(self.device, non_blocking=True) for part in batch)).items():
+            for name, value in self.step(*self.to_device(batch)).items():
                 totals[name] = totals[name] + value if name in totals else value
         # The only wait for the device: once an epoch.
         means = {name: float(value) / len(self.loader) for name, value in totals.items()}
         return {"lr": float(self.scheduler.get_last_lr()[0]), **means}
 
-    def step(self, clips: Tensor, labels: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """One batch: one sum of terms, one backward, one step."""
+    def to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Send a batch to the device, with the positions of the clips that each teacher knows, without waiting for it.
+
+        They are found here, where the clips' rows still lie on the host: counting them on the device would make every
+        step wait. (Of several processes that train one student, none knows the others' rows.)"""
+        found = {name: mask[batch.rows].nonzero().flatten() for name, mask in self.masks.items()}
+        parts = [*batch, *found.values()]
+        if self.device.type == "cuda":
+            parts = [part.pin_memory() for part in parts]
+        clips, labels, rows, *valid = (part.to(self.device, non_blocking=True) for part in parts)
+        return clips, labels, rows, dict(zip(found, valid, strict=True))
+
+    def step(
+        self, clips: Tensor, labels: Tensor, index: Tensor, valid: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> dict[str, Tensor]:
+        """One batch: one sum of terms, one backward, one step. `valid` is as `to_device` returns it; of a teacher that
+        is not in it, the clips that it knows are found on the device."""
+        with float32_as(self.recipe.precision):
+            return self._step(clips, labels, index, valid)
+
+    def _step(self, clips: Tensor, labels: Tensor, index: Tensor, valid: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with autocast(self.device, self.recipe.precision):
             output: StudentOutput = self.student(to_input(clips, self.recipe.normalisation))
             if self.processes > 1:
                 output = output.each(parallel.gather)
                 labels, index = parallel.gather(labels), parallel.gather(index)
-            teachers = {letter: table.take(index) for letter, table in self.teachers.items()}
+            teachers = {name: table.take(index, valid.get(name)) for name, table in self.teachers.items()}
             terms: dict[str, Tensor] = self.distiller(output, teachers, labels, index)
             loss = torch.stack([term.float() for term in terms.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -250,18 +272,6 @@ def train_one(task: Task) -> None:
             train_student(task)
         else:
             parallel.launch(train_student, (task,), processes, task.device)
-
-
-def make_deterministic(compiled: bool = False) -> None:
-    """Same input, same bits; an operation that cannot promise it is an error."""
-    if compiled:
-        torch.use_deterministic_algorithms(True)
-    else:  # the same without word to the compiler, whose import takes 2 s of each process
-        torch.set_deterministic_debug_mode("error")
-    # PyTorch would write NaN into all memory that it takes, an eighth of a small step, to show who reads it unwritten:
-    # the tests do that.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
 
 
 def train_student(task: Task) -> None:
