@@ -26,7 +26,7 @@ from torch import Tensor
 
 from avdistill.config.schema import Recipe
 from avdistill.data.files import digest, write_arrays, write_csv
-from avdistill.data.loader import ClipSet, centre_crop, take_window, test_windows, to_input
+from avdistill.data.loader import ClipSet, EvaluationWindows, centre_crop, end_workers, take_window, to_input
 from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.stage import Stage
 from avdistill.training.inference import NotConvergedError, load_student, predict
@@ -134,7 +134,8 @@ def score_clips(
     distiller.eval()
     totals: dict[str, Tensor] = {}
     counts = torch.zeros(len(clips))
-    for windows, rows in test_windows(clips, recipe, 64):
+    found = EvaluationWindows(clips, recipe)
+    for windows, rows in found:
         with autocast(device, recipe.precision):
             output = student(to_input(windows.to(device), recipe.normalisation))
             batch = {letter: table.take(rows.to(device)) for letter, table in teachers.items()}
@@ -142,6 +143,7 @@ def score_clips(
         for name, value in scores.items():
             totals.setdefault(name, torch.zeros(len(clips))).index_add_(0, rows, value.float().cpu())
         counts.index_add_(0, rows, torch.ones(len(rows)))
+    end_workers(found.loader)
     if not totals:
         return None
     columns = {name: (total / counts).numpy() for name, total in totals.items()}

@@ -6,9 +6,10 @@ An interrupted training continues from its last checkpoint and ends with the sam
 from __future__ import annotations
 
 import math
+import multiprocessing
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,16 +18,29 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from avdistill.config.schema import Params, Recipe
 from avdistill.config.types import NO_TEACHER
 from avdistill.data.files import intact, write_csv
-from avdistill.data.loader import Batch, ClipSet, end_workers, to_input, training_loader
+from avdistill.data.loader import (
+    Batch,
+    ClipSet,
+    EvaluationWindows,
+    end_workers,
+    sent_ahead,
+    to_device,
+    to_input,
+    training_loader,
+)
+from avdistill.data.resident import ResidentClips
 from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.progress import progress
 from avdistill.tracking.journal import TrackedRun
 from avdistill.training import parallel
 from avdistill.training.inference import NotFiniteError, predict
 from avdistill.training.precision import autocast, float32_as, make_deterministic
+from avdistill.training.speed import Clock, step_flops
 from avdistill.training.teachers import build_distiller, shuffled, teacher_tables
 from avdistill.training.tensors import load_state, load_tensors, save_tensors
 from models import students
@@ -36,6 +50,9 @@ from models.students import Student
 
 SYSTEM_SECONDS = 10.0  # shorter epochs say nothing of how busy the machine is
 SAVE_SECONDS = 5.0  # a checkpoint is written after the first epoch that ends this long after the last one
+
+
+Sent = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]  # the arguments of Trainer.step
 
 
 class Task(NamedTuple):
@@ -63,9 +80,13 @@ class Trainer:
         index, store = params.path("split", job.dataset) / "index.csv", params.path(*job.input.split("/"))
         self.clips = training_clips(index, store, self.recipe, task.seed)
         self.val = ClipSet(index, store, (selection_split(self.recipe),))
+        self.val_windows = EvaluationWindows(self.val, self.recipe)
         shard = rank, self.processes = parallel.rank_and_world_size()
         self.is_main = rank == 0  # only this rank writes files and logs
+        self.loader: DataLoader[Any] | ResidentClips
         self.loader, self.sampler = training_loader(self.clips, self.recipe, task.seed, shard)
+        if self.recipe.data_on_device:
+            self.loader = ResidentClips(self.clips, self.recipe, task.seed, self.sampler, self.device)
         self.teachers = teacher_tables(params, job, self.run, self.clips, task.seed, self.device)
         torch.manual_seed(task.seed)
         self.student = students.build_student(self.recipe.student, self.clips.classes, self.recipe.width)
@@ -87,6 +108,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "float16")
         if self.recipe.compile:
             self.student.compile()
+        self.batch = self.sampler.batch  # clips of a step, of all processes together
+        self.flops = step_flops(self.recipe, self.clips.classes, self.device)
+        self.speed: dict[str, float] = {}  # of the last epoch
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
@@ -95,8 +119,10 @@ class Trainer:
     def fit(self, epochs: int | None = None) -> None:
         """Train up to `epochs` epochs (the recipe's number if None) from the last checkpoint, or until it diverges."""
         self.load()
+        shown = self.shown(range(self.epoch, epochs or self.recipe.epochs))
         saved = time.monotonic()
         while self.epoch < (epochs or self.recipe.epochs) and not self.diverged:
+            next(shown)
             started = time.perf_counter()
             measured = self.train_epoch()
             self.scheduler.step()
@@ -107,14 +133,24 @@ class Trainer:
             if not self.is_main:
                 continue
             seconds = time.perf_counter() - started
-            self.task.tracked.log_metrics(measured | {"seconds": seconds}, step=self.epoch)
+            self.task.tracked.log_metrics(measured | self.speed | {"seconds": seconds}, step=self.epoch)
             if seconds >= SYSTEM_SECONDS:
                 self.task.tracked.log_system(self.epoch)
             if time.monotonic() - saved >= SAVE_SECONDS or self.epoch == epochs:
                 self.save()
                 saved = time.monotonic()
 
+        next(shown, None)
         end_workers(self.loader)
+        end_workers(self.val_windows.loader)
+
+    def shown(self, epochs: range) -> Iterator[int]:
+        """Yield epochs and show the progress, unless other trainings run beside this one."""
+        alone = self.processes > 1 or multiprocessing.parent_process() is None
+        if not (self.is_main and alone):
+            return iter(epochs)
+        clips = self.batch * len(self.loader)
+        return progress(epochs, f"train {self.task.run} seed {self.task.seed}", size=clips, unit="clips")
 
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training clips: mean of each term of the loss, and the share that was classified right."""
@@ -125,23 +161,22 @@ class Trainer:
         self.distiller.train()
         self.distiller.start_epoch(self.epoch)
         totals: dict[str, Tensor] = {}
-        for batch in self.loader:
-            for name, value in self.step(*self.to_device(batch)).items():
+        clock = Clock(self.loader)
+        for batch in sent_ahead(clock, self.to_device, self.device):
+            for name, value in self.step(*batch).items():
                 totals[name] = totals[name] + value if name in totals else value
         # The only wait for the device: once an epoch.
         means = {name: float(value) / len(self.loader) for name, value in totals.items()}
+        self.speed = clock.speed(self.batch * len(self.loader), self.flops)
         return {"lr": float(self.scheduler.get_last_lr()[0]), **means}
 
-    def to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def to_device(self, batch: Batch) -> Sent:
         """Send a batch to the device, with the positions of the clips that each teacher knows, without waiting for it.
 
         They are found here, where the clips' rows still lie on the host: counting them on the device would make every
         step wait. (Of several processes that train one student, none knows the others' rows.)"""
         found = {name: mask[batch.rows].nonzero().flatten() for name, mask in self.masks.items()}
-        parts = [*batch, *found.values()]
-        if self.device.type == "cuda":
-            parts = [part.pin_memory() for part in parts]
-        clips, labels, rows, *valid = (part.to(self.device, non_blocking=True) for part in parts)
+        clips, labels, rows, *valid = to_device([*batch, *found.values()], self.device)
         return clips, labels, rows, dict(zip(found, valid, strict=True))
 
     def step(
@@ -174,7 +209,7 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Accuracy on the split that selects the epoch; keeps the weights if they are the best so far."""
         try:
-            probabilities = predict(self.student, self.val, self.recipe, self.device)[0]
+            probabilities = predict(self.student, self.val, self.recipe, self.device, self.val_windows)[0]
         except NotFiniteError:
             return {"val_accuracy": math.nan, "val_loss": math.nan}
         labels = self.val.labels
