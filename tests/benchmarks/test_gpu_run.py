@@ -76,7 +76,7 @@ def test_a_part_that_takes_too_long_is_ended_and_what_it_found_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "run_part", slow)
-    assert not command._limited("smoke", tmp_path, 12, dry=True)
+    assert not command._limited("smoke", tmp_path, 20, dry=True)
     assert read(tmp_path, "smoke")["found"] == {"first": {"ok": True}}
 
 
