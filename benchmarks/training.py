@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.data.loader import NORMALISATION, Batch
+from avdistill.data.loader import NORMALISATION, end_workers
 from avdistill.pipeline.processes import cores
 from avdistill.training.teachers import build_distiller
-from avdistill.training.trainer import Trainer
+from avdistill.training.trainer import Sent, Trainer
 from benchmarks import made_up
 from benchmarks.harness import Measured, Setting, alternate, benchmark, speedup
 from benchmarks.scaling import THIN
@@ -75,8 +75,8 @@ def plain_convolutions(student: nn.Module) -> None:
             module.forward = partial(nn.Conv3d.forward, module)  # type: ignore[method-assign]
 
 
-def papers_size(setting: Setting, student: str, **changes: Any) -> tuple[Trainer, list[Batch]]:
-    """Build a trainer at 16x112x112 (tiny in a quick run) and return it with batches on its device."""
+def papers_size(setting: Setting, student: str, **changes: Any) -> Trainer:
+    """Build a trainer at 16x112x112 (tiny in a quick run)."""
     gpu = setting.device != "cpu"
     recipe: dict[str, Any] = {"student": student, "batch": 32 if gpu else 4}
     recipe |= {"precision": "bfloat16", "compile": True} if gpu else {}
@@ -84,8 +84,12 @@ def papers_size(setting: Setting, student: str, **changes: Any) -> tuple[Trainer
     shape = (8, 36, 48) if setting.quick else (20, 128, 171)
     clips = (16 if gpu else 4) * recipe["batch"]
     params = made_up.suite(setting.folder, clips, shape, recipe | changes, {"gradients": "released"})
-    trainer = made_up.trainer(params, setting.device)
-    return trainer, [Batch(*(tensor.to(trainer.device) for tensor in batch)) for batch in trainer.loader]
+    return made_up.trainer(params, setting.device)
+
+
+def on_device(trainer: Trainer) -> list[Sent]:
+    """Return the batches of an epoch, on the trainer's device."""
+    return [trainer.to_device(batch) for batch in trainer.loader]
 
 
 def compare_gradients(setting: Setting, student: str, **changes: Any) -> dict[str, float]:
@@ -94,12 +98,12 @@ def compare_gradients(setting: Setting, student: str, **changes: Any) -> dict[st
     Not at the precision that is timed: in bfloat16 rounding alone moves the gradients of 18 layers by their own length.
     """
     before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    trainer, batches = papers_size(setting, student, **changes | {"precision": "float32", "compile": False})
-    loop = PlainLoop(trainer)
+    trainer = papers_size(setting, student, **changes | {"precision": "float32", "compile": False})
+    batches, loop = on_device(trainer), PlainLoop(trainer)
     torch.use_deterministic_algorithms(True)
     ours = float(trainer.step(*batches[0])["loss"])
     torch.use_deterministic_algorithms(False)
-    theirs = loop.step(*batches[0])
+    theirs = loop.step(*batches[0][:3])
     torch.backends.cudnn.allow_tf32 = before
     apart = {"loss": abs(ours - theirs) / abs(theirs)}
     for name, pair in {"student": (trainer.student, loop.student), "module": (trainer.distiller, loop.module)}.items():
@@ -114,12 +118,12 @@ def step_of(setting: Setting, student: str, **changes: Any) -> Measured:
 
     `changes` are those of the recipe."""
     apart = compare_gradients(setting._replace(folder=setting.folder / "exact"), student, **changes)
-    trainer, batches = papers_size(setting, student, **changes)
-    loop = PlainLoop(trainer)
+    trainer = papers_size(setting, student, **changes)
+    batches, loop = on_device(trainer), PlainLoop(trainer)
 
-    def theirs(batch: Batch) -> float:
+    def theirs(batch: Sent) -> float:
         torch.use_deterministic_algorithms(False)
-        return loop.step(*batch)
+        return loop.step(*batch[:3])
 
     torch.use_deterministic_algorithms(True)
     losses = float(trainer.step(*batches[0])["loss"]), theirs(batches[0])
@@ -133,9 +137,9 @@ def step_of(setting: Setting, student: str, **changes: Any) -> Measured:
             trainer.step(*batch)
 
     measured = speedup(several, lambda: [theirs(batch) for batch in steps], 3 if setting.quick else 7)
-    clips = len(steps) * len(batches[0].labels)
+    clips = len(steps) * len(batches[0][1])
     rates = {f"{name}_clips_per_s": clips / measured.detail[f"{name}_s"] for name in ("ours", "baseline")}
-    return Measured(measured.value, measured.detail | rates | {"apart": apart, "batch": len(batches[0].labels)})
+    return Measured(measured.value, measured.detail | rates | {"apart": apart, "batch": len(batches[0][1])})
 
 
 @benchmark("training step, MNF+CSC, `r2plus1d_10`, 16x112x112", LOOP, cpu=1.4, gpu=5)
@@ -162,12 +166,13 @@ def step_embedded(setting: Setting) -> Measured:
 
 @benchmark("share of time the trainer waits for data", unit="%", cpu=5, gpu=5)
 def waiting_for_data(setting: Setting) -> Measured:
-    """Time that an epoch of `Trainer.train_epoch` at 16x112x112 saves if its batches are already on the device, as a
-    share of the epoch with the loader (random crops of 20 packed frames of 128x171); `r2plus1d_10`, batches of 4 (GPU:
-    32, one loader worker per core)."""
+    """Time that an epoch of `Trainer.train_epoch` at 16x112x112 saves if its batches are already in memory, as a share
+    of the epoch with the loader (random crops of 20 packed frames of 128x171); `r2plus1d_10`, batches of 4 (GPU: 32,
+    one loader worker per core). The workers have started before."""
     workers = cores() if setting.device != "cpu" else 0
-    trainer, batches = papers_size(setting, "r2plus1d_10", loader_workers=workers)
+    trainer = papers_size(setting, "r2plus1d_10", loader_workers=workers)
     loader: Any = trainer.loader
+    batches = list(loader)
 
     def epoch(batches: Any) -> None:
         trainer.loader = batches
@@ -176,5 +181,6 @@ def waiting_for_data(setting: Setting) -> Measured:
     ways = {"loader": lambda: epoch(loader), "at_hand": lambda: epoch(batches)}
     seconds = alternate(ways, 2 if setting.quick else 5)
     shares = [1 - hand / load for load, hand in zip(seconds["loader"], seconds["at_hand"], strict=True)]
+    end_workers(loader)
     medians = {f"{name}_s": statistics.median(times) for name, times in seconds.items()}
     return Measured(100 * max(0.0, statistics.median(shares)), medians | {"workers": workers})

@@ -40,7 +40,7 @@ from avdistill.config.schema import Params
 from avdistill.data.files import digest, read_arrays, replacing, write_arrays, write_json, write_text
 from avdistill.data.index import read_index
 from avdistill.data.jpeg import JpegClip
-from avdistill.data.loader import ClipSet, test_windows, to_input
+from avdistill.data.loader import ClipSet, EvaluationWindows, to_input
 from avdistill.data.media import write_video
 from avdistill.pipeline import code, provenance
 from avdistill.pipeline.errors import UserError
@@ -241,7 +241,8 @@ def main(stage: Stage) -> None:
     gallery = read_arrays(evaluated)
     student, _ = load_student(params, choice.job, choice.run, choice.seed, clips.classes, torch.device("cpu"))
     alone = Standalone(student, recipe.normalisation).eval()
-    windows = next(test_windows(clips, recipe, 8))[0]
+    here = recipe.model_copy(update={"loader_workers": 0})
+    windows = next(iter(EvaluationWindows(clips, here, 8)))[0]
     windows = torch.cat([windows, windows.flip(1)])  # at least two
     labels = read_index(index)[["label", "class"]].drop_duplicates().sort_values("label")
     with stage.output() as folder:

@@ -35,7 +35,7 @@ from avdistill.data.packed import Store
 from avdistill.data.sources import published_features, truth
 from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.stage import Stage
-from avdistill.training.precision import autocast
+from avdistill.training.precision import autocast, make_deterministic
 from avdistill.training.tensors import load_tensors
 from models.teachers import Teacher as Network
 from stages.teachers import IMAGE_SIZE, head, image_input, network_of
@@ -103,7 +103,7 @@ def frames(clip: np.ndarray, size: int) -> Tensor:
 @torch.inference_mode()
 def extract(work: Work, number: int, ids: np.ndarray) -> None:
     """Write shard `number` with all arrays of features.npz for the clips `ids`, in this order."""
-    torch.backends.cudnn.allow_tf32 = False  # TF32 (10-bit mantissa) would make GPU features differ from CPU features
+    make_deterministic()
     model, store = open_work(work)
     # PANNs is trained for multi-label classification.
     multi_label = work.teacher.kind == "cnn14" and work.teacher.weights != "avsynth"

@@ -35,6 +35,7 @@ from avdistill.pipeline.devices import resolve_device
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.progress import progress
 from avdistill.pipeline.stage import Stage
+from avdistill.training.precision import make_deterministic
 from avdistill.training.tensors import save_tensors
 from models import teachers
 from models.students import Student, build_student
@@ -93,6 +94,7 @@ def pretraining_set(teacher: Teacher) -> tuple[Tensor, Tensor, list[str]]:
 def pretrain(teacher: Teacher, device: str) -> Iterator[tuple[Network | Student, list[str], dict[str, float]]]:
     """Train a small network; yield it after each epoch with its class names, loss and held-out accuracy."""
     inputs, labels, names = pretraining_set(teacher)
+    make_deterministic()
     torch.manual_seed(teacher.seed)
     model = network(teacher, len(names)).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)

@@ -120,7 +120,7 @@ class Features(Settings):
 
     Alternatively, `published` features of a paper's authors (see avdistill/data/sources/published_features.py): then
     `teacher` is `none`, `input` is `split/<dataset>`, and `source` may be the URL or path of an archive in place of the
-    official one. A `precision` below float32 is faster on some processors, with errors of some thousandths.
+    official one. A `precision` below float32 is faster on some processors, with errors of some thousandths; see Recipe.
 
     `cross_fit`: the logits of a training clip, which methods distil, come from a linear layer that has not seen its
     group; the groups are divided into this many folds. 0: from the layer that was fitted on the clip itself."""
@@ -143,10 +143,18 @@ class Features(Settings):
 class Recipe(Settings):
     """How a student is trained. Lengths are in frames and epochs, sizes in pixels, `scale` is a fraction of the area.
 
+    `precision` holds for training and evaluation alike. float32 has all 23 bits of mantissa everywhere; tf32 is float32
+    whose products and convolutions a GPU computes with 10 bits, three to five times as fast (on a CPU it is float32);
+    bfloat16 and float16 are autocast, which leaves what needs float32 in float32.
+
     The learning rate rises to `lr` over `warmup` epochs; then `steps` multiplies it by `gamma` at each of the
     `milestones`, and `cosine` lowers it to 0. `processes`, with one GPU each, train one student together; `batch` is
     their total batch size. With one process, the runs of a job are distributed over the GPUs. `compile` applies
     torch.compile to the student.
+
+    `data_on_device` keeps the training clips in the device's memory (UCF51 at 4 frames per second: 12 GB) and crops
+    them there, with the random numbers of the loader; a pixel differs from the loader's by one grey level at most. It
+    needs frames of one size.
 
     With `train_groups`, students train on so many groups of each class: the first by name, or, with `resample`, groups
     that are sampled at random for each seed, so that seeds differ by their training clips, too."""
@@ -183,6 +191,7 @@ class Recipe(Settings):
     loader_workers: Annotated[int, Field(ge=0)] = 0
     processes: Count = 1
     compile: bool = False
+    data_on_device: bool = False
     train_groups: Count | None = None
     resample: bool | None = None
 

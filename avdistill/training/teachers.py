@@ -93,8 +93,10 @@ def earlier_student(params: Params, name: str, clips: ClipSet, seed: int, device
 def build_distiller(
     job: Job, run: Run, student: Student, teachers: dict[str, TeacherBatch], clips: ClipSet
 ) -> Distiller:
-    """Build the distiller of a run for the widths of its student and teachers."""
-    return distillers.build(
+    """Build the distiller of a run for the widths of its student and teachers.
+
+    Raises ValueError if the method does not support them, or cannot use the outputs of a teacher."""
+    distiller = distillers.build(
         job.method,
         student_dim=student.feature_dim,
         stage_dims=student.stage_dims,
@@ -103,3 +105,5 @@ def build_distiller(
         clips=len(clips),
         options=run.options,
     )
+    distiller.check_teachers(teachers)
+    return distiller

@@ -7,27 +7,43 @@ uninterrupted one.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from avdistill.config.schema import Params, Recipe
 from avdistill.config.types import NO_TEACHER
 from avdistill.data.draws import draw_of, of_draw
 from avdistill.data.files import intact, write_csv
-from avdistill.data.loader import ClipSet, end_workers, to_input, training_loader
+from avdistill.data.loader import (
+    Batch,
+    ClipSet,
+    EvaluationWindows,
+    end_workers,
+    sent_ahead,
+    to_device,
+    to_input,
+    training_loader,
+)
+from avdistill.data.resident import ResidentClips
 from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.progress import progress
 from avdistill.tracking.journal import TrackedRun
 from avdistill.training import parallel
 from avdistill.training.checkpoints import Checkpoints
 from avdistill.training.inference import NotFiniteError, predict
-from avdistill.training.precision import autocast
+from avdistill.training.precision import autocast, float32_as, make_deterministic
+from avdistill.training.speed import Clock, step_flops
 from avdistill.training.teachers import build_distiller, shuffled, teacher_tables
 from avdistill.training.tensors import load_tensors, save_tensors
 from models import students
@@ -36,6 +52,9 @@ from models.outputs import StudentOutput
 from models.students import Student
 
 SYSTEM_SECONDS = 10.0  # shorter epochs say nothing of how busy the machine is
+
+
+Sent = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]  # the arguments of Trainer.step
 
 
 class Task(NamedTuple):
@@ -64,9 +83,13 @@ class Trainer:
         index, store = params.path("split", job.dataset) / "index.csv", params.path(*job.input.split("/"))
         self.clips = training_clips(index, store, self.recipe, task.seed)
         self.val = ClipSet(index, store, (selection_split(self.recipe),))
+        self.val_windows = EvaluationWindows(self.val, self.recipe)
         shard = rank, self.processes = parallel.rank_and_world_size()
         self.is_main = rank == 0  # only this rank writes files and logs
+        self.loader: DataLoader[Any] | ResidentClips
         self.loader, self.sampler = training_loader(self.clips, self.recipe, task.seed, shard)
+        if self.recipe.data_on_device:
+            self.loader = ResidentClips(self.clips, self.recipe, task.seed, self.sampler, self.device)
         self.teachers = teacher_tables(params, job, self.run, self.clips, task.seed, self.device)
         torch.manual_seed(task.seed)
         self.student = students.build_student(self.recipe.student, self.clips.classes, self.recipe.width)
@@ -83,11 +106,15 @@ class Trainer:
         except ValueError as error:  # what only the clips and the widths of student and teacher tell
             raise UserError(f"{params.suite.file}: jobs.{task.job}.runs.{task.run}: {error}") from None
         self.distiller = distiller.to(self.device)
+        self.masks = {name: table.mask.cpu() for name, table in self.teachers.items()} if self.processes == 1 else {}
         self.optimizer = make_optimizer(self.recipe, self.student, self.distiller)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda epoch: lr_factor(self.recipe, epoch))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "float16")
         if self.recipe.compile:
             self.student.compile()
+        self.batch = self.sampler.batch  # clips of a step, of all processes together
+        self.flops = step_flops(self.recipe, self.clips.classes, self.device)
+        self.speed: dict[str, float] = {}  # of the last epoch, from where it was taken up
         self.checkpoints = Checkpoints(task.folder / task.run / f"seed-{task.seed}")
         self.epoch = self.steps = 0
         self.totals: dict[str, Tensor] = {}
@@ -98,8 +125,10 @@ class Trainer:
     def fit(self, epochs: int | None = None) -> None:
         """Train up to `epochs` epochs (the recipe's number if None) from the last checkpoint, or until it diverges."""
         self.load()
+        shown = self.shown(range(self.epoch, epochs or self.recipe.epochs))
         try:
             while self.epoch < (epochs or self.recipe.epochs) and not self.diverged:
+                next(shown)
                 started = time.perf_counter()
                 measured = self.train_epoch()
                 self.scheduler.step()
@@ -110,14 +139,24 @@ class Trainer:
                 if not self.is_main:
                     continue
                 seconds = time.perf_counter() - started
-                self.task.tracked.log_metrics(measured | {"seconds": seconds}, step=self.epoch)
+                self.task.tracked.log_metrics(measured | self.speed | {"seconds": seconds}, step=self.epoch)
                 if seconds >= SYSTEM_SECONDS:
                     self.task.tracked.log_system(self.epoch)
                 if not self.diverged and (self.checkpoints.due() or self.epoch == epochs):
                     self.save()
+            next(shown, None)
         finally:
             self.checkpoints.wait()
             end_workers(self.loader)
+            end_workers(self.val_windows.loader)
+
+    def shown(self, epochs: range) -> Iterator[int]:
+        """Yield epochs and show the progress, unless other trainings run beside this one."""
+        alone = self.processes > 1 or multiprocessing.parent_process() is None
+        if not (self.is_main and alone):
+            return iter(epochs)
+        clips = self.batch * len(self.loader)
+        return progress(epochs, f"train {self.task.run} seed {self.task.seed}", size=clips, unit="clips")
 
     def train_epoch(self) -> dict[str, float]:
         """The rest of an epoch: mean of each term of the loss, and the share of clips that was classified right."""
@@ -129,24 +168,42 @@ class Trainer:
         self.student.train()
         self.distiller.train()
         self.distiller.start_epoch(self.epoch)
-        for batch in self.loader:
-            for name, value in self.step(*(part.to(self.device, non_blocking=True) for part in batch)).items():
+        clock, begun = Clock(self.loader), self.steps
+        for batch in sent_ahead(clock, self.to_device, self.device):
+            for name, value in self.step(*batch).items():
                 self.totals[name] = self.totals[name] + value if name in self.totals else value
             self.steps += 1
             if self.is_main and self.checkpoints.due():
                 self.save()
         # The only wait for the device: once an epoch.
         means = {name: float(value) / len(self.loader) for name, value in self.totals.items()}
+        self.speed = clock.speed(self.batch * (len(self.loader) - begun), self.flops)
         return {"lr": float(self.scheduler.get_last_lr()[0]), **means}
 
-    def step(self, clips: Tensor, labels: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """One batch: one sum of terms, one backward, one step."""
+    def to_device(self, batch: Batch) -> Sent:
+        """Send a batch to the device, with the positions of the clips that each teacher knows, without waiting for it.
+
+        They are found here, where the clips' rows still lie on the host: counting them on the device would make every
+        step wait. (Of several processes that train one student, none knows the others' rows.)"""
+        found = {name: mask[batch.rows].nonzero().flatten() for name, mask in self.masks.items()}
+        clips, labels, rows, *valid = to_device([*batch, *found.values()], self.device)
+        return clips, labels, rows, dict(zip(found, valid, strict=True))
+
+    def step(
+        self, clips: Tensor, labels: Tensor, index: Tensor, valid: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> dict[str, Tensor]:
+        """One batch: one sum of terms, one backward, one step. `valid` is as `to_device` returns it; of a teacher that
+        is not in it, the clips that it knows are found on the device."""
+        with float32_as(self.recipe.precision):
+            return self._step(clips, labels, index, valid)
+
+    def _step(self, clips: Tensor, labels: Tensor, index: Tensor, valid: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with autocast(self.device, self.recipe.precision):
             output: StudentOutput = self.student(to_input(clips, self.recipe.normalisation))
             if self.processes > 1:
                 output = output.each(parallel.gather)
                 labels, index = parallel.gather(labels), parallel.gather(index)
-            teachers = {letter: table.take(index) for letter, table in self.teachers.items()}
+            teachers = {name: table.take(index, valid.get(name)) for name, table in self.teachers.items()}
             terms: dict[str, Tensor] = self.distiller(output, teachers, labels, index)
             loss = torch.stack([term.float() for term in terms.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -162,7 +219,7 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Accuracy on the split that selects the epoch; keeps the weights if they are the best so far."""
         try:
-            probabilities = predict(self.student, self.val, self.recipe, self.device)[0]
+            probabilities = predict(self.student, self.val, self.recipe, self.device, self.val_windows)[0]
         except NotFiniteError:
             return {"val_accuracy": math.nan, "val_loss": math.nan}
         labels = self.val.labels
@@ -255,18 +312,6 @@ def train_one(task: Task) -> None:
             train_student(task)
         else:
             parallel.launch(train_student, (task,), processes, task.device)
-
-
-def make_deterministic(compiled: bool = False) -> None:
-    """Same input, same bits; an operation that cannot promise it is an error."""
-    if compiled:
-        torch.use_deterministic_algorithms(True)
-    else:  # the same without word to the compiler, whose import takes 2 s of each process
-        torch.set_deterministic_debug_mode("error")
-    # PyTorch would write NaN into all memory that it takes, an eighth of a small step, to show who reads it unwritten:
-    # the tests do that.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
 
 
 def train_student(task: Task) -> None:
