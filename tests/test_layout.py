@@ -51,6 +51,7 @@ def test_one_package_decodes_one_writes_to_mlflow_and_one_file_starts_dvc(root: 
 SHOWS_THE_TIME = {
     "avdistill/tracking/journal.py",
     "avdistill/tracking/mirror.py",
+    "benchmarks/gpu/report.py",
     "benchmarks/harness.py",
     "flows/ablations.py",
     "flows/dvc.py",  # whether dvc.lock was written again

@@ -70,7 +70,8 @@ def install(wheels: Path, site: Path) -> None:
         raise UserError(f"--wheels {wheels}: no wheel (*.whl) there")
     for wheel in found:
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(site)
+            for name in archive.namelist():
+                archive.extract(name, site)  # a path that leads elsewhere is made one below `site`
     sys.path.insert(0, str(site))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
 

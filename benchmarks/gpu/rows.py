@@ -25,5 +25,5 @@ def run(report: Report, folder: Path, device: str, dry: bool) -> None:
         if not rows:
             report.add(name, error="failed; its output has the reason")
             continue
-        harness.keep(report.folder / "gpu.json", report.about["machine"], rows)  # type: ignore[arg-type]
+        harness.keep(report.folder.parent / "gpu.json", report.about["machine"], rows)  # type: ignore[arg-type]
         report.add(name, value=rows[name]["value"], unit=rows[name]["unit"])

@@ -294,7 +294,12 @@ def test_what_a_killed_writer_left_is_no_output(tiny: Params) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a: 2026-99-99", "not valid YAML"), ("[" * 5000, "not valid YAML"), (None, "cannot be read")],
+    [
+        ("a: 2026-99-99", "not valid YAML"),
+        ("[", "not valid YAML"),
+        ("[" * 5000, "more than 50 levels"),
+        (None, "cannot be read"),
+    ],
 )
 def test_params_that_yaml_cannot_make_anything_of(tmp_path: Path, text: str | None, expected: str) -> None:
     file = tmp_path / "params.yaml"
