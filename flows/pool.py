@@ -54,9 +54,17 @@ def run_in_pool(
     returns true, UserError if the pool has no deployment of the flow."""
     previous = ""
     with get_client(sync_client=True) as client:
-        deployment = _deployment(client, flow, pool)
         while True:
-            run = _follow(client, pool, _start(client, deployment, flow, name, parameters, gpu), stopped)
+            try:
+                deployment = _deployment(client, flow, pool)
+                run = _follow(client, pool, _start(client, deployment, flow, name, parameters, gpu), stopped)
+            except httpx.HTTPError as error:
+                if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
+                    raise StageError(f"Prefect refused {name}: {error}") from None
+                if stopped():
+                    raise StoppedError from None
+                time.sleep(POLL_SECONDS)  # the server is away or overloaded; the same run is found again later
+                continue
             if run.state is None or run.state.is_completed():
                 return run
             reason = run.state.message or str(run.state.name)

@@ -15,6 +15,9 @@ from avdistill.pipeline.errors import UserError
 from flows import pool
 from flows.dvc import StageError, StoppedError
 
+REQUEST = httpx.Request("POST", "http://127.0.0.1")
+RESPONSES = [httpx.Response(503), httpx.Response(422)]
+
 
 def outcome(monkeypatch: pytest.MonkeyPatch, *states: State[Any]) -> tuple[Any, list[str], int]:
     """Run a flow in a pool where its runs end in these states; returns run, log and number of runs."""
@@ -37,6 +40,24 @@ def test_a_failure_is_started_again_until_it_comes_twice_in_a_row(monkeypatch: p
     assert log == ["train@kd: worker x died; started again", "train@kd: disk full; started again"]
     assert outcome(monkeypatch, died, full, died, full, Completed())[2] == 5
     assert outcome(monkeypatch, died, full, full, Completed()) == ("disk full", log, 3)
+
+
+def test_a_server_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [httpx.ConnectError("away"), *(httpx.HTTPStatusError("", request=REQUEST, response=_) for _ in RESPONSES)]
+
+    def start(*_: Any) -> None:
+        if answers:
+            raise answers.pop(0)
+
+    monkeypatch.setattr(pool, "POLL_SECONDS", 0)
+    monkeypatch.setattr(pool, "get_client", lambda **_: nullcontext())
+    monkeypatch.setattr(pool, "_deployment", lambda *_: None)
+    monkeypatch.setattr(pool, "_start", start)
+    monkeypatch.setattr(pool, "_follow", lambda *_: SimpleNamespace(state=Completed()))
+    given: Any = ("stage", "cluster", "train@kd", {}, True, print, lambda: False)
+    with pytest.raises(StageError, match="Prefect refused train@kd"):
+        pool.run_in_pool(*given)
+    assert answers == [] and pool.run_in_pool(*given).state is not None
 
 
 def test_equal_runs_are_shared_until_they_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
