@@ -8,7 +8,7 @@ READY   := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro findings study why own paper-quick check-videos power model flow serve ui sync bench test test-faults test-e2e graph lint lock audit sbom clean
+.PHONY: help repro findings study why own paper-quick check-videos power model verify flow serve ui sync bench test test-faults test-e2e graph lint lock audit sbom clean
 
 help: ## list the commands
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -66,6 +66,11 @@ PORT    ?= 5001
 model: $(READY) ## serve the best student on 127.0.0.1: make model [DATASET=avsynth] [PORT=5001]
 	exec env MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} \
 		python -m flows.model $(DATASET) --port $(PORT)
+
+override MODEL := $(value MODEL)
+export MODEL
+verify: $(READY) ## follow an exported model back to dvc.lock: make verify MODEL=out/avsynth/export/avsynth (or models:/student-avsynth@best)
+	@python -m avdistill.serving.verify
 
 # The shell reads both from the environment: a name may hold whatever it likes. The teacher comes first, because an error
 # of its download is best known before hours of decoding.

@@ -18,9 +18,15 @@ QUICK = Path("out/benchmarks")  # where a quick run writes both
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmarks that the command line selects. Raises UserError for a bad option or if a benchmark fails."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["gpu"]:
+        from benchmarks.gpu import command
+
+        return command.main(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description=f"Run all benchmarks for this kind of machine; write {RESULTS}/<cpu or gpu>.json and {PAGE}.",
+        description=f"Run all benchmarks for this kind of machine; write {RESULTS}/<cpu or gpu>.json and {PAGE}. "
+        "`python -m benchmarks gpu --help`: the whole run on a machine with a GPU.",
     )
     parser.add_argument("--quick", action="store_true", help=f"tiny sizes, only to test; results go to {QUICK}")
     parser.add_argument("--only", action="append", metavar="NAME", help="run only this benchmark (may be repeated)")

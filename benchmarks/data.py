@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from avdistill.config.schema import Params, Recipe
 from avdistill.data import media
-from avdistill.data.loader import NORMALISATION, Batch, ClipSet, to_input, training_loader
+from avdistill.data.loader import NORMALISATION, Batch, ClipSet, end_workers, to_input, training_loader
 from avdistill.data.packed import StoreWriter
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.processes import cores
@@ -123,7 +123,7 @@ def _h5py() -> Any:
 def frames_in(setting: Setting) -> Measured:
     """Times an epoch of the training loader with `to_input` on the device. Clips of 20 frames of 128x171 become 16
     frames of 112x112 by random resized crop and flip. The baseline does the same with PIL on JPEGs, one HDF5 file per
-    clip. Batches of 32; both run in one process (GPU: with one loader worker per core)."""
+    clip. Batches of 32; both run in one process (GPU: with one loader worker per core, started before)."""
     clips, shape, size = (8, (6, 32, 43), 24) if setting.quick else (256, (20, 128, 171), 112)
     frames = 4 if setting.quick else 16
     workers = cores() if setting.device != "cpu" else 0
@@ -132,28 +132,42 @@ def frames_in(setting: Setting) -> Measured:
     recipe = params.recipes["recipe"]
     files = write_both(setting.folder, params, clips, shape)
 
-    def packed(recipe: Recipe) -> Iterator[tuple[Batch, Tensor]]:
-        index, store = params.path("split", "noise") / "index.csv", params.path("frames", "noise")
-        for batch in training_loader(ClipSet(index, store, ("train",)), recipe, seed=0)[0]:
-            yield Batch(*batch), to_input(batch[0].to(setting.device), recipe.normalisation)
-
-    def jpegs() -> Iterator[Tensor]:
-        loader = DataLoader(JpegClips(files, recipe), recipe.batch, shuffle=True, num_workers=workers, drop_last=True)
-        for batch in loader:
-            yield batch.to(setting.device)
-
-    # With crops of the whole frame and windows of the whole clip, both must give the same tensors.
     ratio = shape[2] / shape[1]
     fixed = {"frames": shape[0], "scale": (1.0, 1.0), "ratio": (ratio, ratio), "flip": False}
     same = recipe.model_copy(update=fixed)
-    batch, ours = next(packed(same))
+    index, store = params.path("split", "noise") / "index.csv", params.path("frames", "noise")
+    ours_of = {  # by recipe; workers stay, as in training, so that no time counts in which they start
+        name: training_loader(ClipSet(index, store, ("train",)), one, seed=0)[0]
+        for name, one in (("random", recipe), ("fixed", same))
+    }
+    theirs_of = DataLoader(
+        JpegClips(files, recipe),
+        recipe.batch,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=workers > 0,
+    )
+
+    def packed(name: str) -> Iterator[tuple[Batch, Tensor]]:
+        for batch in ours_of[name]:
+            yield Batch(*batch), to_input(batch[0].to(setting.device), recipe.normalisation)
+
+    def jpegs() -> Iterator[Tensor]:
+        for batch in theirs_of:
+            yield batch.to(setting.device)
+
+    # With crops of the whole frame and windows of the whole clip, both must give the same tensors.
+    batch, ours = next(packed("fixed"))
+    end_workers(ours_of["fixed"])
     theirs = torch.stack([JpegClips(files, same)[int(row)] for row in batch.rows])
     apart = float((ours.cpu() - theirs).abs().max()) * 255 * max(NORMALISATION[recipe.normalisation][1])
     assert apart < 2.5, f"{apart} grey levels"  # both round, after interpolating at different precision
 
     measured = speedup(
-        lambda: deque(packed(recipe), maxlen=0), lambda: deque(jpegs(), maxlen=0), 2 if setting.quick else 5
+        lambda: deque(packed("random"), maxlen=0), lambda: deque(jpegs(), maxlen=0), 2 if setting.quick else 5
     )
+    end_workers(ours_of["random"])
     rates = {f"{name}_clips_per_s": clips / measured.detail[f"{name}_s"] for name in ("ours", "baseline")}
     return Measured(measured.value, measured.detail | rates | {"workers": workers, "apart_grey_levels": apart})
 

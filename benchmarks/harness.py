@@ -211,6 +211,7 @@ def _measure(name: str, kind: Kind, quick: bool) -> Measured:
     import torch
 
     torch.set_num_threads(cores())
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # as in stage train
     with TemporaryDirectory() as folder:
         return declared()[name].function(Setting(quick, "cuda" if kind == "gpu" else "cpu", Path(folder)))
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avdistill.data.loader import NORMALISATION, Batch
+from avdistill.data.loader import NORMALISATION, end_workers
 from avdistill.pipeline.processes import cores
 from avdistill.training.teachers import build_distiller
-from avdistill.training.trainer import Trainer
+from avdistill.training.trainer import Sent, Trainer
 from benchmarks import made_up
 from benchmarks.harness import Measured, Setting, alternate, benchmark, speedup
+from benchmarks.scaling import THIN
 from models import students
 from models.distillers.mnf_csc import MnfCsc, calibrated_contrast, temperatures, triplet_loss
 
-LOOP = "float32 loop with the same network: contiguous layout, eager, two backward passes"
+LOOP = "float32 loop with the same network: Conv3d in contiguous layout, eager, two backward passes"
 # Accepted relative differences of the loss and of the gradients between the two. Batch norms over few clips make
 # gradients ill-conditioned: in float32 both differ from float64 by some per cent. The loss is the sharper test.
 LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
@@ -35,6 +37,7 @@ class PlainLoop:
         self.student = students.build_student(recipe.student, trainer.clips.classes, recipe.width)
         self.student.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.student.load_state_dict(trainer.student.state_dict())
+        plain_convolutions(self.student)
         module = build_distiller(trainer.job, trainer.run, self.student, trainer.teachers, trainer.clips).to(device)
         assert isinstance(module, MnfCsc) and module.mask is not None
         self.module, self.mask = module, module.mask
@@ -65,8 +68,15 @@ class PlainLoop:
         return module_loss.item() + student_loss.item()
 
 
-def papers_size(setting: Setting, student: str, **changes: Any) -> tuple[Trainer, list[Batch]]:
-    """Build a trainer at 16x112x112 (tiny in a quick run) and return it with batches on its device."""
+def plain_convolutions(student: nn.Module) -> None:
+    """Run each convolution of a student as the one in three dimensions that it is."""
+    for module in student.modules():
+        if isinstance(module, nn.Conv3d):
+            module.forward = partial(nn.Conv3d.forward, module)  # type: ignore[method-assign]
+
+
+def papers_size(setting: Setting, student: str, **changes: Any) -> Trainer:
+    """Build a trainer at 16x112x112 (tiny in a quick run)."""
     gpu = setting.device != "cpu"
     recipe: dict[str, Any] = {"student": student, "batch": 32 if gpu else 4}
     recipe |= {"precision": "bfloat16", "compile": True} if gpu else {}
@@ -74,22 +84,26 @@ def papers_size(setting: Setting, student: str, **changes: Any) -> tuple[Trainer
     shape = (8, 36, 48) if setting.quick else (20, 128, 171)
     clips = (16 if gpu else 4) * recipe["batch"]
     params = made_up.suite(setting.folder, clips, shape, recipe | changes, {"gradients": "released"})
-    trainer = made_up.trainer(params, setting.device)
-    return trainer, [Batch(*(tensor.to(trainer.device) for tensor in batch)) for batch in trainer.loader]
+    return made_up.trainer(params, setting.device)
 
 
-def compare_gradients(setting: Setting, student: str) -> dict[str, float]:
+def on_device(trainer: Trainer) -> list[Sent]:
+    """Return the batches of an epoch, on the trainer's device."""
+    return [trainer.to_device(batch) for batch in trainer.loader]
+
+
+def compare_gradients(setting: Setting, student: str, **changes: Any) -> dict[str, float]:
     """Relative differences of losses and gradients between a step of the trainer and one of the plain loop, in float32.
 
     Not at the precision that is timed: in bfloat16 rounding alone moves the gradients of 18 layers by their own length.
     """
     before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    trainer, batches = papers_size(setting, student, precision="float32", compile=False)
-    loop = PlainLoop(trainer)
+    trainer = papers_size(setting, student, **changes | {"precision": "float32", "compile": False})
+    batches, loop = on_device(trainer), PlainLoop(trainer)
     torch.use_deterministic_algorithms(True)
     ours = float(trainer.step(*batches[0])["loss"])
     torch.use_deterministic_algorithms(False)
-    theirs = loop.step(*batches[0])
+    theirs = loop.step(*batches[0][:3])
     torch.backends.cudnn.allow_tf32 = before
     apart = {"loss": abs(ours - theirs) / abs(theirs)}
     for name, pair in {"student": (trainer.student, loop.student), "module": (trainer.distiller, loop.module)}.items():
@@ -99,15 +113,17 @@ def compare_gradients(setting: Setting, student: str) -> dict[str, float]:
     return apart
 
 
-def step_of(setting: Setting, student: str) -> Measured:
-    """Compare a step of the trainer with one of the plain loop, after checking that both give the same gradients."""
-    apart = compare_gradients(setting._replace(folder=setting.folder / "exact"), student)
-    trainer, batches = papers_size(setting, student)
-    loop = PlainLoop(trainer)
+def step_of(setting: Setting, student: str, **changes: Any) -> Measured:
+    """Compare a step of the trainer with one of the plain loop, after checking that both give the same gradients.
 
-    def theirs(batch: Batch) -> float:
+    `changes` are those of the recipe."""
+    apart = compare_gradients(setting._replace(folder=setting.folder / "exact"), student, **changes)
+    trainer = papers_size(setting, student, **changes)
+    batches, loop = on_device(trainer), PlainLoop(trainer)
+
+    def theirs(batch: Sent) -> float:
         torch.use_deterministic_algorithms(False)
-        return loop.step(*batch)
+        return loop.step(*batch[:3])
 
     torch.use_deterministic_algorithms(True)
     losses = float(trainer.step(*batches[0])["loss"]), theirs(batches[0])
@@ -121,9 +137,9 @@ def step_of(setting: Setting, student: str) -> Measured:
             trainer.step(*batch)
 
     measured = speedup(several, lambda: [theirs(batch) for batch in steps], 3 if setting.quick else 7)
-    clips = len(steps) * len(batches[0].labels)
+    clips = len(steps) * len(batches[0][1])
     rates = {f"{name}_clips_per_s": clips / measured.detail[f"{name}_s"] for name in ("ours", "baseline")}
-    return Measured(measured.value, measured.detail | rates | {"apart": apart, "batch": len(batches[0].labels)})
+    return Measured(measured.value, measured.detail | rates | {"apart": apart, "batch": len(batches[0][1])})
 
 
 @benchmark("training step, MNF+CSC, `r2plus1d_10`, 16x112x112", LOOP, cpu=1.4, gpu=5)
@@ -140,14 +156,23 @@ def step_r2plus1d_18(setting: Setting) -> Measured:
     return step_of(setting, "r2plus1d_18")
 
 
+@benchmark("training step, MNF+CSC, the embedded suite's student", LOOP, cpu=1.4)
+def step_embedded(setting: Setting) -> Measured:
+    """Same method as for `r2plus1d_10`, with the recipe of the embedded suite (`r2plus1d_10_small`, width 1/8, 8x24x24,
+    batches of 16) on one core, as that suite trains."""
+    torch.set_num_threads(1)
+    return step_of(setting, "r2plus1d_10_small", **THIN)
+
+
 @benchmark("share of time the trainer waits for data", unit="%", cpu=5, gpu=5)
 def waiting_for_data(setting: Setting) -> Measured:
-    """Time that an epoch of `Trainer.train_epoch` at 16x112x112 saves if its batches are already on the device, as a
-    share of the epoch with the loader (random crops of 20 packed frames of 128x171); `r2plus1d_10`, batches of 4 (GPU:
-    32, one loader worker per core)."""
+    """Time that an epoch of `Trainer.train_epoch` at 16x112x112 saves if its batches are already in memory, as a share
+    of the epoch with the loader (random crops of 20 packed frames of 128x171); `r2plus1d_10`, batches of 4 (GPU: 32,
+    one loader worker per core). The workers have started before."""
     workers = cores() if setting.device != "cpu" else 0
-    trainer, batches = papers_size(setting, "r2plus1d_10", loader_workers=workers)
+    trainer = papers_size(setting, "r2plus1d_10", loader_workers=workers)
     loader: Any = trainer.loader
+    batches = list(loader)
 
     def epoch(batches: Any) -> None:
         trainer.loader = batches
@@ -156,5 +181,6 @@ def waiting_for_data(setting: Setting) -> Measured:
     ways = {"loader": lambda: epoch(loader), "at_hand": lambda: epoch(batches)}
     seconds = alternate(ways, 2 if setting.quick else 5)
     shares = [1 - hand / load for load, hand in zip(seconds["loader"], seconds["at_hand"], strict=True)]
+    end_workers(loader)
     medians = {f"{name}_s": statistics.median(times) for name, times in seconds.items()}
     return Measured(100 * max(0.0, statistics.median(shares)), medians | {"workers": workers})

@@ -36,6 +36,7 @@ from pydantic import Field
 from avdistill.config.loading import load
 from avdistill.config.schema import Params
 from avdistill.config.types import Seed
+from avdistill.data.draws import draws_of
 from avdistill.data.files import write_csv
 from avdistill.pipeline.errors import UserError, nearest
 from avdistill.pipeline.processes import cores
@@ -113,6 +114,7 @@ def ablate(
             metric,
             grid={label: list(axis.values) for label, axis in varied.items()},
             labels={label: (labels or {}).get(axis.key, axis.key) for label, axis in varied.items()},
+            draws=draws_of(params),
         )
         table = write(ablation, measured, folder)
         _log(ablation, params, table, folder)

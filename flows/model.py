@@ -3,13 +3,14 @@
     python -m flows.model [DATASET] [--host ADDRESS] [--port N]
 
 This is MLflow's scoring server, as `mlflow models serve` starts it, with limits, because it accepts requests of any
-size and number. It answers 413 to a body that is too large, 408 to one that arrives too slowly, and 503 while the
-bodies in progress use up the memory limit. See avdistill/serving/recognise.py for the format of requests.
+size and number. It answers 413 to a body that is too large or has too many values, 408 to one that arrives too slowly,
+415 to one that is neither JSON nor CSV, and 503 while the bodies in progress use up the memory limit. See
+avdistill/serving/recognise.py for the format of requests, limits.py beside it for the limits on videos.
 
 By default it listens on this machine only. With another address it accepts no paths of files on the server.
 
 Environment variables: MLFLOW_TRACKING_URI, where the model is registered; AV_SERVE_MB (64), the size of the largest
-video, and the other limits in avdistill/serving/recognise.py; MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT (60), seconds per
+video, and the other limits in avdistill/serving/limits.py; MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT (60), seconds per
 request.
 """
 
@@ -35,6 +36,9 @@ HOST = "127.0.0.1"
 BODIES = 4  # bodies of the largest size in memory at a time, or more smaller ones
 PATIENCE = 30.0  # seconds for a body to arrive
 LINGER = 2.0  # seconds to read and discard the rest of a refused body, so that its sender gets the answer
+VALUES = 10_000  # values in a body, as Python's objects take a hundred times the room of "{},"
+# MLflow reads Parquet, too, of which a few kB may become gigabytes.
+TYPES = ("application/json", "text/csv")
 CONNECTIONS = 900  # below the usual limit of 1024 open files per process
 
 
@@ -55,8 +59,12 @@ class Bounded:
             return
         body = bytearray()
         more = True
+        headers = dict(scope["headers"])
+        kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip()
         try:
-            refusal = self._refusal(int(dict(scope["headers"]).get(b"content-length", 0)))
+            refusal = self._refusal(int(headers.get(b"content-length", 0)))
+            if refusal is None and scope["method"] == "POST" and kind not in TYPES:
+                refusal = 415, f"expected Content-Type {' or '.join(TYPES)}, found {kind[:80] or 'none'}"
             try:
                 async with asyncio.timeout(self.patience):
                     while more and refusal is None:
@@ -69,6 +77,8 @@ class Bounded:
                         refusal = self._refusal(len(body))
             except TimeoutError:
                 refusal = 408, f"the body did not arrive within {self.patience:g} s"
+            if refusal is None and sum(map(body.count, b",[{\n")) > VALUES:
+                refusal = 413, f"the body has more than {VALUES} values"
             if refusal is not None:
                 await _refuse(*refusal, receive, send)
                 return

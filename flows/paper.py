@@ -16,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -127,14 +128,17 @@ def reproduce(
             try:
                 # DVC always runs stage code. The status of the others is only valid after it has run.
                 first = [stage for stage in graph if short(stage) in (HERE if machines else {"code"})]
+                outcomes = {}
                 for stage in first:
-                    dvc.repro(stage, log.info)
+                    began = time.monotonic()
+                    outcomes[stage] = Outcome(dvc.repro(stage, log.info), time.monotonic() - began)
+                others = {stage: above - {*first} for stage, above in graph.items() if stage not in first}
                 status = dvc.status(suite)
                 changed = set(status)
                 if machines:
                     machines.prepare()
                     changed = machines.changed(status)
-                outcomes = _run_all(dvc, graph, changed - set(first), workers, gpus(params.device), machines)
+                outcomes |= _run_all(dvc, others, changed, workers, gpus(params.device), machines)
                 if machines:
                     done = [stage for stage, outcome in outcomes.items() if outcome.state in DONE]
                     dvc.pull(returned(done, named(whole, targets or [], studies)))

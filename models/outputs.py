@@ -40,21 +40,25 @@ class TeacherBatch(NamedTuple):
 
     `feature` (B, Dt); `logits` (B, C) of the teacher head; `mask` (B,) bool, False where the clip has no usable
     input for this teacher (no audio); `blocks`, the pooled output of each of its blocks, (B, D_l) each, empty if
-    only the last feature is stored. Rows where `mask` is False hold arbitrary values."""
+    only the last feature is stored. Rows where `mask` is False hold arbitrary values. `valid` (N,) are the indices
+    where `mask` is True, in ascending order, if they are known: to count them, the host has to wait for the device."""
 
     feature: Tensor
     logits: Tensor
     mask: Tensor
     blocks: tuple[Tensor, ...] = ()
+    valid: Tensor | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> TeacherBatch:
-        """Return a copy with `change` applied to every tensor."""
+        """Return a copy with `change`, which keeps the order of clips, applied to every tensor with a row per clip."""
         blocks = tuple(change(block) for block in self.blocks)
-        return TeacherBatch(change(self.feature), change(self.logits), change(self.mask), blocks)
+        return self._replace(
+            feature=change(self.feature), logits=change(self.logits), mask=change(self.mask), blocks=blocks
+        )
 
-    def take(self, rows: Tensor) -> TeacherBatch:
-        """Select the clips at the indices `rows` (N,)."""
-        return self.each(lambda tensor: tensor[rows])
+    def take(self, rows: Tensor, valid: Tensor | None = None) -> TeacherBatch:
+        """Select the clips at the indices `rows` (N,); `valid` are the positions of those whose mask is True."""
+        return self.each(lambda tensor: tensor[rows])._replace(valid=valid)
 
     def to(self, device: torch.device) -> TeacherBatch:
         """Return a copy on `device`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,6 +22,45 @@ class Shortcut(nn.Conv2d):
         """Map (B, C, H, W) to (B, D, H', W'), with H and W divided by the stride and rounded up."""
         rows, columns = self.stride
         return functional.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
+
+
+class _MaxPool(torch.autograd.Function):
+    """Max pooling whose backward adds the gradients of overlapping windows in a fixed order: that of a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int, stride: int, padding: int) -> Tensor:
+        pooled, places = functional.max_pool2d(x, size, stride, padding, return_indices=True)
+        ctx.save_for_backward(places)
+        ctx.shape, ctx.window = x.shape, (size, stride, padding)
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (places,) = ctx.saved_tensors
+        (size, stride, padding), (height, width) = ctx.window, ctx.shape[2:]
+        rows, columns = (torch.arange(n, device=places.device) * stride - padding for n in places.shape[2:])
+        within = (places // width - rows[:, None]) * size + places % width - columns  # 0 .. size**2 - 1
+        total = functional.pad(gradient.new_zeros(ctx.shape), [padding] * 4)
+        down, right = (stride * (n - 1) + 1 for n in places.shape[2:])
+        # A window's last place belongs to the earliest window that covers a pixel.
+        for place in reversed(range(size**2)):
+            i, j = divmod(place, size)
+            total[:, :, i : i + down : stride, j : j + right : stride] += gradient.where(within == place, 0)
+        return total[:, :, padding : padding + height, padding : padding + width], None, None, None
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """Max pooling that is deterministic on a GPU, too.
+
+    PyTorch's own adds the gradients of overlapping windows there in any order, without the error that
+    `use_deterministic_algorithms` promises."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H', W')."""
+        if x.is_cuda and torch.is_grad_enabled():
+            pooled: Tensor = _MaxPool.apply(x, self.kernel_size, self.stride, self.padding)
+            return pooled
+        return super().forward(x)
 
 
 def residual_stages(depth: int, width: float = 1.0) -> tuple[list[nn.Sequential], int]:

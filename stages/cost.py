@@ -18,7 +18,6 @@ where training uses one thread, seconds are processor time.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,8 +36,9 @@ from avdistill.data.loader import to_input
 from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.stage import Stage
 from avdistill.reporting import results
+from avdistill.training.precision import make_deterministic
 from avdistill.training.tensors import load_tensors
-from avdistill.training.trainer import Task, Trainer, count_parameters, make_deterministic
+from avdistill.training.trainer import Task, Trainer, count_parameters
 
 WARM_UP = 2  # unmeasured steps: they allocate the optimizer state and choose convolution algorithms
 STEPS = 10
@@ -65,9 +65,9 @@ def ready(stage: Stage, run: str, device: str) -> Trainer:
     return trainer
 
 
-def first_batches(trainer: Trainer) -> list[tuple[Tensor, ...]]:
+def first_batches(trainer: Trainer) -> list[tuple[Any, ...]]:
     """Return the first BATCHES batches of an epoch, on the device."""
-    return [tuple(part.to(trainer.device) for part in batch) for batch in islice(trainer.loader, BATCHES)]
+    return [trainer.to_device(batch) for batch in islice(trainer.loader, BATCHES)]
 
 
 def alternate(
@@ -84,10 +84,10 @@ def alternate(
     return seconds[:, 0], seconds[:, 1]
 
 
-def finished_step(trainer: Trainer) -> Callable[[tuple[Tensor, ...]], None]:
+def finished_step(trainer: Trainer) -> Callable[[tuple[Any, ...]], None]:
     """Return a training step that waits until the device has finished."""
 
-    def step(batch: tuple[Tensor, ...]) -> None:
+    def step(batch: tuple[Any, ...]) -> None:
         trainer.step(*batch)
         if trainer.device.type == "cuda":
             torch.cuda.synchronize(trainer.device)
@@ -129,7 +129,7 @@ def saved_for_backward() -> Iterator[dict[int, int]]:
         yield found
 
 
-def memory(trainer: Trainer, batch: tuple[Tensor, ...]) -> int:
+def memory(trainer: Trainer, batch: tuple[Any, ...]) -> int:
     """Return the bytes of a step after the first: resident tensors plus the memory of the step itself.
 
     On CUDA the latter is the peak of the allocator during the step. On the CPU, whose allocator keeps no statistics, it
@@ -146,7 +146,7 @@ def memory(trainer: Trainer, batch: tuple[Tensor, ...]) -> int:
     return sum((saved | resident).values())
 
 
-def measure(trainer: Trainer, baseline: Trainer, batches: list[tuple[Tensor, ...]]) -> dict[str, float]:
+def measure(trainer: Trainer, baseline: Trainer, batches: list[tuple[Any, ...]]) -> dict[str, float]:
     """Return the measurements of one run, by column of MEASURED."""
     clock = time.process_time if trainer.device.type == "cpu" else time.perf_counter
     baseline_seconds, seconds = alternate(finished_step(baseline), finished_step(trainer), batches, clock)
@@ -164,12 +164,12 @@ def measure(trainer: Trainer, baseline: Trainer, batches: list[tuple[Tensor, ...
     }
 
 
-def gradient_shares(trainer: Trainer, batch: tuple[Tensor, ...]) -> dict[str, float]:
+def gradient_shares(trainer: Trainer, batch: tuple[Any, ...]) -> dict[str, float]:
     """Return the length of each term's gradient on the student, relative to that of the plain cross-entropy.
 
     A method whose terms have shares of thousandths is in fact off."""
     torch.manual_seed(0)
-    clips, labels, index = batch
+    clips, labels, index, _ = batch
     parameters = [parameter for parameter in trainer.student.parameters() if parameter.requires_grad]
 
     def length(loss: Tensor) -> float:
@@ -209,7 +209,8 @@ def row(stage: Stage, run: str, device: str) -> dict[str, Any]:
     base = results.counterpart(params, run, params.report.baseline)
     assert base is not None  # ensured by check_tables
     baseline = ready(stage, base, device)
-    measured = measure(ready(stage, run, device), baseline, first_batches(baseline))
+    trainer = ready(stage, run, device)
+    measured = measure(trainer, baseline, first_batches(trainer))
     about = {"run": run, "method": job.method, "teachers": job.runs[run].teachers, "baseline": base}
     return {**about, "device": device, **measured}
 
@@ -218,7 +219,6 @@ def main(stage: Stage) -> None:
     """Measure the runs of `report.cost`."""
     params = stage.params
     results.check_tables(params)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in stage train
     device = resolve_device(params.device)
     rows = run_parallel(row, [(stage, run, device) for run in params.report.cost], device, "cost")
     table = pd.DataFrame(rows, columns=["run", "method", "teachers", "baseline", "device", *MEASURED])

@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 
 from avdistill.config.schema import Recipe
+from avdistill.data.draws import draw_of
 from avdistill.data.files import digest, write_arrays, write_csv
-from avdistill.data.loader import ClipSet, centre_crop, take_window, test_windows, to_input
+from avdistill.data.loader import ClipSet, EvaluationWindows, centre_crop, end_workers, take_window, to_input
 from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.stage import Stage
 from avdistill.training.inference import NotConvergedError, load_student, predict
-from avdistill.training.precision import autocast
+from avdistill.training.precision import autocast, make_deterministic
 from avdistill.training.teachers import build_distiller, teacher_tables
 from avdistill.training.trainer import Task, training_clips
 from models import metrics
@@ -49,6 +50,7 @@ def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
     params, job = task.params, task.params.jobs[task.job]
     recipe, run = params.recipes[job.recipe], job.runs[task.run]
     device = torch.device(task.device)
+    make_deterministic()
     index, store = params.path("split", job.dataset) / "index.csv", params.path(*job.input.split("/"))
     test, gallery = ClipSet(index, store, ("test",)), ClipSet(index, store, GALLERY_SPLITS)
     try:
@@ -103,7 +105,8 @@ def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
             if arrays is not None:
                 write_arrays(task.folder / task.run / "attention.npz", **arrays)
     with task.tracked.child(f"{task.run} seed {task.seed}", {"run": task.run, "seed": task.seed}) as tracked:
-        tracked.log_params({"method": job.method, "teachers": run.teachers, "seed": task.seed})
+        about = {"method": job.method, "teachers": run.teachers, "seed": task.seed}
+        tracked.log_params(about | {"draw": draw_of(params, task.seed)})
         tracked.log_metrics(values)
         for row in tables.get("detection", pd.DataFrame()).to_dict("records"):
             tracked.log_metrics({f"auroc/{row['score']}/{row['split']}": row["auroc"]})
@@ -133,7 +136,8 @@ def score_clips(
     distiller.eval()
     totals: dict[str, Tensor] = {}
     counts = torch.zeros(len(clips))
-    for windows, rows in test_windows(clips, recipe, 64):
+    found = EvaluationWindows(clips, recipe)
+    for windows, rows in found:
         with autocast(device, recipe.precision):
             output = student(to_input(windows.to(device), recipe.normalisation))
             batch = {letter: table.take(rows.to(device)) for letter, table in teachers.items()}
@@ -141,6 +145,7 @@ def score_clips(
         for name, value in scores.items():
             totals.setdefault(name, torch.zeros(len(clips))).index_add_(0, rows, value.float().cpu())
         counts.index_add_(0, rows, torch.ones(len(rows)))
+    end_workers(found.loader)
     if not totals:
         return None
     columns = {name: (total / counts).numpy() for name, total in totals.items()}
@@ -224,8 +229,4 @@ def main(stage: Stage) -> None:
             stage.run.log_artifact(folder / f"{table}.csv")
         rows = pd.read_csv(folder / "metrics.csv")
     means = rows.groupby(["run", "metric"], sort=False)["value"].mean()
-    summary: dict[str, Any] = {run: {} for run in job.runs}
-    for (run, metric), value in means.dropna().items():
-        summary[run][metric] = float(value)
-        stage.run.log_metrics({f"{run}/{metric}": float(value)})
-    stage.summarise(summary)
+    stage.run.log_metrics({f"{run}/{metric}": float(value) for (run, metric), value in means.dropna().items()})

@@ -9,6 +9,7 @@ model for `mlflow models serve -m <folder> --env-manager local`:
   gallery.npz     ids, labels and features of the training videos, from stage evaluate
   export.json     the chosen run, classes by label, preprocessing, and the largest difference of each program from the
                   student (at most TOLERANCE)
+  provenance.json what the model comes from: digests of data, params and code, versions of packages (`make verify`)
   MLmodel, requirements.txt, python_env.yaml, *input_example.json, code/      files required by MLflow
 
 The programs run on the CPU in float32, whatever the precision of the training, and need neither teacher nor sound. The
@@ -39,9 +40,9 @@ from avdistill.config.schema import Params
 from avdistill.data.files import digest, read_arrays, replacing, write_arrays, write_json, write_text
 from avdistill.data.index import read_index
 from avdistill.data.jpeg import JpegClip
-from avdistill.data.loader import ClipSet, test_windows, to_input
+from avdistill.data.loader import ClipSet, EvaluationWindows, to_input
 from avdistill.data.media import write_video
-from avdistill.pipeline import code
+from avdistill.pipeline import code, provenance
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.stage import Stage
 from avdistill.serving import recognise
@@ -240,7 +241,8 @@ def main(stage: Stage) -> None:
     gallery = read_arrays(evaluated)
     student, _ = load_student(params, choice.job, choice.run, choice.seed, clips.classes, torch.device("cpu"))
     alone = Standalone(student, recipe.normalisation).eval()
-    windows = next(test_windows(clips, recipe, 8))[0]
+    here = recipe.model_copy(update={"loader_workers": 0})
+    windows = next(iter(EvaluationWindows(clips, here, 8)))[0]
     windows = torch.cat([windows, windows.flip(1)])  # at least two
     labels = read_index(index)[["label", "class"]].drop_duplicates().sort_values("label")
     with stage.output() as folder:
@@ -262,6 +264,12 @@ def main(stage: Stage) -> None:
         }
         write_json(folder / "export.json", about)
         describe_model(folder, example_video(clips.store[clips.ids[0]], frames.fps))
+        suite = params.suite
+        read = [("split", name), ("frames", job.input.removeprefix("frames/")), ("train", choice.job)]
+        paths = [params.path(*each).as_posix() for each in [*read, ("evaluate", choice.job)]]
+        paths.append(f"{params.path('code', 'export').as_posix()}/{name}.json")
+        lock = Path(suite.file).with_name("dvc.lock")
+        provenance.record(folder, f"export@{name}", lock, suite.out, paths)
         stage.run.log_params({key: about[key] for key in ("job", "run", "seed", "method", "epoch")})
         stage.run.log_metrics({"val_accuracy": choice.val_accuracy, "val_loss": choice.val_loss})
         stage.run.log_metrics({f"difference/{key}": value for key, value in differences.items()})

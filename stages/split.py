@@ -37,7 +37,6 @@ def main(stage: Stage) -> None:
     summary = summarise(index)
     if expected := datasets.published(dataset.origin):
         summary["expected_clips"] = expected
-    stage.summarise(summary)
     stage.run.log_params(dataset.split.model_dump())
     stage.run.log_metrics({f"{group}.{key}": n for group, counts in summary.items() for key, n in counts.items()})
     path = stage.params.path("split", name) / "index.csv"

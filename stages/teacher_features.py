@@ -5,7 +5,8 @@ Writes teacher_features/<entry>/features.npz, one row per clip of the index:
   logits (N, K) float32 of the teacher's own classes  block_0 … (N, D_l) float32 pooled output of each block
   probabilities (N, K) float16 of the teacher's own classes: sigmoid for PANNs, else softmax
 Published features have only ids, features and mask (avdistill/data/sources/published_features.py); those of a teacher
-of kind `truth` also have the values that they stand for (avdistill/data/sources/truth.py).
+of kind `truth` also have the values that they stand for (avdistill/data/sources/truth.py). A teacher with several draws
+has a file for each (avdistill/data/draws.py).
 
 Clips are processed in shards, in parallel on several cores or GPUs; an interrupted execution resumes after the
 completed shards.
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from avdistill.config.schema import Teacher
 from avdistill.config.types import Precision
+from avdistill.data.draws import of_draw
 from avdistill.data.files import digest, intact, read_arrays, replacing, write_arrays
 from avdistill.data.index import read_index
 from avdistill.data.loader import centre_crop
@@ -33,7 +35,7 @@ from avdistill.data.packed import Store
 from avdistill.data.sources import published_features, truth
 from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.stage import Stage
-from avdistill.training.precision import autocast
+from avdistill.training.precision import autocast, make_deterministic
 from avdistill.training.tensors import load_tensors
 from models.teachers import Teacher as Network
 from stages.teachers import IMAGE_SIZE, head, image_input, network_of
@@ -101,7 +103,7 @@ def frames(clip: np.ndarray, size: int) -> Tensor:
 @torch.inference_mode()
 def extract(work: Work, number: int, ids: np.ndarray) -> None:
     """Write shard `number` with all arrays of features.npz for the clips `ids`, in this order."""
-    torch.backends.cudnn.allow_tf32 = False  # TF32 (10-bit mantissa) would make GPU features differ from CPU features
+    make_deterministic()
     model, store = open_work(work)
     # PANNs is trained for multi-label classification.
     multi_label = work.teacher.kind == "cnn14" and work.teacher.weights != "avsynth"
@@ -168,12 +170,16 @@ def main(stage: Stage) -> None:
     inputs = digest(split / "index.csv", weights, store)
     key = f"{inputs} {teacher.model_dump_json()} {entry.precision} {device}"
     with stage.output(key=key) as folder:
-        work = Work(key, weights, teacher, entry.precision, store, device, folder / "shards")
+        works = [
+            Work(key, weights / part, teacher, entry.precision, store, device, folder / part / "shards")
+            for part in map(of_draw, range(teacher.draws))
+        ]
         parts = np.array_split(ids, range(SHARD, len(ids), SHARD))
-        todo = [number for number in range(len(parts)) if not intact(shard(work.folder, number))]
-        run_parallel(extract, [(work, number, parts[number]) for number in todo], device, "features")
-        join([shard(work.folder, number) for number in range(len(parts))], folder / "features.npz")
-        shutil.rmtree(work.folder)
+        todo = [(work, *each) for work in works for each in enumerate(parts) if not intact(shard(work.folder, each[0]))]
+        run_parallel(extract, todo, device, "features")
+        for work in works:
+            join([shard(work.folder, number) for number in range(len(parts))], work.folder.with_name("features.npz"))
+        for work in works:
+            shutil.rmtree(work.folder)
         counts = {"clips": len(ids), "with_input": int(read_array(folder / "features.npz", "mask").sum())}
     stage.run.log_metrics(counts)
-    stage.summarise(dict(counts))

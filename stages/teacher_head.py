@@ -3,8 +3,9 @@
 The classes of the teachers (527 of AudioSet, 1000 of ImageNet) are not the target classes, so methods that need the
 teacher's prediction for the target classes use this layer. Its accuracy measures the teacher's features alone.
 
-Writes to teacher_head/<entry>/: head.npz (weight (C, Dt), bias (C,)), logits.npz (ids, logits (N, C)) and metrics.json.
-The weight decay is the one of DECAYS with the highest validation accuracy.
+Writes to teacher_head/<entry>/: head.npz (weight (C, Dt), bias (C,)), logits.npz (ids, logits (N, C)) and metrics.json;
+for each draw of a teacher with several (avdistill/data/draws.py), whose accuracy the summary averages. The weight decay
+is the one of DECAYS with the highest validation accuracy.
 
 On the clips that it was fitted on, a layer looks far better than it is (on the real UCF51 audio features 80 to 99 %
 right, 46 to 49 % on clips that it has not seen), and a student that distils those logits learns its labels again. So by
@@ -13,13 +14,16 @@ default the logits of training clips are out of fold: from a layer fitted withou
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avdistill.data.draws import draws_of, of_draw
 from avdistill.data.files import read_arrays, write_arrays, write_json
 from avdistill.data.folds import folds_of
 from avdistill.data.index import read_index
@@ -64,13 +68,11 @@ def out_of_fold(features: Tensor, labels: Tensor, groups: np.ndarray, classes: i
     return logits
 
 
-def main(stage: Stage) -> None:
-    """Train the head of one features entry."""
+def fit(stage: Stage, path: Path, index: pd.DataFrame, device: str, folder: Path) -> dict[str, Any]:
+    """Train the head of the features in `path` and write its files to `folder`; return its metrics.
+
+    Raises UserError if no clip of the training split has features."""
     entry = stage.params.features[stage.item or ""]
-    device = resolve_device(stage.params.device)
-    torch.set_num_threads(1)  # same result for any number of cores
-    index = read_index(stage.input("split", entry.dataset) / "index.csv")
-    path = stage.input("teacher_features", stage.item) / "features.npz"
     arrays = read_arrays(path, ("ids", "features", "mask"))
     features = torch.from_numpy(arrays["features"]).to(device)
     labels = torch.tensor(index["label"].to_numpy()).to(device)
@@ -108,10 +110,22 @@ def main(stage: Stage) -> None:
         "clips": {name: int(rows.sum()) for name, rows in split.items()},
         "weight_decay": DECAYS[best],
     }
+    write_arrays(folder / "head.npz", weight=weight.cpu().numpy(), bias=bias.cpu().numpy())
+    write_arrays(folder / "logits.npz", ids=arrays["ids"], logits=logits.cpu().numpy())
+    write_json(folder / "metrics.json", summary)
+    return summary
+
+
+def main(stage: Stage) -> None:
+    """Train the head of one features entry, for each draw of its teacher."""
+    entry = stage.params.features[stage.item or ""]
+    device = resolve_device(stage.params.device)
+    torch.set_num_threads(1)  # same result for any number of cores
+    index = read_index(stage.input("split", entry.dataset) / "index.csv")
+    features = stage.input("teacher_features", stage.item)
+    stage.run.log_params({"features": entry.model_dump()})
     with stage.output() as folder:
-        write_arrays(folder / "head.npz", weight=weight.cpu().numpy(), bias=bias.cpu().numpy())
-        write_arrays(folder / "logits.npz", ids=arrays["ids"], logits=logits.cpu().numpy())
-        write_json(folder / "metrics.json", summary)
-    stage.run.log_params({"features": entry.model_dump(), "weight_decay": DECAYS[best]})
-    stage.run.log_metrics({f"accuracy/{name}": value for name, value in summary["accuracy"].items()})
-    stage.summarise(summary)
+        for part in map(of_draw, range(draws_of(stage.params, entry.teacher))):
+            summary = fit(stage, features / part / "features.npz", index, device, folder / part)
+            stage.run.log_params({f"{part}weight_decay": summary["weight_decay"]})
+            stage.run.log_metrics({f"{part}accuracy/{name}": value for name, value in summary["accuracy"].items()})

@@ -2,6 +2,7 @@
 
 Writes to teachers/<teacher>/: weights.pt (a state dict) and teacher.json (kind, class names, and either origin and
 checksum or held-out accuracy). A teacher of kind `truth` has no network: its teacher.json has its kind and column.
+A teacher with several draws has both files for each (avdistill/data/draws.py).
 
 `weights: avsynth` pre-trains a small network on synthetic sounds, images or motions of other categories than the
 actions. A name such as `panns:Cnn14_mAP=0.431` or `torchvision:resnet50` downloads a published checkpoint
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 from avdistill.config.schema import Params, Teacher
 from avdistill.config.types import STUDENTS
 from avdistill.data.datasets import avsynth
+from avdistill.data.draws import of_draw
 from avdistill.data.files import intact, write_json
 from avdistill.data.loader import NORMALISATION, to_input
 from avdistill.data.sources import weights
@@ -33,6 +35,7 @@ from avdistill.pipeline.devices import resolve_device
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.progress import progress
 from avdistill.pipeline.stage import Stage
+from avdistill.training.precision import make_deterministic
 from avdistill.training.tensors import save_tensors
 from models import teachers
 from models.students import Student, build_student
@@ -91,6 +94,7 @@ def pretraining_set(teacher: Teacher) -> tuple[Tensor, Tensor, list[str]]:
 def pretrain(teacher: Teacher, device: str) -> Iterator[tuple[Network | Student, list[str], dict[str, float]]]:
     """Train a small network; yield it after each epoch with its class names, loss and held-out accuracy."""
     inputs, labels, names = pretraining_set(teacher)
+    make_deterministic()
     torch.manual_seed(teacher.seed)
     model = network(teacher, len(names)).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
@@ -173,33 +177,37 @@ def class_names(count: int) -> list[str]:
 
 
 def main(stage: Stage) -> None:
-    """Pre-train or load one teacher."""
+    """Pre-train or load one teacher. An interrupted execution resumes after the completed draws."""
     teacher = stage.params.teachers[stage.item or ""]
     if teacher.kind == "truth":
         stage.run.log_params({"teacher": teacher.model_dump()})
         with stage.output() as folder:
             write_json(folder / "teacher.json", {"kind": teacher.kind, "column": teacher.column})
-        stage.summarise({})
         return
     device = resolve_device(stage.params.device)
     torch.set_num_threads(2)  # fixed, because results depend on the number of threads
     stage.run.log_params({"teacher": teacher.model_dump(), "device": device})
     origin: dict[str, str] = {}
-    measured: dict[str, float] = {}
     with stage.output(key=teacher.model_dump_json()) as folder:
-        if teacher.weights == "avsynth":
-            epochs = progress(pretrain(teacher, device), "pre-train", teacher.epochs)
-            for epoch, found in enumerate(epochs, start=1):
-                model, names, measured = found
-                stage.run.log_metrics(measured, step=epoch)
-        else:
-            path = Path(teacher.weights)
-            if teacher.weights in weights.CHECKPOINTS:
-                path, origin = download(teacher, stage.params)
-            model = load_checkpoint(teacher, path)
-            names = class_names(head(model).out_features)
-        save_tensors(folder / "weights.pt", {name: value.cpu() for name, value in model.state_dict().items()})
-        description = {"kind": teacher.kind, "feature_dim": model.feature_dim, "classes": names, **origin, **measured}
-        write_json(folder / "teacher.json", description)
+        descriptions = [folder / of_draw(draw) / "teacher.json" for draw in range(teacher.draws)]
+        for draw, description in enumerate(descriptions):
+            if teacher.draws > 1 and description.exists():
+                continue
+            measured: dict[str, float] = {}
+            if teacher.weights == "avsynth":
+                drawn = teacher.model_copy(update={"seed": teacher.seed + draw})
+                epochs = progress(pretrain(drawn, device), "pre-train", teacher.epochs)
+                for epoch, found in enumerate(epochs, start=1):
+                    model, names, measured = found
+                    stage.run.log_metrics({of_draw(draw) + key: value for key, value in measured.items()}, step=epoch)
+            else:
+                path = Path(teacher.weights)
+                if teacher.weights in weights.CHECKPOINTS:
+                    path, origin = download(teacher, stage.params)
+                model = load_checkpoint(teacher, path)
+                names = class_names(head(model).out_features)
+            state = {name: value.cpu() for name, value in model.state_dict().items()}
+            save_tensors(description.with_name("weights.pt"), state)
+            about = {"kind": teacher.kind, "feature_dim": model.feature_dim, "classes": names, **origin, **measured}
+            write_json(description, about)
     stage.run.log_params(origin)
-    stage.summarise({"feature_dim": model.feature_dim, **measured})

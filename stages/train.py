@@ -8,8 +8,6 @@ An interrupted execution resumes where it stopped, with bitwise the same result 
 
 from __future__ import annotations
 
-import os
-
 import pandas as pd
 
 from avdistill.data.files import digest, write_csv
@@ -23,8 +21,6 @@ def main(stage: Stage) -> None:
     """Train all runs of the job with all its seeds."""
     params = stage.params
     job = params.jobs[stage.item or ""]
-    # cuBLAS is deterministic only with a fixed workspace size, set before CUDA is initialised.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     device = resolve_device(params.device)
     processes = params.recipes[job.recipe].processes
     if device != "cpu" and processes > gpus(device):

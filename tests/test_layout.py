@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 # From top to bottom: a package may import itself and those after it.
@@ -44,6 +45,24 @@ def test_one_package_decodes_one_writes_to_mlflow_and_one_file_starts_dvc(root: 
             assert where.startswith(("avdistill/tracking/", "avdistill/serving/", "flows/model.py")), where
         if "dvc" in names:
             assert where == "flows/dvc.py", where
+
+
+# Where the time of day may be read: it is shown, or names something. time.monotonic decides, which nobody sets.
+SHOWS_THE_TIME = {
+    "avdistill/tracking/journal.py",
+    "avdistill/tracking/mirror.py",
+    "benchmarks/harness.py",
+    "flows/ablations.py",
+    "flows/dvc.py",  # whether dvc.lock was written again
+    "flows/paper.py",
+    "stages/report.py",
+}
+
+
+def test_no_clock_decides_that_can_be_set_back(root: Path) -> None:
+    clock = re.compile(r"time\.time\(|time\.time_ns\(|datetime\.(now|today|utcnow)\(|st_mtime|getmtime")
+    found = {file.relative_to(root).as_posix() for file in modules(root) if clock.search(file.read_text())}
+    assert found == SHOWS_THE_TIME
 
 
 def test_files_are_short(root: Path) -> None:

@@ -16,6 +16,9 @@ RUN_BY = {
     "make study STUDY=xia": "pipeline/test_suite.py::test_a_study_reruns_with_one_command",
     "make why": "pipeline/test_suite.py::test_changed_predictions_are_evaluated_again",
     "make model": "pipeline/test_serve.py::test_a_clip_gets_the_probabilities_of_the_evaluation",
+    "make verify MODEL=models:/student-avsynth@best": (
+        "pipeline/test_suite.py::test_the_exported_model_is_followed_back_to_the_lock"
+    ),
     "make power": "pipeline/test_suite.py::test_make_power_has_a_row_per_claim",
     "make check-videos SUITE=own": "pipeline/test_own.py::test_make_own_makes_a_report_of_anybodys_videos",
     "make paper-quick": "pipeline/test_suite.py::test_the_paper_suite_can_be_tried",

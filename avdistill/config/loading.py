@@ -18,13 +18,20 @@ from avdistill.config.references import check_references
 from avdistill.config.schema import Params
 from avdistill.pipeline.errors import UserError
 
+# PyYAML's safe loader in C, if available: ten times as fast, and every stage loads params.
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# The largest suite has 40 kB, 10 levels and 5000 values. Far beyond, YAML crashes the process, fills its memory or
+# computes for hours (a number like 1:1:1:…).
+MOST_CHARACTERS, MOST_LEVELS, MOST_VALUES, LONGEST_VALUE = 1_000_000, 50, 100_000, 10_000
+
 
 def load(file: str | os.PathLike[str]) -> Params:
     """Read and check a params file. Raises UserError: one line with the key, the problem and what is expected."""
     path = Path(file)
     try:
-        # yaml.safe_load with PyYAML's C parser, if available: ten times as fast, and every stage loads params.
-        raw = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(path.read_text(encoding="utf-8")).get_single_data()
+        text = path.read_text(encoding="utf-8")
+        _check_size(path, text)
+        raw = LOADER(text).get_single_data()
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such params file; run from the root of the repository") from None
     except OSError as error:
@@ -40,6 +47,37 @@ def load(file: str | os.PathLike[str]) -> Params:
         raise UserError(f"{path}: {first_problem(error)}") from None
     check_references(path, params)
     return params
+
+
+def _check_size(path: Path, text: str) -> None:
+    """Check size and depth of a YAML document, with aliases written out, before anything is made of it."""
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(f"{path}: {len(text)} characters; expected at most {MOST_CHARACTERS}")
+    values = 0
+    inside: list[tuple[str | None, int]] = []  # open mappings and lists: the anchor, and the number of values before
+    sizes: dict[str | None, int | None] = {}  # number of values by anchor; None while it is open
+    for event in yaml.parse(text, LOADER):
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if isinstance(event, yaml.AliasEvent):
+            size = sizes.get(event.anchor, 0)
+            if size is None:
+                raise UserError(f"{path}: line {line}: '*{event.anchor}' contains itself")
+            values += size
+        elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+            values += 1
+            if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_VALUE:
+                raise UserError(f"{path}: line {line}: a value of more than {LONGEST_VALUE} characters")
+            if isinstance(event, yaml.CollectionStartEvent):
+                inside.append((event.anchor, values - 1))
+            if event.anchor:
+                sizes[event.anchor] = 1 if isinstance(event, yaml.ScalarEvent) else None
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = inside.pop()
+            if anchor:
+                sizes[anchor] = values - before
+        if values > MOST_VALUES or len(inside) > MOST_LEVELS:
+            most = f"{MOST_LEVELS} levels" if len(inside) > MOST_LEVELS else f"{MOST_VALUES} values"
+            raise UserError(f"{path}: line {line}: more than {most}, counted with every alias written out")
 
 
 def _check_keys(path: Path, where: str, value: Any) -> None:

@@ -40,6 +40,12 @@ def check_references(path: Path, params: Params) -> None:
         if NO_TEACHER in sections[section]:
             raise UserError(f"{path}: {section}: '{NO_TEACHER}' means no teacher; choose another name")
 
+    several = {name: teacher.draws for name, teacher in params.teachers.items() if teacher.draws > 1}
+    for name, draws in several.items():
+        first, number = next(iter(several.items()))
+        if draws != number:
+            raise UserError(f"{path}: teachers.{name}.draws: expected 1, or {number} as {first} has, found {draws}")
+
     audio_inputs = {f"spectrogram/{name}": name for name in params.datasets}
     audio_inputs |= {f"mix_noise/{name}": mix.dataset for name, mix in params.noise_mixes.items()}
     frame_inputs = {f"frames/{name}": frames.dataset for name, frames in params.frames.items()}

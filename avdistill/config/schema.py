@@ -13,20 +13,20 @@ from pydantic import Field, model_validator
 
 from avdistill.config.origins import AnyOrigin
 from avdistill.config.report import Report
-from avdistill.config.types import NO_TEACHER, Count, Fraction, Positive, Precision, Seed, Settings
+from avdistill.config.types import NAME, NO_TEACHER, Count, Fraction, PlainPath, Positive, Precision, Seed, Settings
 
 
 class Suite(Settings):
-    """The paths of the suite.
+    """The name and the paths of the suite.
 
     `root` is the path from the folder of dvc.yaml to the root of the repository. The params file `file` and the output
     folder `out` are relative to that root."""
 
-    name: str
+    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
     title: str
     root: Literal[".", ".."]
-    file: str
-    out: str
+    file: PlainPath
+    out: PlainPath
 
 
 class Split(Settings):
@@ -75,8 +75,9 @@ class Teacher(Settings):
     `weights` is the name of a published checkpoint (see avdistill/data/sources/weights.py), the path of a checkpoint,
     or `avsynth` to train a network here on synthetic sounds or images. For a published checkpoint, `mirror` is a base
     URL in place of the official host's, and `checksum` (`md5:…` or `sha256:…`, in full) replaces the published one.
-    `width`, `embedding`, `examples`, `epochs` and `seed` apply to teachers trained here: a checkpoint has its own
-    sizes.
+    `width`, `embedding`, `examples`, `epochs`, `seed` and `draws` apply to teachers trained here: a checkpoint has its
+    own sizes. A teacher with several `draws` is trained with as many seeds, `seed` and those after it, among which the
+    seeds of the students are divided (avdistill/data/draws.py).
 
     An entry of kind `r2plus1d_10_small`, trained here on synthetic motions, is not a teacher but what students start
     from (`init` of a job).
@@ -94,6 +95,7 @@ class Teacher(Settings):
     examples: Annotated[int, Field(ge=32)] = 800
     epochs: Count = 5
     seed: Seed = 0
+    draws: Count = 1
 
     @model_validator(mode="after")
     def _has_weights_or_a_column(self) -> Teacher:
@@ -102,6 +104,8 @@ class Teacher(Settings):
                 raise ValueError("weights: missing; expected avsynth, a published checkpoint or the path of one")
             if self.column is not None:
                 raise ValueError("column: only a teacher of kind truth has a column")
+            if self.draws > 1 and self.weights != "avsynth":
+                raise ValueError(f"draws: expected 1, because '{self.weights}' is not trained here, found {self.draws}")
         elif self.column is None:
             raise ValueError("column: missing; a teacher of kind truth needs a column of index.csv")
         elif others := sorted(self.model_fields_set - {"kind", "column"}):
@@ -116,7 +120,7 @@ class Features(Settings):
 
     Alternatively, `published` features of a paper's authors (see avdistill/data/sources/published_features.py): then
     `teacher` is `none`, `input` is `split/<dataset>`, and `source` may be the URL or path of an archive in place of the
-    official one. A `precision` below float32 is faster on some processors, with errors of some thousandths.
+    official one. A `precision` below float32 is faster on some processors, with errors of some thousandths; see Recipe.
 
     `cross_fit`: the logits of a training clip, which methods distil, come from a linear layer that has not seen its
     group; the groups are divided into this many folds. 0: from the layer that was fitted on the clip itself."""
@@ -139,10 +143,18 @@ class Features(Settings):
 class Recipe(Settings):
     """How a student is trained. Lengths are in frames and epochs, sizes in pixels, `scale` is a fraction of the area.
 
+    `precision` holds for training and evaluation alike. float32 has all 23 bits of mantissa everywhere; tf32 is float32
+    whose products and convolutions a GPU computes with 10 bits, three to five times as fast (on a CPU it is float32);
+    bfloat16 and float16 are autocast, which leaves what needs float32 in float32.
+
     The learning rate rises to `lr` over `warmup` epochs; then `steps` multiplies it by `gamma` at each of the
     `milestones`, and `cosine` lowers it to 0. `processes`, with one GPU each, train one student together; `batch` is
     their total batch size. With one process, the runs of a job are distributed over the GPUs. `compile` applies
     torch.compile to the student.
+
+    `data_on_device` keeps the training clips in the device's memory (UCF51 at 4 frames per second: 12 GB) and crops
+    them there, with the random numbers of the loader; a pixel differs from the loader's by one grey level at most. It
+    needs frames of one size.
 
     With `train_groups`, students train on so many groups of each class: the first by name, or, with `resample`, groups
     that are sampled at random for each seed, so that seeds differ by their training clips, too."""
@@ -179,6 +191,7 @@ class Recipe(Settings):
     loader_workers: Annotated[int, Field(ge=0)] = 0
     processes: Count = 1
     compile: bool = False
+    data_on_device: bool = False
     train_groups: Count | None = None
     resample: bool | None = None
 

@@ -21,7 +21,9 @@ class Settings(BaseModel):
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+# DVC's commands contain paths of this kind, and a shell reads them. No ".." either: stages delete what they replace.
+PlainPath = Annotated[str, Field(pattern=r"^/?\w[\w.-]*(/\w[\w.-]*)*$")]
 # Without credentials, because params are stored in git and MLflow and shown in the report.
 Url = Annotated[str, Field(pattern=r"^(https?://[^/\s@]+(/\S*)?|file://\S*)$")]

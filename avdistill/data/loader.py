@@ -7,16 +7,17 @@ resumed run sees what an uninterrupted one would have seen, and the number of lo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from avdistill.config.schema import Recipe
@@ -32,6 +33,9 @@ NORMALISATION = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "kinetics": ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),
 }
+T = TypeVar("T")
+Sent = TypeVar("Sent")
+
 # Log-mel in decibels is brought to about zero mean and unit spread.
 LOG_MEL_MEAN, LOG_MEL_STD = -30.0, 20.0
 
@@ -102,7 +106,7 @@ class TrainingWindows(Dataset[tuple[Tensor, int, int]]):
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, row) in an order that depends on (seed, epoch) alone.
+    """Batches of (epoch, row) in an order that depends on (seed, epoch) alone; the first `done` are left out.
 
     The last batch is dropped where it is not full, since batch statistics and batch-relational losses of a few
     clips are noise; a training set smaller than one batch is one batch. Of several processes that train one student,
@@ -110,63 +114,124 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, size: int, batch: int, seed: int, shard: tuple[int, int] = (0, 1)) -> None:
         self.batch = min(batch, size) // shard[1] * shard[1]
-        self.size, self.seed, self.shard, self.epoch = size, seed, shard, 0
+        self.size, self.seed, self.shard = size, seed, shard
+        self.epoch = self.done = 0
 
     def __len__(self) -> int:
+        """Number of batches of a whole epoch."""
         return self.size // self.batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size).tolist()
         rank, world_size = self.shard
         width = self.batch // world_size
-        for start in range(rank * width, len(self) * self.batch, self.batch):
+        for start in range(self.done * self.batch + rank * width, len(self) * self.batch, self.batch):
             yield [(self.epoch, row) for row in order[start : start + width]]
 
 
 def training_loader(
     clips: ClipSet, recipe: Recipe, seed: int, shard: tuple[int, int] = (0, 1)
 ) -> tuple[DataLoader[tuple[Tensor, int, int]], EpochSampler]:
-    """Return the loader and its sampler, whose `epoch` is to be set before each pass.
+    """Return the loader and its sampler, whose `epoch` and `done` are to be set before each pass.
 
     Workers stay from one epoch to the next, since starting them takes as long as a short epoch; `end_workers` ends
     them."""
     sampler = EpochSampler(len(clips), recipe.batch, seed, shard)
-    loader = DataLoader(
-        TrainingWindows(clips, recipe, seed),
-        batch_sampler=sampler,
-        collate_fn=_collate,
+    windows = TrainingWindows(clips, recipe, seed)
+    return _loader(windows, recipe, batch_sampler=sampler, collate_fn=_collate), sampler
+
+
+def _loader(windows: Dataset[Any], recipe: Recipe, **settings: Any) -> DataLoader[Any]:
+    """A loader with the recipe's workers, which stay, and pinned memory."""
+    return DataLoader(
+        windows,
         num_workers=recipe.loader_workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=recipe.loader_workers > 0,
+        # Else a pass draws from the global random state, once for each start of workers, and what a method draws in an
+        # epoch depends on whether the workers were started in it.
+        generator=torch.Generator(),
+        **settings,
     )
-    return loader, sampler
 
 
-def end_workers(loader: DataLoader[Any]) -> None:
+def end_workers(loader: Any) -> None:
     """End the workers of a loader; without this they end when it is collected, which may take 5 s for each."""
-    workers = getattr(loader, "_iterator", None)
+    workers = getattr(loader, "_iterator", None)  # None also without workers
     if workers is not None:
         workers._shutdown_workers()
         loader._iterator = None
 
 
-def test_windows(clips: ClipSet, recipe: Recipe, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All windows of all clips in order, `stride` apart, centre-cropped: batches of windows and their rows."""
-    windows: list[Tensor] = []
-    rows: list[int] = []
-    for row, name in enumerate(clips.ids):
-        data = clips.store[name]
+def to_device(parts: Iterable[Tensor], device: torch.device) -> tuple[Tensor, ...]:
+    """Send tensors to a device; to a GPU from pinned memory, so that the host does not wait for the copy."""
+    pins = device.type == "cuda"
+    pinned = (part.pin_memory() if pins and not part.is_cuda else part for part in parts)
+    return tuple(part.to(device, non_blocking=True) for part in pinned)
+
+
+def sent_ahead(batches: Iterable[T], send: Callable[[T], Sent], device: torch.device) -> Iterator[Sent]:
+    """Send batches to a device with `send`, which returns a tensor or nested tuples and dicts of tensors.
+
+    On a GPU, the copies run on a stream of their own, beside what is computed on the batch before."""
+    if device.type != "cuda":
+        yield from map(send, batches)
+        return
+    copies = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            sent = send(batch)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(copies)
+        for tensor in tree_leaves(sent):
+            tensor.record_stream(current)  # its memory is not reused before the current stream is done with it
+        yield sent
+
+
+class ClipWindows(Dataset[tuple[Tensor, int]]):
+    """All windows (W, T, …) of a clip, `stride` frames apart, centre-cropped; and the row of the clip."""
+
+    def __init__(self, clips: ClipSet, recipe: Recipe) -> None:
+        self.clips, self.recipe = clips, recipe
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        data, recipe = self.clips.store[self.clips.ids[row]], self.recipe
+        windows = []
         for start in range(0, max(1, len(data) - recipe.frames + 1), recipe.stride):
             window = take_window(data, start, recipe.frames)
-            if window.ndim == 4:
-                window = centre_crop(window, recipe.size)
-            windows.append(torch.from_numpy(np.array(window)))
-            rows.append(row)
-            if len(windows) == batch:
-                yield torch.stack(windows), torch.tensor(rows)
-                windows, rows = [], []
-    if windows:
-        yield torch.stack(windows), torch.tensor(rows)
+            windows.append(centre_crop(window, recipe.size) if window.ndim == 4 else window)
+        return torch.from_numpy(np.stack(windows)), row
+
+
+class EvaluationWindows:
+    """All windows of all clips in order: batches of windows (B, T, …) and their rows (B,).
+
+    They can be iterated over again and again, by the same workers, which `end_workers` of `loader` ends."""
+
+    def __init__(self, clips: ClipSet, recipe: Recipe, batch: int = 64) -> None:
+        self.batch = batch
+        self.loader = _loader(ClipWindows(clips, recipe), recipe, batch_size=None)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        windows: list[Tensor] = []
+        rows: list[int] = []
+        for found, row in self.loader:
+            windows += found
+            rows += [row] * len(found)
+            while len(windows) >= self.batch:
+                yield self._joined(windows[: self.batch]), torch.tensor(rows[: self.batch])
+                del windows[: self.batch], rows[: self.batch]
+        if windows:
+            yield self._joined(windows), torch.tensor(rows)
+
+    def _joined(self, windows: list[Tensor]) -> Tensor:
+        """Stack windows, in pinned memory where there is a GPU."""
+        shape = (len(windows), *windows[0].shape)
+        joined = torch.empty(shape, dtype=windows[0].dtype, pin_memory=self.loader.pin_memory)
+        return torch.stack(windows, out=joined)
 
 
 def take_window(data: np.ndarray | JpegClip, start: int, length: int) -> np.ndarray:
@@ -176,11 +241,20 @@ def take_window(data: np.ndarray | JpegClip, start: int, length: int) -> np.ndar
     return data[np.arange(start, start + length) % len(data)]
 
 
-def random_crop(window: np.ndarray, recipe: Recipe, random: np.random.Generator) -> np.ndarray:
-    """Random resized crop and flip, the same for all frames of a window (T, H, W, 3) -> (T, size, size, 3) uint8.
+class Box(NamedTuple):
+    """Part of a frame, in pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+
+
+def random_box(height: int, width: int, recipe: Recipe, random: np.random.Generator) -> Box:
+    """Draw the part of frames (height, width) that a random resized crop shows.
 
     Area drawn uniformly from `scale`, log of the aspect ratio uniformly from `ratio`, as the papers' programs do."""
-    height, width = window.shape[1:3]
     low, high = (math.log(value) for value in recipe.ratio)
     for _ in range(10):
         area = height * width * random.uniform(*recipe.scale)
@@ -191,8 +265,16 @@ def random_crop(window: np.ndarray, recipe: Recipe, random: np.random.Generator)
     else:
         h = w = min(height, width)
     top, left = int(random.integers(height - h + 1)), int(random.integers(width - w + 1))
-    crop = resize(window[:, top : top + h, left : left + w], recipe.size)
-    return crop[:, :, ::-1] if recipe.flip and random.random() < 0.5 else crop
+    return Box(top, left, h, w, recipe.flip and random.random() < 0.5)
+
+
+def random_crop(window: np.ndarray, recipe: Recipe, random: np.random.Generator) -> np.ndarray:
+    """Random resized crop and flip, the same for all frames of a window (T, H, W, 3) -> (T, size, size, 3) uint8."""
+    height, width = window.shape[1:3]
+    box = random_box(height, width, recipe, random)
+    part = window[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    crop = resize(part, recipe.size)
+    return crop[:, :, ::-1] if box.flip else crop
 
 
 def centre_crop(window: np.ndarray, size: int) -> np.ndarray:
@@ -204,10 +286,11 @@ def centre_crop(window: np.ndarray, size: int) -> np.ndarray:
 
 
 def resize(frames: np.ndarray, size: int) -> np.ndarray:
-    """Scale frames (T, H, W, 3) uint8 to a square by antialiased bilinear interpolation."""
+    """Scale a copy of frames (T, H, W, 3) uint8 to a square by antialiased bilinear interpolation."""
+    frames = np.array(frames)
     if frames.shape[1:3] == (size, size):
         return frames
-    tensor = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2)
+    tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
     scaled = F.interpolate(tensor, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return scaled.permute(0, 2, 3, 1).numpy()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -17,6 +18,8 @@ def resolve_device(name: str) -> str:
     """Resolve `auto` to cuda if available, else cpu. Raises UserError if the device does not exist."""
     import torch
 
+    # cuBLAS is deterministic only with a fixed workspace size, set before CUDA is initialised.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

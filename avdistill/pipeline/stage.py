@@ -79,24 +79,18 @@ class Stage:
             marker.write_text(key or "")
         with room_for(partial):
             yield partial
-        marker.unlink()
         final.parent.mkdir(parents=True, exist_ok=True)
         old = partial.with_name(f"{partial.name}.old")  # a half deleted folder must not be at the output path
         if final.exists():
             shutil.rmtree(old, ignore_errors=True)
             final.replace(old)
-        partial.replace(final)
+        # Until the last step, the files are in a folder that the next execution with this key finds and keeps.
         if keep:
             finished.parent.mkdir(exist_ok=True)
             finished.write_text(key or "")
+        partial.replace(final)
+        (final / marker.name).unlink()
         shutil.rmtree(old, ignore_errors=True)
-
-    def summarise(self, values: dict[str, object]) -> None:
-        """Write the stage's most important numbers to `<out>/summary/<stage>/<item>.json`."""
-        from avdistill.data.files import write_json
-
-        path = self.params.path("summary", self.name) / f"{self.item or self.name}.json"
-        write_json(path, json.loads(json.dumps(values)))
 
 
 def _put_aside(partial: Path) -> None:

@@ -42,6 +42,7 @@ class Ablation(NamedTuple):
     metric: str
     grid: dict[str, list[Any]]
     labels: dict[str, str]
+    draws: int = 1  # of the suite's teachers
 
     @property
     def varied(self) -> list[str]:
@@ -59,12 +60,14 @@ def summarise(ablation: Ablation, measured: pd.DataFrame) -> pd.DataFrame:
         base = results.by_seed(here, ablation.baseline, ablation.metric)
         for run in dict.fromkeys(here["run"]):
             ours = results.by_seed(here, run, ablation.metric)
-            gain = results.paired_difference(ours, base) if run != ablation.baseline else results.UNKNOWN
+            different = run != ablation.baseline
+            gain = results.paired_difference(ours, base, ablation.draws) if different else results.UNKNOWN
+            score = percent(results.student_interval(results.by_draw(ours, ablation.draws)))
             rows.append(
                 {
                     **{key: here[key].iloc[0] for key in keys},
                     "run": run,
-                    **interval_columns(ablation.metric, percent(results.student_interval(ours))),
+                    **interval_columns(ablation.metric, score),
                     **interval_columns("gain", percent(gain)),
                     "p": results.paired_p(gain),
                     "seconds": here["seconds"].iloc[0],

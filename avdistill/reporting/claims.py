@@ -151,13 +151,16 @@ def claims_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
     columns += [Column("verdict", number=False, first=True)]
     entries = suite.params.report.claims
     reach = reach_of(table, entries)
-    rows = []
+    rows, places = [], []
     for row in table.to_dict("records"):
         reported, interval = entries[row["id"]].reported, interval_of(row, "difference")
         sides = [runs for runs in (row["runs"].split(), row["minus"].split()) if runs]
         title = f"{f' {MINUS} '.join(map(listed, sides))}\n{suite.tooltip(*(run for runs in sides for run in runs))}"
         measured = f"{row['metric']}: {f' {MINUS} '.join(map(side, sides))}"
-        details = (beside(tuple(reported.values()), interval), what_decides(row, interval))
+        place = beside(tuple(reported.values()), interval)
+        if reported and interval.defined:
+            places.append(place)
+        details = (place, what_decides(row, interval))
         look = {HOLDS: "strong holds", FAILS: "strong fails"}.get(row["verdict"], "dim")
         rows.append(
             [
@@ -172,8 +175,8 @@ def claims_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
         )
     counts = {words: int((table["verdict"] == verdict).sum()) for verdict, words in COUNTED.items()}
     notes = [
-        f"Points. Here: mean {PLUS_MINUS} half of the 95 % interval, which covers other seeds and test clips, not "
-        "other teachers; AUROC and share of classes less one half. Could find: the smallest effect that this suite "
+        f"Points. Here: mean {PLUS_MINUS} half of the 95 % interval, which covers {suite.coverage()}; AUROC and share "
+        "of classes less one half. Could find: the smallest effect that this suite "
         f"finds with a probability of 80 %. Verdict: after Holm's correction for all {len(table)} claims, so that a "
         "claim can be undecided although its interval excludes 0; below it, how many seeds would decide it if the "
         "contrast stays as it is, or that no number of seeds would, but more test clips. Below or above the paper: the "
@@ -181,6 +184,8 @@ def claims_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
     ]
     legend = f"Rings: paper. Diamond and line: here, with its interval. Dashed: zero. Cut at {PLUS_MINUS}{reach:.0f}."
     caption = f"Claims: {', '.join(f'{count} {words}' for words, count in counts.items() if count)}"
+    if outside := sum(map(bool, places)):
+        caption += f". Intervals that exclude the paper's numbers: {outside} of {len(places)}"
     return Sheet("claims", caption, columns, rows, with_dagger(rows, notes), legend)
 
 

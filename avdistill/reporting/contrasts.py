@@ -1,4 +1,7 @@
-"""Contrasts between the runs of an evaluated suite, in points, paired by seed and by test clip."""
+"""Contrasts between the runs of an evaluated suite, in points, paired by seed and by test clip.
+
+If the teachers have several draws, contrasts are averaged over the seeds of each draw, and draws take the place of
+seeds (avdistill/reporting/results.py)."""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import pandas as pd
 
 from avdistill.config.report import CLIP_METRICS
 from avdistill.config.schema import Params
+from avdistill.data.draws import draws_of
 from avdistill.data.files import read_arrays
 from avdistill.data.index import read_index
 from avdistill.pipeline.errors import UserError
@@ -31,8 +35,8 @@ class Contrasts:
     def contrast(self, metric: str, runs: Sequence[str], minus: Sequence[str]) -> Contrast | None:
         """Return the mean of `runs` - the mean of `minus` over their common seeds; see `config.report.Claim`.
 
-        None if they have no seed in common, or the metric was not measured. Raises UserError if the runs were evaluated
-        on different clips, or a file is damaged."""
+        None if they have no seed in common, or the metric was not measured. Raises UserError if the runs or their seeds
+        were evaluated on different clips, or a file is damaged."""
         metric = results.metric_key(metric)
         if metric == "classes":
             return self._by_class(runs, minus)
@@ -42,7 +46,9 @@ class Contrasts:
     def _by_group(self, metric: str, runs: Sequence[str], minus: Sequence[str]) -> np.ndarray:
         """Return the contrast (seeds, groups) of a metric by clip."""
         seeds, ours, others = self._paired(metric, runs, minus)
-        return by_group(ours - others, self._of_clips(runs[0], "group")) if seeds else np.empty((0, 0))
+        if not seeds:
+            return np.empty((0, 0))
+        return by_group(self._by_draw(ours - others, seeds), self._of_clips(runs[0], "group"))
 
     def _by_class(self, runs: Sequence[str], minus: Sequence[str]) -> Contrast | None:
         """Return the share of classes with the higher accuracy, less one half; classes are the groups of clips."""
@@ -51,7 +57,7 @@ class Contrasts:
             return None
         # The sign of the mean over a class's clips is that of its sum, up to the rounding of the mean over runs.
         sums = pd.DataFrame((ours - others).T).groupby(self._of_clips(runs[0], "class")).sum().to_numpy().T
-        sides = 50 * np.sign(sums.round(9))
+        sides = self._by_draw(50 * np.sign(sums.round(9)), seeds)
         # One more class on either side, as Agresti and Coull add successes and failures (American Statistician 52,
         # 1998): else classes that all agree would have no variance.
         padded = np.pad(sides, ((0, 0), (1, 1)), constant_values=(-50, 50))
@@ -63,7 +69,13 @@ class Contrasts:
         def mean(side: Sequence[str]) -> pd.Series:
             return pd.concat([self._values(run, metric) for run in side], axis=1).mean(axis=1, skipna=False)
 
-        return (mean(runs) - (mean(minus) if minus else 0.5)).dropna().to_numpy()[:, None]
+        found = (mean(runs) - (mean(minus) if minus else 0.5)).dropna()
+        return self._by_draw(found.to_numpy()[:, None], found.index)
+
+    def _by_draw(self, values: np.ndarray, seeds: Sequence[int] | pd.Index) -> np.ndarray:
+        """Return the means (draws, N) of values (seeds, N) over the seeds of each draw of the teachers."""
+        draws = draws_of(self.params)
+        return results.by_draw(pd.DataFrame(values, index=seeds), draws).to_numpy() if draws > 1 else values
 
     def _values(self, run: str, metric: str) -> pd.Series:
         """Return the values of a run by seed; empty if stage train or evaluate wrote none."""
@@ -106,8 +118,12 @@ class Contrasts:
             found = self._clips[run] = {name: {} for name in CLIP_METRICS}
             for seed in self.params.jobs[self.params.runs()[run][0]].seeds_of(run):
                 path = self._folder(run) / f"seed-{seed}.npz"
-                arrays = read_arrays(path, ("ids", "accuracy", "R@*", "mAP@*")) if path.exists() else {}
-                self._ids[run] = arrays.pop("ids", self._ids.get(run, np.empty(0)))
+                if not path.exists():
+                    continue
+                arrays = read_arrays(path, ("ids", "accuracy", "R@*", "mAP@*"))
+                ids = arrays.pop("ids")
+                if not np.array_equal(ids, self._ids.setdefault(run, ids)):
+                    raise UserError(f"{path}: evaluated on other test clips than other seeds; run `dvc repro` again")
                 for name, values in arrays.items():
                     if not np.isnan(values).all():
                         found[name][seed] = linearised(values)

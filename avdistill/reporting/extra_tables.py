@@ -109,7 +109,7 @@ def detection_table(suite: EvaluatedSuite) -> pd.DataFrame:
     """Return the AUROC of each clip score of each run by split, as a mean over seeds with its interval."""
     rows = []
     for (run, score, split), found in suite.detection.groupby(["run", "score", "split"], sort=False):
-        auroc = results.student_interval(found["auroc"])
+        auroc = results.student_interval(results.by_draw(found.set_index("seed")["auroc"], suite.draws))
         mlflow = {f"mlflow_{stage}": ids for stage, ids in suite.mlflow_ids(run).items()}
         key = {"run": run, "score": score, "split": split}
         rows.append({**key, **interval_columns("auroc", auroc), "clips": found["clips"].mean(), **mlflow})

@@ -1,10 +1,10 @@
 """What DVC shows of a suite: a screenful of metrics, and plots that `dvc plots diff` compares between commits.
 
-Each suite has one file in each of these folders, which every dvc.yaml declares as a whole. For suites that have not
-run, DVC prints one line about files that it failed to load, and shows dashes in place of metrics.
+Each suite has one file in each of these folders, which its dvc.yaml declares. For suites that have not run, DVC prints
+one line about files that it failed to load, and shows dashes in place of metrics.
 
   out/metrics/<suite>.json            `headline`
-  out/plots/claims/<suite>.csv        claim, difference (points)
+  out/plots/claims/<suite>.csv        claim, difference, low, high (points, with the 95 % interval)
   out/plots/curves/<suite>.csv        run, split, epoch, accuracy (%, mean over seeds)
   out/plots/confusion/<suite>.csv     actual, predicted: a row per test clip, of the first seed
   out/plots/noise/<suite>.csv         curve, snr (dB, or clean), accuracy (%, mean over seeds)
@@ -29,7 +29,7 @@ from avdistill.reporting.extra_tables import noise_table
 from avdistill.reporting.suite import EvaluatedSuite
 
 METRICS = ("accuracy", "R@1", "mAP@100")
-SCORES = ("tau", "mask")
+INTERVAL = {"difference": "difference", "low": "difference_low", "high": "difference_high"}  # columns of the claims
 
 
 def folder_of(params: Params) -> Path:
@@ -57,7 +57,8 @@ def headline(suite: EvaluatedSuite, claims: pd.DataFrame) -> dict[str, Any]:
     if report.proposed in suite.evaluated:
         gain = suite.gain(report.proposed, suite.baseline_of(report.proposed))
         found["gain"] = {"accuracy": gain.mean, "low": gain.low, "high": gain.high}
-        found["auroc"] = {score: suite.score(report.proposed, f"auroc/{score}").mean for score in SCORES}
+        scores = suite.detection[(suite.detection["run"] == report.proposed) & (suite.detection["split"] == "test")]
+        found["auroc"] = dict(100 * scores.astype({"auroc": float}).groupby("score")["auroc"].mean())
     if len(claims):
         counts = claims["verdict"].value_counts()
         found["claims"] = {words.replace(" ", "_"): int(counts.get(verdict, 0)) for verdict, words in COUNTED.items()}
@@ -76,12 +77,12 @@ def plots(suite: EvaluatedSuite, claims: pd.DataFrame) -> dict[str, pd.DataFrame
     shown = [report.baseline, report.proposed, *report.figures.gain_per_class]
     runs = [run for run in dict.fromkeys(shown) if run in suite.evaluated]
     decided = [
-        {"claim": f"{row['id']} {row['claim']}", "difference": round(row["difference"], 2)}
+        {"claim": f"{row['id']} {row['claim']}"} | {name: round(row[column], 2) for name, column in INTERVAL.items()}
         for row in claims.to_dict("records")
         if not np.isnan(row["difference"])
     ]
     return {
-        "claims": pd.DataFrame(decided, columns=["claim", "difference"]),
+        "claims": pd.DataFrame(decided, columns=["claim", *INTERVAL]),
         "curves": curves(suite.params, runs),
         "confusion": confusion(suite.params, report.proposed if report.proposed in runs else report.baseline),
         "noise": noise.dropna(subset="accuracy").rename(columns={"snr_db": "snr"}).round({"accuracy": 2}),

@@ -49,6 +49,8 @@ def power(params: Params) -> str:
         lines.append([*line, signed(contrast.mean), half, str(contrast.seeds), str(contrast.groups), *others])
     widths = [max(len(line[column]) for line in lines if column < len(line)) for column in range(len(lines[0]))]
     text = ["  ".join(word.rjust(width) for word, width in zip(line, widths, strict=False)) for line in lines]
+    if suite.draws > 1:
+        text.append(f"Intervals cover {suite.coverage()}.")
     return "\n".join(text)
 
 

@@ -2,19 +2,23 @@
 
 The interval of a score is a 95 % Student's t interval over seeds: it covers the variation between seeds, not the
 sampling of test clips. avdistill/reporting/two_way.py has the interval of a difference between runs, which covers both.
+
+Seeds that share a draw of the teachers (avdistill/data/draws.py) are not independent. Everything is first averaged over
+the seeds of a draw, and statistics take the draws for seeds: seeds that share a draw count as one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from avdistill.config.report import Table
 from avdistill.config.schema import Params
+from avdistill.data.draws import draws_of
 from avdistill.pipeline.errors import UserError, nearest
 
 REPORTED = Path(__file__).with_name("reported_results.csv")
@@ -22,13 +26,16 @@ REPORTED = Path(__file__).with_name("reported_results.csv")
 TEXT = {"id", "class", "true", "predicted", "run", "metric", "score", "split", "relevant", "reason", "term"}
 TEXT |= {"source", "task", "dataset", "setup", "method", "teachers", "baseline", "device"}
 CONFIDENCE = 0.95
+Measured = TypeVar("Measured", pd.Series, pd.DataFrame)
 # Names of the report's own tables.
 RESERVED = {"claims", "settings", "predictors", "studies", "runs", "tests", "noise", "detection"}
 RESERVED |= {"cost", "gradients", "teachers", "vggsounder"}
 
 
 class Interval(NamedTuple):
-    """A mean over `seeds` seeds and its 95 % interval. `low` and `high` are NaN where it is undefined."""
+    """A mean over `seeds` seeds and its 95 % interval. `low` and `high` are NaN where it is undefined.
+
+    Seeds that share a draw of the teachers count as one."""
 
     mean: float
     low: float
@@ -69,8 +76,15 @@ def interval_of(row: Any, name: str) -> Interval:
     return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row[f"{name}_seeds"]))
 
 
+def by_draw(values: Measured, draws: int) -> Measured:
+    """Return the means of values (index: seed, NaN ignored) over the seeds of each of the suite's draws of teachers.
+
+    With one draw, these are the values themselves: what is computed from them holds for this draw."""
+    return values.groupby(values.index % draws).mean() if draws > 1 else values
+
+
 def student_interval(values: pd.Series | np.ndarray | list[float]) -> Interval:
-    """Return the mean of values (one per seed, NaN ignored) with its two-sided 95 % Student's t interval.
+    """Return the mean of values (one per seed or draw, NaN ignored) with its two-sided 95 % Student's t interval.
 
     The interval of a single value is undefined."""
     known = np.asarray(values, dtype=np.float64)
@@ -86,13 +100,14 @@ def student_interval(values: pd.Series | np.ndarray | list[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, int(known.size))
 
 
-def paired_difference(ours: pd.Series, base: pd.Series) -> Interval:
+def paired_difference(ours: pd.Series, base: pd.Series, draws: int = 1) -> Interval:
     """Return the mean of ours - baseline over common seeds (index: seed), with the interval of the paired t test.
 
+    With several `draws` of the teachers, they take the place of seeds.
     The interval is undefined if the difference is the same in all seeds: on a finite test set this is a coincidence,
     and an interval of width 0 would suggest certainty."""
     difference = (ours - base).dropna()
-    found = student_interval(difference)
+    found = student_interval(by_draw(difference, draws))
     return found._replace(low=np.nan, high=np.nan) if found.low == found.high else found
 
 
@@ -166,6 +181,11 @@ def by_seed(measured: pd.DataFrame, run: str | None, metric: str) -> pd.Series:
     """Return the values of one metric of a run (index: seed), in the units of stage evaluate; empty if missing."""
     rows = measured[(measured["run"] == run) & (measured["metric"] == metric_key(metric))]
     return rows.set_index("seed")["value"].astype(float)
+
+
+def score(params: Params, measured: pd.DataFrame, run: str | None, metric: str) -> Interval:
+    """Return the mean of one metric of a run with its interval, in the units of stage evaluate."""
+    return student_interval(by_draw(by_seed(measured, run, metric), draws_of(params)))
 
 
 def comparable(params: Params, run: str, other: str) -> bool:
@@ -255,7 +275,7 @@ def compare(
         run, base = table.run_of(method, setup), table.run_of(table.base, setup)
         for metric in table.metrics:
             ours = by_seed(measured, run, metric)
-            score = student_interval(ours)
+            score = student_interval(by_draw(ours, draws_of(params)))
             compared = score.seeds > 0 and base and method != table.base and comparable(params, run or "", base)
             gain = difference(run or "", base or "", metric) if compared else UNKNOWN
             value = values.get((method, setup, metric), np.nan)

@@ -9,7 +9,8 @@ The settings are `report.settings` of params. A gain is a contrast between runs 
   undecided       none of these
 
 The predictors (avdistill/reporting/information.py) use the features of the audio teacher and those of the student
-without a teacher, of its first seed, on test clips, which no student was trained on.
+without a teacher, of its first seed, on test clips, which no student was trained on. Of a teacher with several draws,
+the features are those of draw 0.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def settings_sheet(suite: EvaluatedSuite, table: pd.DataFrame, agreement: pd.Dat
         rows.append(cells)
     notes = [
         f"Accuracy in percent: mean and standard deviation over seeds. Gain: method {MINUS} student without a teacher, "
-        f"in points, mean {PLUS_MINUS} half of the 95 % interval, which covers other seeds and other test clips; bold "
+        f"in points, mean {PLUS_MINUS} half of the 95 % interval, which covers {suite.coverage()}; bold "
         f"if p is below {ALPHA:g} after Holm's correction for all {table['p'].count()} gains.",
         "Predictors, from the features T of the audio teacher (also beside methods with another teacher), the features "
         "S of the student without a teacher and the labels Y of test clips; dim where no gain is predicted. Beyond "

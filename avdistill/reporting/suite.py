@@ -5,9 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from avdistill.config.schema import Job, Params
+from avdistill.data.draws import draws_of
 from avdistill.pipeline.errors import UserError
 from avdistill.reporting import results, significance
 from avdistill.reporting.contrasts import Contrasts
+from avdistill.reporting.page import listed
 from avdistill.reporting.results import Interval, percent
 from avdistill.tracking.journal import ledger
 
@@ -27,6 +29,7 @@ class EvaluatedSuite:
         self._values = {key: values.astype(float) for key, values in groups}
         self._seeds = self.measured.groupby("run")["seed"].unique().map(sorted).to_dict()
         self.evaluated = [run for run in params.runs() if run in self._seeds]
+        self.draws = draws_of(params)
         self.contrasts = Contrasts(params)
         self.tests = significance.tests(params, self.contrasts)
         keys = self.tests[["run", "base", "metric"]].itertuples(index=False, name=None)
@@ -62,7 +65,17 @@ class EvaluatedSuite:
 
     def score(self, run: str, metric: str) -> Interval:
         """Return the mean of a metric of a run over seeds, in percent."""
-        return percent(results.student_interval(self.values(run, metric)))
+        return percent(results.student_interval(results.by_draw(self.values(run, metric), self.draws)))
+
+    def coverage(self) -> str:
+        """Return what the interval of a contrast covers."""
+        trained = [name for name, teacher in self.params.teachers.items() if teacher.draws > 1]
+        if not trained:
+            return "other seeds and test clips, not other teachers"
+        covered = f"other seeds, test clips and trainings of {listed(trained)}"
+        seeds = [job.seeds for job in self.params.jobs.values()]
+        shared = any(len({seed % self.draws for seed in several}) < len(several) for several in seeds)
+        return f"{covered} (seeds that share one count as one)" if shared else covered
 
     def baseline_of(self, run: str) -> str | None:
         """Return the evaluated run without distillation to compare `run` with; None if there is none."""

@@ -13,6 +13,7 @@ import pandas as pd
 
 from avdistill.config.schema import Params
 from avdistill.config.types import NO_TEACHER
+from avdistill.data.draws import draws_of, of_draw
 from avdistill.reporting.page import (
     EMPTY,
     MINUS,
@@ -160,13 +161,15 @@ def runs_notes(table: pd.DataFrame) -> list[str]:
 
 
 def teachers_table(suite: EvaluatedSuite) -> pd.DataFrame:
-    """Return the accuracy (percent) of a linear layer on each teacher's features."""
+    """Return the accuracy (percent) of a linear layer on each teacher's features, averaged over its draws."""
     rows = []
     for name, entry in suite.params.features.items():
-        path = suite.params.path("teacher_head", name) / "metrics.json"
-        if not path.exists():
+        folder = suite.params.path("teacher_head", name)
+        paths = [folder / of_draw(draw) / "metrics.json" for draw in range(draws_of(suite.params, entry.teacher))]
+        if not paths[0].exists():
             continue
-        found = json.loads(path.read_text(encoding="utf-8"))
+        each = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        found = each[0] | {"accuracy": pd.DataFrame([one["accuracy"] for one in each]).mean().to_dict()}
         rows.append(
             {
                 "features": name,

@@ -10,7 +10,8 @@ the expected mean squares are MS_seed = residual + G seed, MS_group = residual +
 
     Var(mean) = seed / S + group / G + residual / (S G) = (MS_seed + MS_group - MS_residual) / (S G)
 
-A component estimated below 0 is set to 0. Degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946):
+Seeds that share a draw of the teachers are averaged before: they are one of the S (by_draw in results.py). A component
+estimated below 0 is set to 0. Degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946):
 (sum of a_i MS_i)^2 / sum of (a_i MS_i)^2 / df_i. A metric without values by clip has one group, and the formulas are
 those of Student's t over seeds.
 """

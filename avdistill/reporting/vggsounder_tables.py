@@ -23,7 +23,8 @@ teacher's features as they are; of the teacher's head, the probability of y (`he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,13 +33,14 @@ import pandas as pd
 
 from avdistill.config.schema import Job
 from avdistill.config.types import NO_TEACHER
+from avdistill.data.draws import draw_of, of_draw
 from avdistill.data.files import read_arrays
 from avdistill.data.index import read_index
 from avdistill.data.sources.vggsounder import COLUMNS, SEPARATOR, VERSION
 from avdistill.pipeline.errors import UserError
 from avdistill.reporting import results
 from avdistill.reporting.page import EMPTY, MINUS, PLUS_MINUS, Column, Sheet, TableCell, spread, symbol, with_dagger
-from avdistill.reporting.results import Interval, interval_columns, interval_of, percent, student_interval
+from avdistill.reporting.results import Interval, by_draw, interval_columns, interval_of, percent, student_interval
 from avdistill.reporting.suite import EvaluatedSuite
 
 if TYPE_CHECKING:
@@ -77,11 +79,12 @@ def vggsounder_table(suite: EvaluatedSuite) -> pd.DataFrame:
         if not set(COLUMNS) <= set(index.columns):
             continue
         index = index.set_index("id")
+        read = lru_cache(maxsize=2)(partial(by_seed, suite, index=index))  # a run, and the baseline of all runs
         for run in suite.evaluated:
-            clips = by_seed(suite, run, index) if suite.job(run).dataset == dataset else {}
+            clips = read(run) if suite.job(run).dataset == dataset else {}
             if clips:
                 mlflow = {f"mlflow_{stage}": ids for stage, ids in suite.mlflow_ids(run).items()}
-                measures = (*recognition(suite, run, clips, index), *detection(suite, run, clips))
+                measures = (*recognition(suite, run, read, index), *detection(suite, run, clips))
                 rows += [{"dataset": dataset, "run": run, **measure, **mlflow} for measure in measures]
     return pd.DataFrame(rows)
 
@@ -113,14 +116,24 @@ def check_same(clips: EvaluatedClips, others: EvaluatedClips, path: Path) -> Non
         raise UserError(f"{path}: expected the clips of the other runs and seeds; run stage evaluate again")
 
 
-def heard_by(suite: EvaluatedSuite, job: Job, rows: pd.DataFrame) -> HeardClips | None:
-    """Return the audio teacher of a job on clips (rows of the index); None if the job names none."""
+def heard_by(suite: EvaluatedSuite, job: Job, rows: pd.DataFrame, seeds: Iterable[int]) -> dict[int, HeardClips]:
+    """Return what the audio teacher that a job has with each seed made of clips; empty if the job names none.
+
+    `rows` are the clips' rows of the index."""
+    if job.A == NO_TEACHER:
+        return {}
+    draws = {seed: draw_of(suite.params, seed, suite.params.features[job.A].teacher) for seed in seeds}
+    heard = {draw: heard_by_draw(suite, job, rows, draw) for draw in set(draws.values())}
+    return {seed: heard[draw] for seed, draw in draws.items()}
+
+
+def heard_by_draw(suite: EvaluatedSuite, job: Job, rows: pd.DataFrame, draw: int) -> HeardClips:
+    """Return what a draw of the audio teacher of a job made of clips (rows of the index)."""
     import torch
 
-    if job.A == NO_TEACHER:
-        return None
-    stored = read_arrays(suite.params.path("teacher_features", job.A) / "features.npz", ("ids", "features", "mask"))
-    head = read_arrays(suite.params.path("teacher_head", job.A) / "logits.npz", ("ids", "logits"))
+    part, path = of_draw(draw), suite.params.path
+    stored = read_arrays(path("teacher_features", job.A) / part / "features.npz", ("ids", "features", "mask"))
+    head = read_arrays(path("teacher_head", job.A) / part / "logits.npz", ("ids", "logits"))
     row, judged = (pd.Index(arrays["ids"]).get_indexer(rows.index) for arrays in (stored, head))
     if min(row.min(), judged.min()) < 0:
         raise UserError(f"teacher_features/{job.A}: no row for some test clips; run stage teacher_features again")
@@ -162,37 +175,44 @@ def measure(name: str, on: str, interval: Interval, clips: int, classes: float =
 
 
 def recognition(
-    suite: EvaluatedSuite, run: str, clips: dict[int, EvaluatedClips], index: pd.DataFrame
+    suite: EvaluatedSuite, run: str, read: Callable[[str], dict[int, EvaluatedClips]], index: pd.DataFrame
 ) -> Iterator[dict[str, Any]]:
-    """Yield hit@1, AP, kappa and repairs of a run; `clips` are by seed, `index` has all clips by id."""
+    """Yield hit@1, AP, kappa and repairs of a run; `read` returns a run's clips by seed, `index` has all by id."""
     from models import label_sets as metrics
 
+    def mean(values: dict[int, float]) -> Interval:
+        return student_interval(by_draw(pd.Series(values, dtype=float), suite.draws))
+
+    clips = read(run)
     first = next(iter(clips.values()))
     classes = dict(zip(index["class"], index["label"], strict=True))
     truth = label_sets(first.rows, classes, first.probabilities.shape[1])
     for on in SETS:
         count = int(truth[on].any(1).sum())
-        hit = [metrics.hits(each.probabilities, truth[on]).nanmean().item() for each in clips.values()]
-        yield measure("hit@1", on, student_interval(hit), count)
-        precision = [
-            metrics.average_precision(each.probabilities, truth[on]).nanmean().item() for each in clips.values()
-        ]
-        yield measure("AP", on, student_interval(precision), count, int(truth[on].any(0).sum()))
+        hit = {seed: metrics.hits(each.probabilities, truth[on]).nanmean().item() for seed, each in clips.items()}
+        yield measure("hit@1", on, mean(hit), count)
+        precision = {
+            seed: metrics.average_precision(each.probabilities, truth[on]).nanmean().item()
+            for seed, each in clips.items()
+        }
+        yield measure("AP", on, mean(precision), count, int(truth[on].any(0).sum()))
     student = {seed: metrics.hits(each.probabilities, truth["any"]) for seed, each in clips.items()}
     if base := suite.baseline_of(run):
         before = {}
-        for seed, each in by_seed(suite, base, index).items():
+        for seed, each in read(base).items():
             check_same(each, first, suite.params.path("evaluate", suite.params.runs()[base][0]))
             before[seed] = metrics.hits(each.probabilities, truth["any"])
-        pairs = [(before[seed], student[seed]) for seed in student if seed in before]
+        pairs = {seed: (before[seed], student[seed]) for seed in student if seed in before}
         count = int(truth["any"].any(1).sum())
-        yield measure("kappa_V", "any", student_interval([metrics.lost(*pair) for pair in pairs]), count)
-        yield measure("repairs", "any", student_interval([metrics.lost(*pair[::-1]) for pair in pairs]), count)
-        if heard := heard_by(suite, suite.job(run), first.rows):
+        yield measure("kappa_V", "any", mean({seed: metrics.lost(*pair) for seed, pair in pairs.items()}), count)
+        yield measure("repairs", "any", mean({seed: metrics.lost(*pair[::-1]) for seed, pair in pairs.items()}), count)
+        values = {}
+        for seed, heard in heard_by(suite, suite.job(run), first.rows, student).items():
             head = metrics.hits(heard.probabilities, truth["any"])
-            values = [metrics.lost(head[heard.mask], each[heard.mask]) for each in student.values()]
+            values[seed] = metrics.lost(head[heard.mask], student[seed][heard.mask])
             count = int((truth["any"].any(1) & heard.mask).sum())
-            yield measure("kappa_A", "any", student_interval(values), count)
+        if values:
+            yield measure("kappa_A", "any", mean(values), count)
 
 
 def detection(suite: EvaluatedSuite, run: str, clips: dict[int, EvaluatedClips]) -> Iterator[dict[str, Any]]:
@@ -205,12 +225,12 @@ def detection(suite: EvaluatedSuite, run: str, clips: dict[int, EvaluatedClips])
     if method.empty and suite.baseline_of(run):
         return
     first = next(iter(clips.values()))
-    heard = heard_by(suite, suite.job(run), first.rows)
+    heard = heard_by(suite, suite.job(run), first.rows, clips)
     found: dict[str, list[Tensor]] = {}
     for seed, each in clips.items():
         mine = method[method["seed"] == seed].set_index("id").drop(columns="seed").reindex(first.rows.index)
         scores = {str(name): torch.tensor(mine[name].to_numpy(dtype=float)) for name in mine}
-        for name, values in {**(plain_scores(each, heard) if heard else {}), **scores}.items():
+        for name, values in {**(plain_scores(each, heard[seed]) if heard else {}), **scores}.items():
             found.setdefault(name, []).append(values)
     labels, groups = (torch.from_numpy(first.rows[name].factorize(sort=True)[0]) for name in ("label", "group"))
     once = torch.ones(len(first.rows), 1)  # the clips themselves, before their resamples

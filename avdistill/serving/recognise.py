@@ -8,9 +8,7 @@ Reads the folder written by stage export. MLflow loads it as a pyfunc model (`lo
         -d '{"dataframe_records": [{"video": "/some/clip.mp4"}], "params": {"nearest": 3}}'
 
 `video` is the path of a file on the serving machine, or the bytes of a file in base64. URLs are not fetched.
-
-Environment: AV_SERVE_PATHS=off rejects paths, for servers reachable by untrusted clients; AV_SERVE_MB (64) and
-AV_SERVE_SECONDS (600) limit the size of a base64 file and the duration of a video.
+avdistill/serving/limits.py has the limits of a request, which environment variables set.
 """
 
 from __future__ import annotations
@@ -18,9 +16,10 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
 import re
 import tempfile
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,26 +33,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avdistill.data.files import read_arrays
-from avdistill.data.jpeg import JpegClip, encode
 from avdistill.data.loader import centre_crop, take_window
-from avdistill.data.media import read_frames
 from avdistill.pipeline.errors import UserError
+from avdistill.serving.limits import Limits, limits
+from avdistill.serving.reading import Readers, too_late
 
 COLUMNS = ("class", "probability", "probabilities", "nearest", "error")
 NEAREST = 5
-BATCH = 64  # windows
-# Signatures of self-contained video files. All other files are rejected unread, because FFmpeg would treat some text
-# files as playlists and open the files they list.
-SIGNATURES = re.compile(
-    rb".{4}(?:ftyp|moov|mdat|wide|free|skip|pnot)"  # MP4, MOV, 3GP
-    rb"|\x1aE\xdf\xa3"  # Matroska, WebM
-    rb"|RIFF.{4}AVI "
-    rb"|0&\xb2u\x8ef\xcf\x11"  # ASF, WMV
-    rb"|FLV\x01|OggS|GIF8[79]a|\x06\x0e\x2b\x34"  # the last: MXF
-    rb"|\x00\x00\x01[\xba\xb3]"  # MPEG program stream, MPEG video
-    rb"|G.{187}G|.{4}G.{191}G",  # MPEG transport stream, in packets of 188 and 192 bytes
-    re.DOTALL,
-)
+BATCH = 8  # windows; so many are computed at a time, whatever a request asks
 BASE64 = re.compile(r"(?:data:[\w./+-]*;base64,)?(?P<data>[A-Za-z0-9+/]+={0,2})\s*")
 
 
@@ -68,53 +55,54 @@ class Recogniser:
         gallery = read_arrays(folder / "gallery.npz")
         self.ids, self.labels = gallery["ids"], gallery["labels"]
         self.gallery = F.normalize(torch.from_numpy(gallery["features"]), dim=1)
+        self.readers, self._turn = Readers(), threading.Lock()
 
     def predict(self, videos: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Return one row of COLUMNS per value of column `video`, with the `params["nearest"]` nearest training videos.
 
-        A video that cannot be read has only a one-line `error`. Raises MlflowException, which MLflow's server returns
-        with status 400, if no video can be read or column `video` is missing."""
+        A video that cannot be read within the limits has only a one-line `error`. Raises MlflowException, which
+        MLflow's server returns with status 400, if no video can be read or column `video` is missing."""
         if "video" not in videos:
             raise _refusal(f"expected the column 'video', found {', '.join(map(str, videos)) or 'none'}")
         shown = int((params or {}).get("nearest", NEAREST))
-        rows = [self._row(value, shown) for value in videos["video"]]
+        try:
+            bounds = limits()
+        except UserError as error:
+            raise _refusal(str(error)) from None
+        until = time.monotonic() + bounds.request_seconds
+        rows = [self._row(value, shown, bounds, until) for value in videos["video"]]
         if rows and all(row["error"] for row in rows):
             raise _refusal(f"no video can be read; first error: {rows[0]['error']}")
         return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
-    def recognise(self, path: Path) -> tuple[Tensor, Tensor]:
+    def recognise(self, path: Path, bounds: Limits, until: float) -> tuple[Tensor, Tensor]:
         """Return probabilities (C,) and feature (D,) of a video file, averaged over its windows as in stage evaluate.
 
-        Raises UserError if it is not a video or too long."""
-        with path.open("rb") as file:
-            if not SIGNATURES.match(file.read(256)):
-                raise UserError("not a video file; expected MP4, MOV, Matroska, WebM, AVI, WMV, FLV, Ogg or MPEG")
-        settings, longest = self.preprocessing, _limit("AV_SERVE_SECONDS", 600)
-        fps, short_side, reader = (settings[name] for name in ("fps", "short_side", "reader"))
-        # Reading one frame more than allowed detects a video that is too long without decoding the rest.
-        frames = read_frames(path, fps, short_side, end=longest + 1 / fps, reader=reader)
-        if len(frames) > longest * fps:
-            raise UserError(f"longer than {longest} s (AV_SERVE_SECONDS)")
-        # The student was trained on JPEG frames, so compress here too.
-        clip = JpegClip(encode(frames, settings["quality"])) if settings["encoding"] == "jpeg" else frames
-        length, stride = settings["frames"], settings["stride"]
-        starts = range(0, max(1, len(frames) - length + 1), stride)
-        with torch.inference_mode():
-            outputs = [
-                self.student(torch.from_numpy(np.stack([self._window(clip, start) for start in some])))
-                for some in (starts[first : first + BATCH] for first in range(0, len(starts), BATCH))
-            ]
-            logits, features = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-            return logits.softmax(1).mean(0), features.mean(0)
+        Raises UserError if it is not a video, exceeds a limit, or time.monotonic() reaches `until`."""
+        clip = self.readers.read(path, self.preprocessing, bounds, until)
+        length, stride, size = (self.preprocessing[name] for name in ("frames", "stride", "size"))
+        starts = range(0, max(1, len(clip) - length + 1), stride)
+        outputs = []
+        for some in (starts[first : first + BATCH] for first in range(0, len(starts), BATCH)):
+            windows = torch.from_numpy(np.stack([centre_crop(take_window(clip, at, length), size) for at in some]))
+            # In turn: PyTorch uses all cores for one batch, and the memory of several would add up.
+            if not self._turn.acquire(timeout=max(0.0, until - time.monotonic())):
+                raise too_late(bounds)
+            try:
+                with torch.inference_mode():
+                    outputs.append(self.student(windows))
+            finally:
+                self._turn.release()
+        logits, features = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        return logits.softmax(1).mean(0), features.mean(0)
 
-    def _window(self, clip: np.ndarray | JpegClip, start: int) -> np.ndarray:
-        return centre_crop(take_window(clip, start, self.preprocessing["frames"]), self.preprocessing["size"])
-
-    def _row(self, value: object, shown: int) -> dict[str, Any]:
+    def _row(self, value: object, shown: int, bounds: Limits, until: float) -> dict[str, Any]:
         path: Path | None = None
         try:
-            with _file(value) as path:
-                probabilities, feature = self.recognise(path)
+            if time.monotonic() >= until:
+                raise too_late(bounds)
+            with _file(value, bounds) as path:
+                probabilities, feature = self.recognise(path, bounds, until)
         except (UserError, OSError) as error:
             reason = " ".join(str(error).split()).removeprefix(f"{path}: ")
             return dict.fromkeys(COLUMNS) | {"error": reason}
@@ -153,34 +141,37 @@ def _load_pyfunc(path: str) -> Recogniser:
 
 
 @contextmanager
-def _file(value: object) -> Iterator[Path]:
+def _file(value: object, bounds: Limits) -> Iterator[Path]:
     """Yield the path of a value of column `video`; base64 is decoded to a temporary file. Raises UserError."""
     if not isinstance(value, str):
         raise UserError(f"expected a string, found {type(value).__name__}")
-    paths = os.environ.get("AV_SERVE_PATHS", "on") != "off"
-    if paths and len(value) < 4096 and "\0" not in value and Path(value).is_file():
-        yield Path(value)
+    if found := _existing(value, bounds.paths):
+        yield found
         return
-    most = _limit("AV_SERVE_MB", 64)
-    if len(value) * 3 / 4 > most * 2**20:
-        raise UserError(f"more than {most} MB (AV_SERVE_MB)")
-    found = BASE64.fullmatch(value)
+    if len(value) * 3 / 4 > bounds.mb * 2**20:
+        raise UserError(f"more than {bounds.mb} MB (AV_SERVE_MB)")
+    match = BASE64.fullmatch(value)
     try:
-        data = base64.b64decode(found["data"], validate=True) if found else b""
+        data = base64.b64decode(match["data"], validate=True) if match else b""
     except binascii.Error:
         data = b""
     if not data:
-        expected = "the path of a file on this machine, or a file in base64" if paths else "a file in base64"
-        raise UserError(f"expected {expected}; found {value[:40]!r}")
+        where = "on this machine" if bounds.paths == "on" else f"in {bounds.paths}"
+        path = "" if bounds.paths == "off" else f"the path of a file {where}, or "
+        raise UserError(f"expected {path}a file in base64; found {value[:40]!r}")
     with tempfile.NamedTemporaryFile(prefix="video-") as file:
         file.write(data)
         file.flush()
         yield Path(file.name)
 
 
-def _limit(name: str, default: int) -> int:
-    """Return a limit from the environment. Raises UserError unless it is a positive integer."""
-    value = os.environ.get(name) or str(default)
-    if not (value.isdecimal() and int(value) > 0):
-        raise UserError(f"{name}: expected a whole number above 0, found {value!r}")
-    return int(value)
+def _existing(value: str, paths: str) -> Path | None:
+    """Return the file that `value` names, links followed, if there is one and `paths` (AV_SERVE_PATHS) allows it."""
+    if paths == "off" or len(value) >= 4096 or "\0" in value:
+        return None
+    try:
+        folder = Path("/" if paths == "on" else paths).resolve()
+        path = (Path() if paths == "on" else folder).joinpath(value).resolve()
+        return path if path.is_relative_to(folder) and path.is_file() else None
+    except (OSError, RuntimeError):  # a name that is too long, links in a circle
+        return None

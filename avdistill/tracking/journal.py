@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import fcntl
 import getpass
 import json
@@ -16,7 +17,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ from avdistill.tracking.shared import (
 
 if TYPE_CHECKING:
     from avdistill.config.schema import Params
+
+START_TIME = "%Y%m%d-%H%M%S-%f"  # names of journals begin with it
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,9 @@ class TrackedRun:
         # run that has ended and been sent is an error.
         file = os.open(self.folder / f"{self.id}.jsonl", os.O_WRONLY | os.O_APPEND)
         try:
-            os.write(file, _line(event, **fields))
+            line = _line(event, **fields)
+            if os.write(file, line) < len(line):  # as a disk that gets full does it, without an error
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / f"{self.id}.jsonl"))
         finally:
             os.close(file)
 
@@ -174,14 +179,18 @@ def _journal(
     folder: Path, name: str, suite: str, tags: Mapping[str, object], parent: str | None
 ) -> Iterator[TrackedRun]:
     """Open the journal of a new run; on exit, write its end event with the status."""
-    run = TrackedRun(folder, f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{uuid.uuid4().hex[:8]}", suite, tags)
+    run = TrackedRun(folder, f"{_start_time(folder)}-{uuid.uuid4().hex[:8]}", suite, tags)
     partial = folder / f".{run.id}"
     with partial.open("ab", buffering=0) as file:
         # The lock is released even if the process is killed, so it tells active runs from killed ones.
         with contextlib.suppress(OSError):  # file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(_line("start", name=name, suite=suite, parent=parent, tags=dict(tags)))
-        partial.rename(folder / f"{run.id}.jsonl")
+        try:
+            file.write(_line("start", name=name, suite=suite, parent=parent, tags=dict(tags)))
+            partial.rename(folder / f"{run.id}.jsonl")
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
         try:
             yield run
         except KeyboardInterrupt:
@@ -193,6 +202,17 @@ def _journal(
             raise
         else:
             run._write("end", status="FINISHED")
+
+
+def _start_time(folder: Path) -> str:
+    """Return the time for the name of a new journal, later than that of all others: their order is that of starts.
+
+    A clock that was set back would put a run before its parent, and an old run in the place of the newest one."""
+    now = datetime.now(UTC).strftime(START_TIME)
+    newest = max((file.name[: len(now)] for file in folder.glob("2*.json*")), default="")
+    if now > newest:
+        return now
+    return (datetime.strptime(newest, START_TIME) + timedelta(microseconds=1)).strftime(START_TIME)
 
 
 def _start_mirror(folder: Path) -> None:

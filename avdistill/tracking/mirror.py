@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from avdistill.config.schema import Params
 
 
+STALE = 3600.0  # s; temporary files live for milliseconds, so an older one is that of a killed process
+
+
 class Delivery(NamedTuple):
     """Result of one delivery: number of events sent, and of runs completed in MLflow."""
 
@@ -46,6 +50,7 @@ def deliver(folder: Path) -> Delivery:
     events = completed = 0
     failed: Exception | None = None
     with file_lock(folder / "send.lock", wait=True):
+        _delete_stale(folder)
         # Names start with the start time, so a parent precedes its children.
         pending = [file for file in sorted(folder.glob("*.jsonl")) if _unsent_bytes(file) or not is_running(file)]
         if pending:
@@ -142,7 +147,8 @@ def _send(file: Path) -> Delivery:
     _replace(file.with_suffix(".sent.json"), sent | {"status": status, "offset": sent.get("offset", 0) + len(data)})
     if status == "RUNNING":
         return Delivery(len(events), 0)
-    shutil.rmtree(folder / file.stem, ignore_errors=True)
+    if (folder / file.stem).exists():
+        shutil.rmtree(folder / file.stem)  # before the journal, without which nobody would try again
     file.unlink()
     return Delivery(len(events), 1)
 
@@ -246,13 +252,15 @@ def _register(run_id: str, experiment_id: str, journal: str, path: Path, event: 
 
     client, name, tags = _client(), event["name"], event["tags"] | {"journal": journal}
     training = f"tags.stage = 'train' AND tags.run = '{tags['run']}' AND tags.seed = '{tags['seed']}'"
-    newest = client.search_runs(
-        [experiment_id],
-        f"{training} AND attributes.status = 'FINISHED'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    source = newest[0].info.run_id if newest else run_id
+    source = _trained_here(path.parents[1], tags["run"], tags["seed"])
+    if source is None:  # on another machine
+        newest = client.search_runs(
+            [experiment_id],
+            f"{training} AND attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )
+        source = newest[0].info.run_id if newest else run_id
     note = client.get_run(source).data.tags.get("mlflow.note.content", "")
     logged = client.search_logged_models([experiment_id], f"tags.journal = '{journal}'")
     model = logged[0] if logged else client.create_logged_model(experiment_id, name, source, tags)
@@ -271,6 +279,15 @@ def _register(run_id: str, experiment_id: str, journal: str, path: Path, event: 
         version = client.create_model_version(name, uri, source, tags, None, note, model_id=model.model_id)
     if all(int(known.version) <= int(version.version) for known in versions):
         client.set_registered_model_alias(name, event["alias"], version.version)
+
+
+def _trained_here(folder: Path, run: str, seed: str) -> str | None:
+    """Return the newest finished training of this checkout; another one may send its own to the same database."""
+    for file in sorted(folder.glob("*.sent.json"), reverse=True):
+        sent = json.loads(file.read_text(encoding="utf-8"))
+        if (sent["stage"], str(sent["run"]), str(sent["seed"]), sent["status"]) == ("train", run, seed, "FINISHED"):
+            return str(sent["run_id"])
+    return None
 
 
 @cache
@@ -303,6 +320,14 @@ def _client() -> MlflowClient:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def _delete_stale(folder: Path) -> None:
+    """Delete the temporary files of killed processes."""
+    for file in folder.glob(".*"):
+        with suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > STALE:
+                file.unlink()
 
 
 def _unsent_bytes(file: Path) -> int:

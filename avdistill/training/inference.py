@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from avdistill.config.schema import Params, Recipe
-from avdistill.data.loader import ClipSet, test_windows, to_input
+from avdistill.data.loader import ClipSet, EvaluationWindows, end_workers, sent_ahead, to_device, to_input
 from avdistill.pipeline.errors import UserError
 from avdistill.training.precision import autocast
 from avdistill.training.tensors import load_state
@@ -46,21 +46,31 @@ def load_student(
 
 @torch.inference_mode()
 def predict(
-    student: Student, clips: ClipSet, recipe: Recipe, device: torch.device, batch: int = 64
+    student: Student,
+    clips: ClipSet,
+    recipe: Recipe,
+    device: torch.device,
+    windows: EvaluationWindows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return probabilities (N, C) and features (N, D) of the clips, averaged over their windows; on the CPU.
 
-    Raises NotFiniteError with the first clip if the output contains NaN or infinity."""
+    `windows` are those of the clips, if they are read again and again. Raises NotFiniteError with the first clip if the
+    output contains NaN or infinity."""
     student.eval()
-    probabilities = torch.zeros(len(clips), clips.classes)
-    features = torch.zeros(len(clips), student.feature_dim)
-    counts = torch.zeros(len(clips), 1)
-    for windows, rows in test_windows(clips, recipe, batch):
+    read = EvaluationWindows(clips, recipe) if windows is None else windows
+    probabilities = torch.zeros(len(clips), clips.classes, device=device)
+    features = torch.zeros(len(clips), student.feature_dim, device=device)
+    counts = torch.zeros(len(clips), 1, device=device)
+    # Sums stay on the device: the host waits for it once, at the end.
+    for frames, rows in sent_ahead(read, lambda pair: to_device(pair, device), device):
         with autocast(device, recipe.precision):
-            output: StudentOutput = student(to_input(windows.to(device), recipe.normalisation))
-        probabilities.index_add_(0, rows, output.logits.float().softmax(1).cpu())
-        features.index_add_(0, rows, output.feature.float().cpu())
-        counts.index_add_(0, rows, torch.ones(len(rows), 1))
+            output: StudentOutput = student(to_input(frames, recipe.normalisation))
+        probabilities.index_add_(0, rows, output.logits.float().softmax(1))
+        features.index_add_(0, rows, output.feature.float())
+        counts.index_add_(0, rows, counts.new_ones(len(rows), 1))
+    if windows is None:
+        end_workers(read.loader)
+    probabilities, features, counts = probabilities.cpu(), features.cpu(), counts.cpu()
     bad = ~(probabilities.isfinite().all(1) & features.isfinite().all(1))
     if bad.any():
         first = clips.ids[int(bad.nonzero()[0])]

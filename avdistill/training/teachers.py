@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from avdistill.config.schema import Job, Params, Run
+from avdistill.data.draws import draw_of, of_draw
 from avdistill.data.loader import ClipSet, teacher_table
 from avdistill.training.inference import load_student, predict
 from models import distillers
@@ -20,14 +21,17 @@ from models.students import Student
 def teacher_tables(
     params: Params, job: Job, run: Run, clips: ClipSet, seed: int, device: torch.device
 ) -> dict[str, TeacherBatch]:
-    """Return the outputs of a run's teachers for each clip, on `device`, by letter (A, I or S)."""
+    """Return the outputs of a run's teachers for each clip, on `device`, by letter (A, I or S).
+
+    Of a teacher with several draws they are those of the seed's draw."""
     tables = {}
     for letter in run.teachers:
         name = getattr(job, letter)
         if letter == "S":
             tables[letter] = earlier_student(params, name, clips, seed, device)
         else:
-            features, head = params.path("teacher_features", name), params.path("teacher_head", name)
+            draw = of_draw(draw_of(params, seed, params.features[name].teacher))
+            features, head = params.path("teacher_features", name) / draw, params.path("teacher_head", name) / draw
             tables[letter] = teacher_table(features, head, clips, distillers.methods()[job.method].uses_blocks)
     return {letter: table.to(device) for letter, table in tables.items()}
 
@@ -89,8 +93,10 @@ def earlier_student(params: Params, name: str, clips: ClipSet, seed: int, device
 def build_distiller(
     job: Job, run: Run, student: Student, teachers: dict[str, TeacherBatch], clips: ClipSet
 ) -> Distiller:
-    """Build the distiller of a run for the widths of its student and teachers."""
-    return distillers.build(
+    """Build the distiller of a run for the widths of its student and teachers.
+
+    Raises ValueError if the method does not support them, or cannot use the outputs of a teacher."""
+    distiller = distillers.build(
         job.method,
         student_dim=student.feature_dim,
         stage_dims=student.stage_dims,
@@ -99,3 +105,5 @@ def build_distiller(
         clips=len(clips),
         options=run.options,
     )
+    distiller.check_teachers(teachers)
+    return distiller

@@ -1,39 +1,60 @@
-"""Train one student: the loop over epochs, checkpoints, the choice of the epoch.
+"""Train one student: the loop over epochs, the choice of the epoch, what a checkpoint has.
 
-An interrupted training continues from its last checkpoint and ends with the same bits as an uninterrupted one.
+An interrupted training continues from its last checkpoint, within an epoch too, and ends with the same bits as an
+uninterrupted one.
 """
 
 from __future__ import annotations
 
 import math
+import multiprocessing
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from avdistill.config.schema import Params, Recipe
 from avdistill.config.types import NO_TEACHER
+from avdistill.data.draws import draw_of, of_draw
 from avdistill.data.files import intact, write_csv
-from avdistill.data.loader import ClipSet, end_workers, to_input, training_loader
+from avdistill.data.loader import (
+    Batch,
+    ClipSet,
+    EvaluationWindows,
+    end_workers,
+    sent_ahead,
+    to_device,
+    to_input,
+    training_loader,
+)
+from avdistill.data.resident import ResidentClips
 from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.progress import progress
 from avdistill.tracking.journal import TrackedRun
 from avdistill.training import parallel
+from avdistill.training.checkpoints import Checkpoints
 from avdistill.training.inference import NotFiniteError, predict
-from avdistill.training.precision import autocast
+from avdistill.training.precision import autocast, float32_as, make_deterministic
+from avdistill.training.speed import Clock, step_flops
 from avdistill.training.teachers import build_distiller, shuffled, teacher_tables
-from avdistill.training.tensors import load_state, load_tensors, save_tensors
+from avdistill.training.tensors import load_tensors, save_tensors
 from models import students
 from models.distillers import Distiller
 from models.outputs import StudentOutput
 from models.students import Student
 
 SYSTEM_SECONDS = 10.0  # shorter epochs say nothing of how busy the machine is
-SAVE_SECONDS = 5.0  # a checkpoint is written after the first epoch that ends this long after the last one
+
+
+Sent = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]  # the arguments of Trainer.step
 
 
 class Task(NamedTuple):
@@ -51,6 +72,7 @@ class Task(NamedTuple):
 class Trainer:
     """One student, its distiller, and everything that must survive an interruption.
 
+    `epoch` epochs are finished, and `steps` steps of the next one, whose sums so far are `totals`.
     `diverged`: a loss or an output was not finite; the training has ended without a result."""
 
     def __init__(self, task: Task) -> None:
@@ -61,14 +83,19 @@ class Trainer:
         index, store = params.path("split", job.dataset) / "index.csv", params.path(*job.input.split("/"))
         self.clips = training_clips(index, store, self.recipe, task.seed)
         self.val = ClipSet(index, store, (selection_split(self.recipe),))
+        self.val_windows = EvaluationWindows(self.val, self.recipe)
         shard = rank, self.processes = parallel.rank_and_world_size()
         self.is_main = rank == 0  # only this rank writes files and logs
+        self.loader: DataLoader[Any] | ResidentClips
         self.loader, self.sampler = training_loader(self.clips, self.recipe, task.seed, shard)
+        if self.recipe.data_on_device:
+            self.loader = ResidentClips(self.clips, self.recipe, task.seed, self.sampler, self.device)
         self.teachers = teacher_tables(params, job, self.run, self.clips, task.seed, self.device)
         torch.manual_seed(task.seed)
         self.student = students.build_student(self.recipe.student, self.clips.classes, self.recipe.width)
         if job.init != NO_TEACHER:
-            load_first_weights(self.student, params.path("teachers", job.init) / "weights.pt")
+            draw = of_draw(draw_of(params, task.seed, job.init))
+            load_first_weights(self.student, params.path("teachers", job.init) / draw / "weights.pt")
         self.student.to(self.device)
         if self.processes > 1:
             parallel.sync_batch_norms(self.student)
@@ -79,12 +106,18 @@ class Trainer:
         except ValueError as error:  # what only the clips and the widths of student and teacher tell
             raise UserError(f"{params.suite.file}: jobs.{task.job}.runs.{task.run}: {error}") from None
         self.distiller = distiller.to(self.device)
+        self.masks = {name: table.mask.cpu() for name, table in self.teachers.items()} if self.processes == 1 else {}
         self.optimizer = make_optimizer(self.recipe, self.student, self.distiller)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda epoch: lr_factor(self.recipe, epoch))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "float16")
         if self.recipe.compile:
             self.student.compile()
-        self.epoch = 0
+        self.batch = self.sampler.batch  # clips of a step, of all processes together
+        self.flops = step_flops(self.recipe, self.clips.classes, self.device)
+        self.speed: dict[str, float] = {}  # of the last epoch, from where it was taken up
+        self.checkpoints = Checkpoints(task.folder / task.run / f"seed-{task.seed}")
+        self.epoch = self.steps = 0
+        self.totals: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         self.diverged = False
@@ -92,51 +125,85 @@ class Trainer:
     def fit(self, epochs: int | None = None) -> None:
         """Train up to `epochs` epochs (the recipe's number if None) from the last checkpoint, or until it diverges."""
         self.load()
-        saved = time.monotonic()
-        while self.epoch < (epochs or self.recipe.epochs) and not self.diverged:
-            started = time.perf_counter()
-            measured = self.train_epoch()
-            self.scheduler.step()
-            self.epoch += 1
-            measured |= self.validate()
-            self.diverged = not all(map(math.isfinite, measured.values()))
-            self.history.append({"run": self.task.run, "seed": self.task.seed, "epoch": self.epoch, **measured})
-            if not self.is_main:
-                continue
-            seconds = time.perf_counter() - started
-            self.task.tracked.log_metrics(measured | {"seconds": seconds}, step=self.epoch)
-            if seconds >= SYSTEM_SECONDS:
-                self.task.tracked.log_system(self.epoch)
-            if time.monotonic() - saved >= SAVE_SECONDS or self.epoch == epochs:
-                self.save()
-                saved = time.monotonic()
+        shown = self.shown(range(self.epoch, epochs or self.recipe.epochs))
+        try:
+            while self.epoch < (epochs or self.recipe.epochs) and not self.diverged:
+                next(shown)
+                started = time.perf_counter()
+                measured = self.train_epoch()
+                self.scheduler.step()
+                self.epoch, self.steps, self.totals = self.epoch + 1, 0, {}
+                measured |= self.validate()
+                self.diverged = not all(map(math.isfinite, measured.values()))
+                self.history.append({"run": self.task.run, "seed": self.task.seed, "epoch": self.epoch, **measured})
+                if not self.is_main:
+                    continue
+                seconds = time.perf_counter() - started
+                self.task.tracked.log_metrics(measured | self.speed | {"seconds": seconds}, step=self.epoch)
+                if seconds >= SYSTEM_SECONDS:
+                    self.task.tracked.log_system(self.epoch)
+                if not self.diverged and (self.checkpoints.due() or self.epoch == epochs):
+                    self.save()
+            next(shown, None)
+        finally:
+            self.checkpoints.wait()
+            end_workers(self.loader)
+            end_workers(self.val_windows.loader)
 
-        end_workers(self.loader)
+    def shown(self, epochs: range) -> Iterator[int]:
+        """Yield epochs and show the progress, unless other trainings run beside this one."""
+        alone = self.processes > 1 or multiprocessing.parent_process() is None
+        if not (self.is_main and alone):
+            return iter(epochs)
+        clips = self.batch * len(self.loader)
+        return progress(epochs, f"train {self.task.run} seed {self.task.seed}", size=clips, unit="clips")
 
     def train_epoch(self) -> dict[str, float]:
-        """One pass over the training clips: mean of each term of the loss, and the share that was classified right."""
-        # Whatever a method draws (dropout, negatives) depends on (seed, epoch) alone, so a resumed run draws the same.
-        torch.manual_seed(self.task.seed * 100_003 + self.epoch)
-        self.sampler.epoch = self.epoch
+        """The rest of an epoch: mean of each term of the loss, and the share of clips that was classified right."""
+        if not self.steps:  # else `load` has set the generators as they were after the last step
+            # Whatever a method draws (dropout, negatives) depends on (seed, epoch) alone.
+            torch.manual_seed(self.task.seed * 100_003 + self.epoch)
+            torch.empty((), dtype=torch.int64).random_()  # DataLoader drew this one when published results were made
+        self.sampler.epoch, self.sampler.done = self.epoch, self.steps
         self.student.train()
         self.distiller.train()
         self.distiller.start_epoch(self.epoch)
-        totals: dict[str, Tensor] = {}
-        for batch in self.loader:
-            for name, value in self.step(*(part.to(self.device, non_blocking=True) for part in batch)).items():
-                totals[name] = totals[name] + value if name in totals else value
+        clock, begun = Clock(self.loader), self.steps
+        for batch in sent_ahead(clock, self.to_device, self.device):
+            for name, value in self.step(*batch).items():
+                self.totals[name] = self.totals[name] + value if name in self.totals else value
+            self.steps += 1
+            if self.is_main and self.checkpoints.due():
+                self.save()
         # The only wait for the device: once an epoch.
-        means = {name: float(value) / len(self.loader) for name, value in totals.items()}
+        means = {name: float(value) / len(self.loader) for name, value in self.totals.items()}
+        self.speed = clock.speed(self.batch * (len(self.loader) - begun), self.flops)
         return {"lr": float(self.scheduler.get_last_lr()[0]), **means}
 
-    def step(self, clips: Tensor, labels: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """One batch: one sum of terms, one backward, one step."""
+    def to_device(self, batch: Batch) -> Sent:
+        """Send a batch to the device, with the positions of the clips that each teacher knows, without waiting for it.
+
+        They are found here, where the clips' rows still lie on the host: counting them on the device would make every
+        step wait. (Of several processes that train one student, none knows the others' rows.)"""
+        found = {name: mask[batch.rows].nonzero().flatten() for name, mask in self.masks.items()}
+        clips, labels, rows, *valid = to_device([*batch, *found.values()], self.device)
+        return clips, labels, rows, dict(zip(found, valid, strict=True))
+
+    def step(
+        self, clips: Tensor, labels: Tensor, index: Tensor, valid: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> dict[str, Tensor]:
+        """One batch: one sum of terms, one backward, one step. `valid` is as `to_device` returns it; of a teacher that
+        is not in it, the clips that it knows are found on the device."""
+        with float32_as(self.recipe.precision):
+            return self._step(clips, labels, index, valid)
+
+    def _step(self, clips: Tensor, labels: Tensor, index: Tensor, valid: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with autocast(self.device, self.recipe.precision):
             output: StudentOutput = self.student(to_input(clips, self.recipe.normalisation))
             if self.processes > 1:
                 output = output.each(parallel.gather)
                 labels, index = parallel.gather(labels), parallel.gather(index)
-            teachers = {letter: table.take(index) for letter, table in self.teachers.items()}
+            teachers = {name: table.take(index, valid.get(name)) for name, table in self.teachers.items()}
             terms: dict[str, Tensor] = self.distiller(output, teachers, labels, index)
             loss = torch.stack([term.float() for term in terms.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -152,7 +219,7 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Accuracy on the split that selects the epoch; keeps the weights if they are the best so far."""
         try:
-            probabilities = predict(self.student, self.val, self.recipe, self.device)[0]
+            probabilities = predict(self.student, self.val, self.recipe, self.device, self.val_windows)[0]
         except NotFiniteError:
             return {"val_accuracy": math.nan, "val_loss": math.nan}
         labels = self.val.labels
@@ -169,37 +236,30 @@ class Trainer:
             }
         return {"val_accuracy": accuracy, "val_loss": loss}
 
-    @property
-    def checkpoints(self) -> tuple[Path, Path]:
-        """Where an unfinished training is kept: the last state, and the one before it."""
-        place = self.task.folder / self.task.run / f"seed-{self.task.seed}"
-        return place.with_suffix(".checkpoint.pt"), place.with_suffix(".previous.pt")
-
     def save(self) -> None:
-        """Write everything that the rest of the training depends on."""
-        last, previous = self.checkpoints
-        if last.exists():
-            last.replace(previous)
+        """Save everything that the rest of the training depends on."""
         state = {name: getattr(self, name).state_dict() for name in self._stateful}
-        state |= {"epoch": self.epoch, "history": self.history, "best": self.best}
-        save_tensors(last, state | {"run": self.task.run, "seed": self.task.seed})
+        state |= {name: getattr(self, name) for name in self._values}
+        state |= {"run": self.task.run, "seed": self.task.seed, "generator": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda_generator"] = torch.cuda.get_rng_state(self.device)
+        self.checkpoints.save(state)
 
     def load(self) -> None:
         """Take up the last checkpoint, or the one before it if that is damaged; begin anew where there is none."""
-        for path in filter(Path.exists, self.checkpoints):
-            try:
-                state = load_state(path, self.device, self.task.run, self.task.seed)
-            except UserError as error:
-                path.unlink(missing_ok=True)
-                if self.is_main:
-                    print(f"{error}; going on from the checkpoint before it", file=sys.stderr)
-                continue
-            for name in self._stateful:
-                getattr(self, name).load_state_dict(state[name])
-            self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
+        state = self.checkpoints.load(self.device, self.task.run, self.task.seed, warn=self.is_main)
+        if state is None:
             return
+        for name in self._stateful:
+            getattr(self, name).load_state_dict(state[name])
+        for name in self._values:
+            setattr(self, name, state[name])
+        torch.set_rng_state(state["generator"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_generator"].cpu(), self.device)
 
     _stateful = ("student", "distiller", "optimizer", "scheduler", "scaler")
+    _values = ("epoch", "steps", "totals", "history", "best")
 
 
 def load_first_weights(student: Student, path: Path) -> None:
@@ -240,7 +300,9 @@ def lr_factor(recipe: Recipe, epoch: int) -> float:
 
 def train_one(task: Task) -> None:
     """Train one run with one seed, unless that is done already; leaves seed-<n>.pt and seed-<n>.csv."""
-    if intact(task.folder / task.run / f"seed-{task.seed}.pt"):
+    place = task.folder / task.run / f"seed-{task.seed}"
+    if intact(place.with_suffix(".pt")):
+        Checkpoints(place).delete()  # it may have been killed before it did that
         return
     job = task.params.jobs[task.job]
     processes = task.params.recipes[job.recipe].processes
@@ -250,18 +312,6 @@ def train_one(task: Task) -> None:
             train_student(task)
         else:
             parallel.launch(train_student, (task,), processes, task.device)
-
-
-def make_deterministic(compiled: bool = False) -> None:
-    """Same input, same bits; an operation that cannot promise it is an error."""
-    if compiled:
-        torch.use_deterministic_algorithms(True)
-    else:  # the same without word to the compiler, whose import takes 2 s of each process
-        torch.set_deterministic_debug_mode("error")
-    # PyTorch would write NaN into all memory that it takes, an eighth of a small step, to show who reads it unwritten:
-    # the tests do that.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
 
 
 def train_student(task: Task) -> None:
@@ -275,6 +325,7 @@ def train_student(task: Task) -> None:
                 "teachers": trainer.run.teachers,
                 "shuffled": trainer.run.shuffled,
                 "seed": task.seed,
+                "draw": draw_of(task.params, task.seed),
                 "device": task.device,
                 "options": trainer.run.options,
                 "recipe": trainer.recipe.model_dump(),
@@ -290,8 +341,7 @@ def train_student(task: Task) -> None:
         kept = {name: best[name] for name in ("epoch", "student", "distiller")} if not trainer.diverged else {}
         about = {"run": task.run, "seed": task.seed, "converged": not trainer.diverged, "epoch": trainer.epoch}
         save_tensors(final, about | kept)
-        for checkpoint in trainer.checkpoints:
-            checkpoint.unlink(missing_ok=True)
+        trainer.checkpoints.delete()
         task.tracked.set_tags({"converged": not trainer.diverged})
         if trainer.diverged:
             place = f"{task.run} seed {task.seed}"

@@ -31,27 +31,38 @@ from torch.nn import functional
 from models.distillers.base import Distiller, Sizes, by_teacher
 from models.outputs import StudentOutput, TeacherBatch
 
-
-def draw(candidates: Tensor, most: int) -> Tensor:
-    """Sample at most `most` candidates per row, uniformly and without replacement: bool (B, N) to bool (B, N).
-
-    All rows share one random permutation of the slots, so a sample does not depend on the order of the clips."""
-    order = torch.rand(candidates.shape[1], device=candidates.device).argsort()
-    shuffled = candidates[:, order]
-    return (shuffled & (shuffled.cumsum(1) <= most))[:, order.argsort()]
+SPARE = 256  # slots sampled beyond twice the negatives, for small numbers of them
 
 
-def log_normaliser(logits: Tensor, used: Tensor) -> Tensor:
-    """Compute log(N mean exp(logits)) over the `used` pairs, without gradient; logits (B, N), used bool (B, N)."""
+def draw(candidates: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Sample at most `most` candidates per row, uniformly and without replacement, from bool (B, N).
+
+    Returns the slots (M,) that any row may use, and which of them each row uses, bool (B, M). All rows share one random
+    permutation of the slots, so a sample does not depend on the order of the clips. M is twice `most` and some, or N if
+    that is less: a number that the host knows. Only a row of which more than half of all slots are no candidates can
+    get fewer than `most` from those."""
+    total, pool = candidates.shape[1], 2 * most + SPARE
+    order = torch.rand(total, device=candidates.device).argsort()
+    shuffled = candidates[:, order[:pool]]
+    chosen = shuffled & (shuffled.cumsum(1) <= most)
+    if pool < total:
+        return order[:pool], chosen
+    return torch.arange(total, device=candidates.device), chosen[:, order.argsort()]
+
+
+def log_normaliser(logits: Tensor, used: Tensor, clips: int) -> Tensor:
+    """Compute log(N mean exp(logits)) over the `used` pairs, without gradient; logits (B, M), used bool (B, M).
+
+    `clips` is N."""
     total = logits.detach().masked_fill(~used, -torch.inf).flatten().logsumexp(0)
-    return total - used.sum().log() + math.log(logits.shape[1])
+    return total - used.sum().log() + math.log(clips)
 
 
-def noise_contrast(logits: Tensor, own: Tensor, drawn: Tensor, log_z: Tensor) -> Tensor:
-    """Compute one side of L from the logits v.m / tau (B, N) and the logarithm of Z.
+def noise_contrast(logits: Tensor, own: Tensor, drawn: Tensor, log_z: Tensor, clips: int) -> Tensor:
+    """Compute one side of L from the logits v.m / tau (B, M) and the logarithm of Z; `clips` is N.
 
-    `own` and `drawn`, bool (B, N), mark each clip's own slot and its negatives."""
-    share = drawn.sum(1, keepdim=True).clamp(min=1) / logits.shape[1]
+    `own` and `drawn`, bool (B, M), mark each clip's own slot and its negatives."""
+    share = drawn.sum(1, keepdim=True).clamp(min=1) / clips
     odds = logits - log_z - share.log()
     losses = functional.softplus(torch.where(own, -odds, odds))
     return torch.where(own | drawn, losses, 0).sum(1).mean()
@@ -92,12 +103,19 @@ class Banks(nn.Module):
 
         `candidates`, bool (N,) or (B, N), are the slots to sample negatives from; a clip's own slot is excluded."""
         v = functional.normalize(torch.stack([self.embed_student(student), self.embed_teacher(teacher)]), dim=2)
-        own = index[:, None] == torch.arange(len(self.labels), device=index.device)
-        drawn = draw(candidates & ~own, self.negatives)
-        logits = v @ self.vectors.flip(0).mT / self.temperature  # (2, B, N): each side against the other's bank
-        found = torch.stack([log_normaliser(side, own | drawn) for side in logits])
+        clips = len(self.labels)
+        own = index[:, None] == torch.arange(clips, device=index.device)
+        slots, drawn = draw(candidates & ~own, self.negatives)
+        bank = self.vectors.flip(0)  # each side against the other's
+        if len(slots) < clips:  # score the slots that are drawn from, and after them those of the clips themselves
+            bank = torch.cat([bank[:, slots], bank[:, index]], dim=1)
+            own = torch.cat([torch.zeros_like(drawn), index[:, None] == index], dim=1)
+            drawn = torch.cat([drawn, torch.zeros_like(own[:, len(slots) :])], dim=1)
+        logits = v @ bank.mT / self.temperature  # (2, B, M)
+        found = torch.stack([log_normaliser(side, own | drawn, clips) for side in logits])
         self.log_z = torch.where(self.log_z.isinf(), found, self.log_z)
-        loss = torch.stack([noise_contrast(side, own, drawn, z) for side, z in zip(logits, self.log_z, strict=True)])
+        sides = zip(logits, self.log_z, strict=True)
+        loss = torch.stack([noise_contrast(side, own, drawn, z, clips) for side, z in sides])
         # Assign new tensors instead of writing in place, because backward still needs the old ones.
         mixed = self.momentum * self.vectors[:, index] + (1 - self.momentum) * v.detach()
         self.vectors = self.vectors.index_copy(1, index, functional.normalize(mixed, dim=2))

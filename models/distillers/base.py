@@ -75,6 +75,10 @@ class Distiller(nn.Module, ABC):
         without gradient."""
         return None
 
+    def check_teachers(self, teachers: Mapping[str, TeacherBatch]) -> None:
+        """Raise ValueError if the method cannot use these outputs, of all clips. Called once, because a check in
+        `terms` would wait for the device in every step."""
+
     def start_epoch(self, epoch: int) -> None:
         """Prepare for an epoch, counted from 0; for warm-ups and weights that decay. Called before each epoch."""
 
@@ -91,7 +95,7 @@ def zero_loss(student: StudentOutput) -> Tensor:
 
 def valid_rows(batch: TeacherBatch) -> Tensor:
     """Return the indices (N,) where the teacher's mask is true, in ascending order."""
-    return batch.mask.nonzero().flatten()
+    return batch.mask.nonzero().flatten() if batch.valid is None else batch.valid
 
 
 def term_name(name: str, letter: str, teachers: Mapping[str, TeacherBatch]) -> str:

@@ -59,7 +59,7 @@ def selected_kl(teacher: Tensor, student: Tensor, labels: Tensor, gate: Tensor, 
     if nontarget == "removed":
         t, s = without_label(teacher, labels), without_label(student, labels)
     else:
-        label = functional.one_hot(labels, teacher.shape[1]).bool()
+        label = labels[:, None] == torch.arange(teacher.shape[1], device=labels.device)
         t, s = teacher.masked_fill(label, 0), student.masked_fill(label, 0)
     return (gate * (kl_by_row(t.detach(), s) + kl_by_row(s.detach(), t))).mean()
 

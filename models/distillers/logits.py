@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,8 +39,8 @@ def kl_by_row(teacher: Tensor, student: Tensor) -> Tensor:
 
 def without_label(logits: Tensor, labels: Tensor) -> Tensor:
     """Remove the entry of the label (N,) from each row of logits (N, C): (N, C - 1), the other classes in order."""
-    others = ~functional.one_hot(labels, logits.shape[1]).bool()
-    return logits[others].view(len(logits), logits.shape[1] - 1)
+    left = torch.arange(logits.shape[1] - 1, device=logits.device) < labels[:, None]
+    return torch.where(left, logits[:, :-1], logits[:, 1:])
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:

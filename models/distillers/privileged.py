@@ -17,17 +17,17 @@ p is a share of the sum, not a softmax, so a one-hot feature remains one-hot. Th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.distillers.base import Distiller, Sizes, by_teacher
+from models.distillers.base import Distiller, Sizes, by_teacher, valid_rows
 from models.outputs import StudentOutput, TeacherBatch
 
 
 def shares(feature: Tensor) -> Tensor:
-    """Compute p (N, Dt) of features t (N, Dt); rows of zeros remain zeros. Raises ValueError for a negative value."""
-    if (feature < 0).any():
-        raise ValueError(f"privileged needs teacher features that are not negative, found {float(feature.min()):.3g}")
+    """Compute p (N, Dt) of features t (N, Dt), which are not negative; rows of zeros remain zeros."""
     return functional.normalize(feature, p=1, dim=1)
 
 
@@ -43,10 +43,20 @@ class Privileged(Distiller):
         self.weight = weight
         self.predict = nn.ModuleDict({x: nn.Linear(sizes.student, width) for x, width in sizes.teachers.items()})
 
+    def check_teachers(self, teachers: Mapping[str, TeacherBatch]) -> None:
+        """Raise ValueError for a negative feature of a clip that its teacher knows."""
+        for letter, teacher in teachers.items():
+            feature = teacher.feature[valid_rows(teacher)]
+            if (feature < 0).any():
+                least = float(feature.detach().min())
+                raise ValueError(
+                    f"privileged needs features that are not negative, found {least:.3g} (teacher {letter})"
+                )
+
     def terms(
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
-        """Compute `ce` and `auxiliary`; with two teachers `auxiliary_A` and `auxiliary_I`. Raises as `shares` does."""
+        """Compute `ce` and `auxiliary`; with two teachers `auxiliary_A` and `auxiliary_I`."""
 
         def distil(letter: str, rows: Tensor) -> list[Tensor]:
             predicted = self.predict[letter](student.feature[rows])

@@ -36,7 +36,7 @@ from models.outputs import StudentOutput, TeacherBatch
 def robust_clustering(z: Tensor, centres: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Compute mean_i log(1 - p(y_i | z_i)) of unit vectors z (N, D) and centres (C, D), C >= 2; finite where p is 1."""
     x = z @ centres.T / temperature
-    right = functional.one_hot(labels, len(centres)).bool()
+    right = labels[:, None] == torch.arange(len(centres), device=labels.device)
     return (x.masked_fill(right, -torch.inf).logsumexp(1) - x.logsumexp(1)).mean()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.logmel import MELS
 from models.outputs import StudentOutput
-from models.resnet import initialise, residual_stages, stage_dims
+from models.resnet import MaxPool2d, initialise, residual_stages, stage_dims
 
 
 class AudioResNet(nn.Module):
@@ -24,7 +24,7 @@ class AudioResNet(nn.Module):
             nn.Conv2d(1, planes, 7, 2, 3, bias=False),
             nn.BatchNorm2d(planes),
             nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, 2, 1),
+            MaxPool2d(3, 2, 1),
         )
         self.stages = nn.ModuleList(stages)
         self.stage_dims = stage_dims(depth, width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.outputs import TeacherOutput
-from models.resnet import initialise, residual_stages, stage_dims
+from models.resnet import MaxPool2d, initialise, residual_stages, stage_dims
 
 
 class ImageResNet(nn.Module):
@@ -17,7 +17,7 @@ class ImageResNet(nn.Module):
         super().__init__()
         (self.layer1, self.layer2, self.layer3, self.layer4), planes = residual_stages(depth, width)
         self.conv1 = nn.Conv2d(3, planes, 7, 2, 3, bias=False)
-        self.bn1, self.relu, self.maxpool = nn.BatchNorm2d(planes), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        self.bn1, self.relu, self.maxpool = nn.BatchNorm2d(planes), nn.ReLU(inplace=True), MaxPool2d(3, 2, 1)
         self.block_dims = stage_dims(depth, width)
         self.feature_dim = self.block_dims[-1]
         self.fc = nn.Linear(self.feature_dim, classes)

@@ -194,6 +194,7 @@ def test_every_benchmark_says_how_it_is_measured() -> None:
 QUICK = [
     "step_r2plus1d_10",
     "step_r2plus1d_18",
+    "step_embedded",
     "waiting_for_data",
     "frames_in",
     "decoding",
@@ -222,7 +223,7 @@ def test_benchmarks_run(name: str, tmp_path: Path) -> None:
 
 
 def test_the_plain_loop_is_contiguous_and_the_trainer_is_not(tmp_path: Path) -> None:
-    trainer, _ = training.papers_size(setting(tmp_path), "r2plus1d_10")
+    trainer = training.papers_size(setting(tmp_path), "r2plus1d_10")
     weights = [
         one.get_parameter("layer1.0.conv1.0.0.weight") for one in (trainer.student, training.PlainLoop(trainer).student)
     ]

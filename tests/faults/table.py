@@ -18,6 +18,13 @@ TOPICS = {
         "The embedded suite runs at tiny settings, from generated videos to the report. Afterwards every "
         "file is compared, byte by byte, with that of an undisturbed run.",
     ),
+    "operations": (
+        "Every operation on files",
+        "Each open, write, rename, unlink, mkdir of a stage fails once (ENOSPC and EIO in turn) and ends the process "
+        "once, half of a write being done; then the stage runs again, and every file is that of an undisturbed run. Of "
+        "several operations in a row on one file the first, the middle and the last are tried, and of these at most 24 "
+        "per stage, at equal distances; `make test-faults ALL=1` tries all.",
+    ),
     "disk": (
         "Full disks",
         "Each stage ends with one line that names the file and the free space. Existing outputs stay.",

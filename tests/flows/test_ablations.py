@@ -285,6 +285,16 @@ def test_numbers_of_an_ablation(tmp_path: Path) -> None:
     np.testing.assert_array_equal(written["accuracy"], table["accuracy"])
 
 
+def test_seeds_of_an_ablation_that_share_teachers_count_as_one() -> None:
+    grid: dict[str, list[Any]] = {"delta": [0.1]}
+    rows = measured(grid, {(0.1,): {"base": [0.5, 0.4, 0.6, 0.5], "ours": [0.7, 0.5, 0.8, 0.5]}})
+    asked = Ablation("delta", ("base", "ours"), "base", "accuracy", grid, {}, draws=2)
+    ours = ablation_page.summarise(asked, rows).set_index("run").loc["ours"]
+    assert ours[["accuracy", "gain"]].tolist() == pytest.approx([62.5, 12.5])
+    assert ours["accuracy_seeds"] == ours["gain_seeds"] == 2
+    assert ours["gain_high"] - ours["gain"] == pytest.approx(T_975[1] * np.std([20, 5], ddof=1) / np.sqrt(2), rel=1e-4)
+
+
 def test_a_map_of_two_things(tmp_path: Path) -> None:
     grid: dict[str, list[Any]] = {"relevant": [0.0, 1.0], "train_groups": [2, 5, 10]}
     accuracy = {(r, n): {"base": [0.4, 0.5], "ours": [0.4 + r * n / 100, 0.51]} for r in (0.0, 1.0) for n in (2, 5)}

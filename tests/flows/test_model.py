@@ -15,10 +15,13 @@ from flows.model import Bounded, Message
 class Client:
     """One request, whose body comes in pieces: bytes, or seconds to wait."""
 
-    def __init__(self, *pieces: bytes | float, length: int | None = None) -> None:
+    def __init__(
+        self, *pieces: bytes | float, length: int | None = None, kind: bytes | None = b"application/json"
+    ) -> None:
         self.pieces = list(pieces)
         headers = [] if length is None else [(b"content-length", str(length).encode())]
-        self.scope: dict[str, Any] = {"type": "http", "headers": headers}
+        headers += [] if kind is None else [(b"content-type", kind)]
+        self.scope: dict[str, Any] = {"type": "http", "method": "POST", "headers": headers}
         self.answers: list[Message] = []
 
     async def receive(self) -> Message:
@@ -77,6 +80,26 @@ def test_too_large(client: Client, left: int, monkeypatch: pytest.MonkeyPatch) -
     assert ask(Bounded(application, 4, 100), client) == [413]
     assert (b"connection", b"close") in client.answers[0]["headers"]
     assert application.bodies == []
+
+
+@pytest.mark.parametrize("kind", [None, b"", b"application/vnd.apache.parquet", b"application/jsonx", b"\xff"])
+def test_other_types_are_refused(kind: bytes | None) -> None:
+    """MLflow would unpack Parquet, of whatever size, and answer 500 where there is no type."""
+    application = Slow()
+    client = Client(b"12", kind=kind)
+    assert ask(Bounded(application, 10, 10), client) == [415]
+    assert b"expected Content-Type application/json or text/csv, found" in client.answers[1]["body"]
+    assert ask(Bounded(application, 10, 10), Client(b"12", kind=b"text/csv; charset=utf-8")) == [200]
+    assert application.bodies == [b"12"]
+
+
+@pytest.mark.parametrize("value", [b"{},", b"[", b"a\n"])
+def test_many_values(value: bytes) -> None:
+    """Gigabytes as Python's objects."""
+    application, size = Slow(), 10**6
+    assert ask(Bounded(application, size, size), Client(value * (model.VALUES + 1))) == [413]
+    assert application.bodies == []
+    assert ask(Bounded(application, size, size), Client(value * (model.VALUES // 2))) == [200]
 
 
 def test_room_for_all_bodies_together() -> None:

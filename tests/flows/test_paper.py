@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from avdistill.config.loading import load
 from avdistill.config.schema import Params
@@ -119,6 +120,23 @@ def test_ran_skipped_cached_and_the_runs_that_made_them(repo: Path, monkeypatch:
     back = reproduce("dvc.yaml").state_details.flow_run_id
     assert states(back)["train@kd"] == "cached"
     assert run_id in rows(back)["train@kd"][-1]  # the run that made what is there now, not the newest
+
+
+def test_the_stage_that_always_runs_is_shown_as_run(repo: Path) -> None:
+    raw = yaml.safe_load((repo / "dvc.yaml").read_text())
+    command = raw["stages"]["check"]["cmd"].replace("check", "code")
+    raw["stages"]["code"] = {
+        "wdir": "${suite.root}",
+        "cmd": command,
+        "always_changed": True,
+        "outs": ["${suite.out}/code"],
+    }
+    raw["stages"]["check"]["deps"] = ["${suite.out}/code"]
+    (repo / "dvc.yaml").write_text(yaml.safe_dump(raw))
+    assert states(reproduce("dvc.yaml", 1, ["check"]).state_details.flow_run_id) == {"code": "ran", "check": "ran"}
+    again = reproduce("dvc.yaml", 1, ["check"])
+    assert states(again.state_details.flow_run_id) == {"code": "ran", "check": "skipped"}
+    assert again.message == "2 stages: 1 ran, 1 skipped"
 
 
 def test_failure_stops_only_what_depends_on_it(repo: Path) -> None:

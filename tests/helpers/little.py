@@ -84,6 +84,12 @@ def stage(name: str, item: str, tmp_path: Path, origin: dict[str, Any], **change
     return Stage(name, item, params, Recorder())  # type: ignore[arg-type]
 
 
+def logged(stage: Stage) -> dict[str, float]:
+    """The metrics that a stage with a `Recorder` has logged."""
+    run: Any = stage.run
+    return {key: value for name, args, _ in run.calls if name == "log_metrics" for key, value in args[0].items()}
+
+
 def rotate(path: Path, turns: int) -> None:
     """Set the rotation flag of an MP4 or MOV: `turns` quarter turns counterclockwise bring its frames upright."""
     content = bytearray(path.read_bytes())

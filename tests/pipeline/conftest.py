@@ -138,7 +138,7 @@ def tiny_params(raw: dict[str, Any]) -> None:
     raw["datasets"]["avsynth"]["split"] |= {"test": 0.3, "val": 0.2}
     raw["noise_mixes"] = {"avsynth_0db": raw["noise_mixes"]["avsynth_0db"]}
     raw["features"] = {name: raw["features"][name] for name in FEATURES}
-    raw["teachers"]["audio"] |= {"width": 0.0625, "embedding": 32, "examples": 64, "epochs": 1}
+    raw["teachers"]["audio"] |= {"width": 0.0625, "embedding": 32, "examples": 64, "epochs": 1, "draws": 2}
     raw["teachers"]["image"] |= {"width": 0.0625, "examples": 64, "epochs": 1}
     raw["teachers"]["motion"] |= {"width": 0.0625, "examples": 64, "epochs": 1}
     for recipe, frames in (("small", 4), ("tagging", 64)):

@@ -149,8 +149,6 @@ def test_the_report_has_the_tables(paper: Checkout, web: Server) -> None:
         assert metrics[metrics["metric"] == "accuracy"]["value"].between(0, 1).all()
     counts = pd.read_csv(out / "report/tables/dataset-vggsound.csv").set_index("split")
     assert counts.loc["all", ["clips", "unavailable"]].tolist() == [19, 2]
-    split = json.loads((out / "summary/split/ucf51.json").read_text())
-    assert split["expected_clips"] == {"train": 4892, "test": 1944}
 
 
 def test_the_teachers_are_those_of_the_sites(paper: Checkout, web: Server, sites: Sites) -> None:
@@ -158,10 +156,9 @@ def test_the_teachers_are_those_of_the_sites(paper: Checkout, web: Server, sites
     described = json.loads((out / "teachers/cnn14/teacher.json").read_text())
     assert described["source"] == web.url + CNN14 and described["classes"][0] == "Speech"
     assert json.loads((out / "teachers/resnet50/teacher.json").read_text())["checksum"] == sites.checksums["resnet50"]
-    matched = json.loads((out / "summary/teacher_features/ucf51_published.json").read_text())
-    heard = len(sites.clips["ucf51"]) - len(ODD["ucf51"])
-    # The clip that is silent here has no published vector; one published clip is not in the dataset.
-    assert matched == {"clips": heard + 1, "matched": heard, "published": heard + 1}
+    # The clip that is silent here has no published vector.
+    with np.load(out / "teacher_features/ucf51_published/features.npz") as features:
+        assert features["mask"].sum() == len(sites.clips["ucf51"]) - len(ODD["ucf51"])
     with np.load(out / "teacher_features/vggsound_audio/features.npz") as features:
         silent = set(features["ids"][~features["mask"]])
     assert silent == set(ODD["vggsound"])

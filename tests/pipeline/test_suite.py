@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -57,6 +58,15 @@ def test_make_repro_makes_the_report(checkout: Checkout) -> None:
     assert not list((out / ".partial").glob("*"))
 
 
+def test_each_seed_has_its_draw_of_the_audio_teacher(checkout: Checkout) -> None:
+    out = checkout.folder / "out/avsynth"
+    made = ("teachers/audio/{}weights.pt", "teacher_features/avsynth_audio/{}features.npz")
+    for name in (*made, "teacher_head/avsynth_audio/{}logits.npz"):
+        assert (out / name.format("")).read_bytes() != (out / name.format("draw-1/")).read_bytes(), name
+    assert not list(out.glob("teach*/*image/draw-*"))
+    assert "other seeds, test clips and trainings of audio" in (out / "report/index.html").read_text()
+
+
 def test_make_power_has_a_row_per_claim(checkout: Checkout) -> None:
     claims = yaml.safe_load((checkout.folder / "params.yaml").read_text())["report"]["claims"]
     rows = [line.split() for line in checkout.make("power").splitlines()]
@@ -97,7 +107,7 @@ def test_mlflow_has_a_run_for_every_stage(checkout: Checkout) -> None:
     stages = set(checkout.dvc("stage", "list", "--name-only").split())
     assert {row["dvc.stage"] for row in rows} == {stage for stage in stages if "/" not in stage}
     seeds = [row for row in rows if row.get("run") == "mnf_csc" and row["stage"] == "train"]
-    assert sorted(row["seed"] for row in seeds) == ["0", "1"]
+    assert sorted((row["seed"], row["draw"]) for row in seeds) == [("0", "0"), ("1", "1")]
     assert all(row["status"] == "FINISHED" for row in rows)
 
 
@@ -107,8 +117,19 @@ from mlflow import MlflowClient
 from avdistill.tracking.shared import tracking_uri
 client = MlflowClient(tracking_uri())
 runs = client.search_runs([client.get_experiment_by_name("avsynth").experiment_id], max_results=1000)
-print(json.dumps([{**run.data.tags, "status": run.info.status} for run in runs]))
+print(json.dumps([{**run.data.tags, "status": run.info.status, "draw": run.data.params.get("draw")} for run in runs]))
 """
+
+
+def test_the_exported_model_is_followed_back_to_the_lock(checkout: Checkout, tmp_path: Path) -> None:
+    """The folder, and its copy in MLflow's registry, where the test before this one has sent it."""
+    folder = "out/avsynth/export/avsynth"
+    for model in (folder, "models:/student-avsynth@best"):
+        assert "export@avsynth of dvc.lock; " in checkout.make("verify", f"MODEL={model}")
+    shutil.copytree(checkout.folder / folder, tmp_path / "model")
+    (tmp_path / "model" / "student.pt2").write_bytes(b"another")
+    done = checkout.run("make", "verify", f"MODEL={tmp_path / 'model'}", check=False)
+    assert done.returncode and f"{tmp_path / 'model'}: changed since its export: student.pt2" in done.stdout
 
 
 def test_make_flow_finds_everything_done(checkout: Checkout, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -169,6 +170,9 @@ def test_what_is_written(trained: Params) -> None:
         assert set(gallery) == {"ids", "labels", "features"}
         for name in gallery:
             np.testing.assert_array_equal(gallery[name], given[f"gallery_{name}"])
+    recorded = json.loads((folder / "provenance.json").read_text())
+    assert recorded["stage"] == "export@avsynth" and recorded["lock"] == "dvc.lock"
+    assert "student.pt2" in recorded["files"] and "provenance.json" not in recorded["files"]
     (logged,) = [(args, kwargs) for name, args, kwargs in recorder.calls if name == "log_model"]
     assert logged[0] == ("student-avsynth", folder.parent.parent / ".partial" / "export-avsynth")
     assert logged[1]["alias"] == "best"
@@ -184,6 +188,23 @@ def test_the_model_brings_all_its_code(trained: Params, tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=folder / "code", capture_output=True, text=True, check=True
     )
     assert all(Path(file).is_relative_to(folder.resolve() / "code") for file in done.stdout.split())
+    # Its readers, too, are processes that run this code, whatever is in the current folder.
+    (tmp_path / "avdistill").mkdir()
+    (tmp_path / "avdistill" / "__init__.py").write_text("raise SystemExit('another')")
+    (tmp_path / "example.mp4").write_bytes(
+        base64.b64decode(json.loads((folder / "input_example.json").read_text())["data"][0][0])
+    )
+    program = (
+        f"import sys; sys.path.insert(0, {str((folder / 'code').resolve())!r})\n"
+        "from pathlib import Path; import time\n"
+        "from avdistill.serving.reading import Readers; from avdistill.serving.limits import Limits\n"
+        "settings = {'fps': 4, 'short_side': 32, 'reader': 'auto', 'encoding': 'raw', 'quality': 90}\n"
+        "print(Readers(1).read(Path('example.mp4'), settings, Limits(), time.monotonic() + 60).shape[1:])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "(32, 32, 3)\n"
     names = {file.relative_to(folder / "code").as_posix() for file in (folder / "code").rglob("*.py")}
     assert "avdistill/data/loader.py" in names and "avdistill/training/trainer.py" not in names
 

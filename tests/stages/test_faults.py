@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import resource
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,7 +126,7 @@ def halfway(tiny: Params, tmp_path: Path) -> Trainer:
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_used(
     tiny: Params, tmp_path: Path, halfway: Trainer, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    last, previous = halfway.checkpoints
+    last, previous = halfway.checkpoints.files
     assert torch.load(last, weights_only=True)["epoch"] == 2 and torch.load(previous, weights_only=True)["epoch"] == 1
     for path in (last, previous) if damage == "both" else (last,):
         if damage in ("flip", "both"):
@@ -147,6 +149,16 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_used(
     whole.fit(4)
     assert resumed.history == whole.history
     assert all(torch.equal(value, state_of(resumed)[name]) for name, value in state_of(whole).items())
+
+
+def test_a_training_killed_before_it_deleted_its_checkpoints_leaves_none(tiny: Params, tmp_path: Path) -> None:
+    job = task(tiny, tmp_path, "uni_modal", "uni_modal")
+    train_one(job)
+    checkpoints = Trainer(job).checkpoints.files
+    for file in checkpoints:
+        file.write_bytes(b"left")
+    train_one(job)
+    assert not any(file.exists() for file in checkpoints)
 
 
 def test_a_finished_training_that_is_damaged_is_trained_again(tiny: Params, tmp_path: Path) -> None:
@@ -232,6 +244,42 @@ def test_outputs_are_replaced_whole(tiny: Params) -> None:
             assert text == "old" or (final / "file").read_text() == "old"
     assert (final / "file").read_text() == "new"
     assert not list((Path(tiny.suite.out) / ".partial").iterdir())
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_finished_work_outlives_each_step_that_fails_after_it(
+    tiny: Params, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    """A training of hours, or a download of weeks, is complete, and one of the steps that give it its name fails."""
+    made, final = stage(tiny, "figures", "x"), tiny.path("figures", "x")
+    for number in range(20):
+        shutil.rmtree(tiny.suite.out)
+        with made.output(key="older", keep=keep) as folder:
+            (folder / "old").write_text("")
+        steps = 0
+
+        def step(function: Callable[..., Any], *args: Any, fails: int = number, **kwargs: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps == fails + 1:
+                raise OSError(errno.EIO, "Input/output error")
+            return function(*args, **kwargs)
+
+        with suppress(OSError), monkeypatch.context() as patch, made.output(key="new", keep=keep) as folder:
+            (folder / "work").write_text("hours")
+            for name in ("mkdir", "replace", "unlink", "write_text"):
+                function = getattr(Path, name)
+                patch.setattr(Path, name, lambda *args, of=function, **kwargs: step(of, *args, **kwargs))
+        if steps <= number:
+            break
+        with made.output(key="new", keep=keep) as folder:
+            kept = [path.name for path in folder.iterdir() if path.name != ".key"]
+            # What has its final name is whole; that of a download goes on from there.
+            assert kept == ["work"] or (not keep and not kept and (final / "work").exists()), number
+            (folder / "work").write_text("hours")
+        assert [path.name for path in final.iterdir()] == ["work"]
+        assert not list((Path(tiny.suite.out) / ".partial").iterdir())
+    assert 4 <= number < 19, "all steps were tried"
 
 
 def test_what_a_killed_writer_left_is_no_output(tiny: Params) -> None:

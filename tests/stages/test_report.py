@@ -131,18 +131,24 @@ def test_numbers_for_dvc(made: Path, params: Params):
     difference = metrics["proposed"]["accuracy"] - metrics["baseline"]["accuracy"]
     assert metrics["gain"]["accuracy"] == pytest.approx(difference, abs=0.011)
     assert metrics["gain"]["low"] < metrics["gain"]["accuracy"] < metrics["gain"]["high"]
+    areas = pd.read_csv(params.path("evaluate", params.runs()["mnf_csc"][0]) / "detection.csv")
+    areas = areas[(areas["run"] == "mnf_csc") & (areas["split"] == "test")].groupby("score")["auroc"].mean()
+    assert set(metrics["auroc"]) == set(areas.index) and len(areas) == 2
+    assert metrics["auroc"]["mask"] == pytest.approx(100 * areas["mask"], abs=0.005)
     assert metrics["claims"] == {"hold": 2, "do_not_hold": 1, "undecided": 0, "not_measured": 0}
     assert sum(len(values) for values in metrics.values()) <= 18, "more than fit a screen"
     plots = made.parent.parent / "plots"
     shown = {path.parent.name: pd.read_csv(path) for path in plots.glob(f"*/{params.suite.name}.csv")}
     assert {name: list(table.columns) for name, table in shown.items()} == {
-        "claims": ["claim", "difference"],
+        "claims": ["claim", "difference", "low", "high"],
         "curves": ["run", "split", "epoch", "accuracy"],
         "confusion": ["actual", "predicted"],
         "noise": ["curve", "snr", "accuracy"],
     }
     claims = pd.read_csv(made / "tables" / "claims.csv")
     assert shown["claims"]["difference"].tolist() == pytest.approx(claims["difference"].tolist(), abs=0.005)
+    for end in ("low", "high"):
+        assert shown["claims"][end].tolist() == pytest.approx(claims[f"difference_{end}"].tolist(), abs=0.005)
     assert shown["claims"]["claim"].str.startswith("X1 ").sum() == 1
     assert shown["curves"].empty or shown["curves"]["accuracy"].between(0, 100).all()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from avdistill.data.files import write_arrays
 from avdistill.data.folds import folds_of
+from avdistill.data.index import read_index
+from stages import teacher_head
 from stages.teacher_head import fit_linear, out_of_fold
+from tests.helpers.teaching import index_of, stage, suite
+
+SPLITS = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
 
 
 def noise(clips: int = 120, width: int = 60, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
@@ -79,3 +87,34 @@ def test_the_real_ucf51_audio_features(shared_data: Path) -> None:
     unseen = float((out_of_fold(features, labels, groups, 12, 1e-2, 5).argmax(1) == labels).float().mean())
     assert len(classes) == 51
     assert in_sample > 0.85 and unseen < in_sample - 0.2
+
+
+def heads(folder: Path, tables: list[np.ndarray], **teacher: int) -> tuple[Path, Any]:
+    """Run the stage on a features table (N, D) per draw; return the folder of its outputs, and draw 0's metrics."""
+    count = len(tables[0])
+    rows = [
+        {"id": f"c{n}", "file": f"{n}.mp4", "class": f"k{n % 2}", "group": f"g{n // 2}", "split": SPLITS[n % 10]}
+        for n in range(count)
+    ]
+    entry = {"dataset": "d", "teacher": "t", "input": "spectrogram/d"}
+    drawn = {"kind": "cnn14", "weights": "avsynth", **teacher}
+    params = suite(folder, index_of(rows), teachers={"t": drawn}, features={"f": entry})
+    ids = read_index(params.path("split", "d") / "index.csv")["id"].to_numpy("U")
+    for draw, features in enumerate(tables):
+        path = params.path("teacher_features", "f") / (f"draw-{draw}" if draw else "") / "features.npz"
+        write_arrays(path, ids=ids, features=features, mask=np.ones(count, dtype=bool))
+    teacher_head.main(stage(params, "teacher_head", "f"))
+    made = params.path("teacher_head", "f")
+    return made, json.loads((made / "metrics.json").read_text())
+
+
+def test_each_draw_of_a_teacher_has_a_head(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    tables = [random.normal(size=(60, 5)).astype(np.float32) for _ in range(2)]
+    found, _ = heads(tmp_path / "drawn", tables, draws=2)
+    alone = [heads(tmp_path / str(draw), [table]) for draw, table in enumerate(tables)]
+    for draw, (folder, _) in enumerate(alone):
+        assert sorted(path.name for path in folder.iterdir()) == ["head.npz", "logits.npz", "metrics.json"]
+        for path in folder.iterdir():
+            assert path.read_bytes() == (found / (f"draw-{draw}" if draw else "") / path.name).read_bytes()
+    assert alone[0][1]["accuracy"] != alone[1][1]["accuracy"]

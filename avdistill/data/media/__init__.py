@@ -8,7 +8,7 @@ by itself and scales while it decodes, is used for the containers and codecs in 
 Damage costs what is damaged: packets that cannot be decoded are left out and counted.
 """
 
-from avdistill.data.media.container import Damage, MediaError
+from avdistill.data.media.container import Damage, MediaError, frame_size
 from avdistill.data.media.frames import Reader, has_decord, read_frames
 from avdistill.data.media.probing import Audio, Probe, check_readers, probe
 from avdistill.data.media.sound import NO_AUDIO, SAMPLE_RATE, read_audio
@@ -23,6 +23,7 @@ __all__ = [
     "Probe",
     "Reader",
     "check_readers",
+    "frame_size",
     "has_decord",
     "probe",
     "read_audio",

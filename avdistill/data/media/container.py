@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
+# Formats that are lists of other files or addresses, which FFmpeg would open.
+LISTS = {"avisynth", "concat", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp", "vapoursynth", "webm_dash_manifest"}
 # What a file cannot be blamed for: a library that is missing, or has another interface than this module expects.
 ENVIRONMENT = (ImportError, AttributeError, NameError, TypeError)
 
@@ -45,6 +47,8 @@ def decode(container: InputContainer, stream: Any, damage: Damage) -> Iterator[A
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
+        except MemoryError:  # not the packet's fault
+            raise
         except av.FFmpegError as error:
             damage.packets += 1
             problem = error
@@ -62,13 +66,16 @@ def quarter_turns(frame: VideoFrame) -> int:
 
 @contextmanager
 def open_video(path: Path) -> Iterator[InputContainer]:
-    """Open a file for reading; whatever goes wrong inside the block is a MediaError that names the file."""
+    """Open a file for reading, and no other file that it names.
+
+    Whatever goes wrong inside the block is a MediaError that names the file."""
     import av
 
     # PyAV 19 reads any metadata; before, titles that are not UTF-8 were errors unless asked otherwise.
     lenient: Any = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+    alone = {"format_whitelist": ",".join(sorted(av.formats_available - LISTS))}
     # "file:" because a name like "a:b.mp4" is a protocol to FFmpeg.
-    with media_errors(path), av.open(f"file:{path}", **lenient) as container:
+    with media_errors(path), av.open(f"file:{path}", options=alone, **lenient) as container:
         yield container
 
 
@@ -98,6 +105,13 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
         what = f"mislabelled: sound only ({kind}), not a video" if container.streams.audio else "no video stream"
         raise MediaError(f"{path}: {what}")
     return streams[0]
+
+
+def frame_size(path: Path) -> tuple[int, int]:
+    """Return width and height of a video's frames, as its header states them. Raises MediaError."""
+    with open_video(path) as container:
+        codec = video_stream(container, path).codec_context
+        return codec.width, codec.height
 
 
 def one_thread(stream: VideoStream | AudioStream, path: Path) -> None:

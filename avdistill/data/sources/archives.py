@@ -22,6 +22,7 @@ from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.progress import progress
 
 CHUNK = 1 << 20  # bytes
+MOST_NAME = 1 << 20  # bytes of a tar's header, such as a long name; tarfile reads it into memory
 RAR_TOOLS = "unrar, unar, 7z or bsdtar"
 
 
@@ -128,6 +129,15 @@ def _members(archive: Path) -> Iterator[Member]:
     return _tar(archive, compressed=first[:2] == b"\x1f\x8b")
 
 
+class ShortHeader(tarfile.TarInfo):
+    """A member of a tar whose extended header is of a reasonable size: gzip makes gigabytes of it from nothing."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if not self.isreg() and self.size > MOST_NAME:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]  # a hook of tarfile for subclasses, without a type
+
+
 def _tar(archive: Path, compressed: bool) -> Iterator[Member]:
     """Read a tar as a stream: seeking back in gzip would decompress from the start again."""
 
@@ -135,7 +145,7 @@ def _tar(archive: Path, compressed: bool) -> Iterator[Member]:
         return lambda: cast(IO[bytes], tar.extractfile(member))
 
     with gzip.open(archive) if compressed else archive.open("rb") as stream:
-        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|") as tar:
+        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", tarinfo=ShortHeader) as tar:
             for member in tar:
                 plain = "file" if member.isfile() else "folder" if member.isdir() else ""
                 kind = plain or ("a link" if member.issym() or member.islnk() else "a device")

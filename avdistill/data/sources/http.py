@@ -70,10 +70,11 @@ def fetch(
     if scheme not in SCHEMES:
         raise UserError(f"{url}: expected a URL that begins with http:// or https://; {nearest(scheme, SCHEMES)}")
     checks = {"size": size, "sha256": sha256, "md5": md5}
+    part = path.with_name(f"{path.name}.part")
     if path.exists() and _mismatch(path, checks) is None:
+        _discard(part)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
     furthest, failures = _length(part), 0
     while True:
         try:
@@ -121,9 +122,16 @@ def _receive(url: str, part: Path, size: int | None, label: str) -> None:
             _discard(part)
             raise UserError(f"{url}: expected {size} bytes, the server reports {total}")
         content_range = response.headers.get("Content-Range", "")
-        if done and not (total == known["size"] and content_range.startswith(f"bytes {done}-")):
-            _discard(part)
-            raise TransientError(f"the server sent range '{content_range}', expected 'bytes {done}-…'")
+        if response.status == 206:
+            if not done or total != known["size"] or not content_range.startswith(f"bytes {done}-"):
+                _discard(part)
+                expected = f"'bytes {done}-…'" if done else "the whole file"
+                raise TransientError(f"the server sent range '{content_range}', expected {expected}")
+            # Some servers, and caches before them, ignore If-Range.
+            name = "ETag" if known["version"].startswith('"') else "Last-Modified"
+            if response.headers.get(name, known["version"]) != known["version"]:
+                _discard(part)
+                raise TransientError("the file has changed on the server")
         if total is None and not getattr(response, "chunked", False):
             raise UserError(f"{url}: the server sends no Content-Length, so a truncated download would go unnoticed")
         _check_room(part, (total or 0) - done)

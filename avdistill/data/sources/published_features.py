@@ -62,7 +62,6 @@ def main(stage: Stage) -> None:
         write_csv(folder / "unmatched.csv", unmatched)
         download.unlink(missing_ok=True)
     stage.run.log_metrics(counts)
-    stage.summarise(dict(counts))
 
 
 def read(archive: Path) -> dict[str, np.ndarray]:

@@ -33,7 +33,6 @@ def main(stage: Stage) -> None:
         write_arrays(folder / "features.npz", **arrays)
     counts = {"clips": len(arrays["ids"]), "with_input": int(arrays["mask"].sum()), "values": len(arrays["values"])}
     stage.run.log_metrics(counts)
-    stage.summarise(dict(counts))
 
 
 def one_hot(index: pd.DataFrame, column: str) -> dict[str, np.ndarray]:

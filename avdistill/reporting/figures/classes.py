@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from avdistill.config.schema import Params
+from avdistill.data.draws import draws_of
 from avdistill.reporting import results
 from avdistill.reporting.figures import (
     COLORS,
@@ -41,7 +42,7 @@ def gain_per_class(params: Params) -> Drawn:
         for name in classes:
             gain = results.UNKNOWN
             if (run, name) in by:
-                gain = results.percent(results.paired_difference(by[run, name], by[baseline, name]))
+                gain = results.percent(results.paired_difference(by[run, name], by[baseline, name], draws_of(params)))
             base = 100 * by[baseline, name].mean()
             rows.append({"run": run, "class": name, "baseline": base, **results.interval_columns("gain", gain)})
     data = pd.DataFrame(rows)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from avdistill.config.schema import Params
+from avdistill.data.draws import draws_of
 from avdistill.reporting import results
 from avdistill.reporting.contrasts import Contrasts
 from avdistill.reporting.figures import (
@@ -57,7 +58,9 @@ def accuracy_of_runs(params: Params) -> Drawn:
         baseline = params.report.baseline if params.report.baseline in runs else next(iter(plain), "")
         for row_number, run in enumerate(runs):
             color = RED if run == baseline else BLUE
-            dots(axis, row_number, 100 * data[data["run"] == run]["accuracy"], color, shade=run == baseline)
+            seeds = 100 * data[data["run"] == run]["accuracy"]
+            mean = results.percent(results.score(params, measured, run, "accuracy"))
+            dots(axis, row_number, seeds, mean, color, shade=run == baseline)
         axis.set_yticks(range(len(runs)), runs, fontsize=8)
         axis.grid(axis="y", visible=False)
         axis.set_ylim(-0.8, len(runs) - 0.2)
@@ -81,9 +84,8 @@ def cut_at_percent(axis: Axes, name: str) -> None:
     axis.set(**{f"{name}lim": (max(low, -1.0), min(high, 101.0))})  # margin for markers at the ends
 
 
-def dots(axis: Axes, y: float, seeds: pd.Series, color: str, shade: bool) -> None:
+def dots(axis: Axes, y: float, seeds: pd.Series, mean: results.Interval, color: str, shade: bool) -> None:
     """Draw a run at height `y`: seeds, mean and interval; `shade` shades the interval over all rows."""
-    mean = results.student_interval(seeds)
     if mean.defined:
         axis.plot([mean.low, mean.high], [y, y], color=color, linewidth=2.2, solid_capstyle="round", zorder=2)
         if shade:
@@ -135,7 +137,7 @@ def noise_curve(params: Params) -> Drawn:
     clean = snrs[0] + step if snrs else 0.0
     figure, axes = new_figure(3.4)
     axis = axes[0, 0]
-    base = results.percent(results.student_interval(results.by_seed(measured, baseline, "accuracy")))
+    base = results.percent(results.score(params, measured, baseline, "accuracy"))
     if base.seeds:
         axis.axhline(base.mean, color=GREY, linestyle="--", linewidth=1.4, label=f"{baseline} (baseline)")
     if base.defined:
@@ -144,7 +146,7 @@ def noise_curve(params: Params) -> Drawn:
     for number, (label, curve) in enumerate(curves.items()):
         points = []
         for snr, run in sorted(curve.items(), key=lambda entry: -clean if entry[0] == "clean" else -float(entry[0])):
-            mean = results.percent(results.student_interval(results.by_seed(measured, run, "accuracy")))
+            mean = results.percent(results.score(params, measured, run, "accuracy"))
             if mean.seeds:
                 points.append((clean if snr == "clean" else float(snr), mean))
                 rows.append({"curve": label, "run": run, "snr_db": snr, **results.interval_columns("accuracy", mean)})
@@ -201,7 +203,7 @@ def large_set(params: Params) -> Drawn:
     rows = []
     for run in runs:
         for metric in LARGE_SET:
-            values = results.student_interval(results.by_seed(measured, run, metric))
+            values = results.score(params, measured, run, metric)
             rows.append({"run": run, "metric": metric, **results.interval_columns("value", results.percent(values))})
     data = pd.DataFrame(rows)
     if not data["value_seeds"].any():
@@ -253,7 +255,8 @@ def score_histograms(params: Params) -> Drawn:
         for column, name in enumerate(names):
             axis = axes[row, column]
             rows = scores[(scores["run"] == run) & scores[name].notna()]
-            auroc = results.student_interval(found[(found["run"] == run) & (found["score"] == name)]["auroc"])
+            seeds = found[(found["run"] == run) & (found["score"] == name)].set_index("seed")["auroc"]
+            auroc = results.student_interval(results.by_draw(seeds, draws_of(params)))
             axis.set_title(f"{run}: {symbol(name)}{' · AUROC ' + fraction(auroc) if auroc.seeds else ''}")
             axis.set_yticks([])
             axis.spines["left"].set_visible(False)

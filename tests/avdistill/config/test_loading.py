@@ -108,6 +108,19 @@ MISTAKES = {
         set_("teachers", "audio", "column", value="relevant"),
         ["teachers.audio: column: only a teacher of kind truth"],
     ),
+    "draws of a checkpoint": (
+        set_("teachers", "audio", value={"kind": "cnn14", "weights": "panns:Cnn14_mAP=0.431", "draws": 2}),
+        ["teachers.audio: draws: expected 1, because 'panns:Cnn14_mAP=0.431' is not trained here, found 2"],
+    ),
+    "draws of truth": (
+        set_("teachers", "oracle", "draws", value=2),
+        ["teachers.oracle: draws: a teacher of kind truth has a column and no other settings"],
+    ),
+    "other numbers of draws": (
+        lambda raw: [raw["teachers"][name].update(draws=draws) for name, draws in (("audio", 7), ("motion", 3))],
+        ["teachers.motion.draws: expected 1, or 7 as audio has, found 3"],
+    ),
+    "no draw": (set_("teachers", "audio", "draws", value=0), ["teachers.audio.draws", "greater than or equal to 1"]),
     "network without weights": (drop("teachers", "audio", "weights"), ["teachers.audio: weights: missing"]),
     "input of truth": (
         set_("teachers", "audio", value={"kind": "truth", "column": "relevant"}),
@@ -171,6 +184,31 @@ MISTAKES = {
         set_("report", "settings", value={"a/b": SETTING}),
         ["report: settings: 'a/b' is not a valid name"],
     ),
+    "suite file that a shell would run": (
+        set_("suite", "file", value="params.yaml; touch x"),
+        ["suite.file", "should match pattern", "touch x"],
+    ),
+    "outputs outside": (set_("suite", "out", value="out/../../home"), ["suite.out", "should match pattern"]),
+    "name of the suite": (set_("suite", "name", value="../x"), ["suite.name", "should match pattern"]),
+    "name of a job that a shell would run": (
+        set_(
+            "jobs",
+            "$(touch x)",
+            value={
+                "method": "kd",
+                "dataset": "avsynth",
+                "input": "x",
+                "recipe": "small",
+                "seeds": [0],
+                "runs": {"r": {}},
+            },
+        ),
+        ["jobs: '$(touch x)' is not a valid name"],
+    ),
+    "name of a dataset that leads out": (
+        lambda raw: raw["datasets"].update({"../x": raw["datasets"]["avsynth"]}),
+        ["datasets: '../x' is not a valid name"],
+    ),
     "key of the figures": (
         set_("report", "figures", "training_curve", value={}),
         ["report.figures.training_curve", "'training_curves'"],
@@ -233,6 +271,32 @@ def test_a_file_that_is_no_params_file(tmp_path: Path, text: str, expected: str)
     file = tmp_path / "params.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=expected):
+        load(file)
+
+
+def powers(begin: str, link: str) -> str:
+    """Nine aliases of nine aliases of nine …, nine times: a few hundred bytes that stand for 9**9 values."""
+    lines = [begin, *(link.format(n, ",".join([f"*a{n - 1}"] * 9)) for n in range(1, 10))]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (powers("a0: &a0 [x]", "a{0}: &a{0} [{1}]"), "line 6: more than 100000 values"),
+        (powers("a0: &a0 {k: 1}", "a{0}: &a{0} {{<<: [{1}]}}"), "line 6: more than 100000 values"),
+        ("a:\n  - &a {b: *a}\n", r"line 2: '\*a' contains itself"),
+        ("a: " + "[" * 200_000, "line 1: more than 50 levels"),
+        ("a: 1" + ":1" * 400_000, "line 1: a value of more than 10000 characters"),
+        ("#" * 1_000_001, "1000001 characters; expected at most 1000000"),
+    ],
+    ids=["aliases", "merges", "loop", "depth", "number", "size"],
+)
+def test_a_file_that_is_made_to_harm(tmp_path: Path, text: str, expected: str) -> None:
+    """Each of these took all memory or minutes, or crashed the process."""
+    file = tmp_path / "params.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"^{file}: {expected}"):
         load(file)
 
 

@@ -41,6 +41,37 @@ def test_batches_do_not_depend_on_the_number_of_workers(tiny: Params) -> None:
     assert not torch.equal(first, second), "every epoch has an order of its own"
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_reading_draws_nothing_that_a_method_could_draw(tiny: Params, workers: int) -> None:
+    """Else what is drawn in an epoch would depend on whether its workers were started in it, as after a resume."""
+    recipe = tiny.recipes["small"].model_copy(update={"loader_workers": workers})
+    batches, _ = training_loader(clip_set(tiny, "train"), recipe, seed=5)
+    windows = loader.EvaluationWindows(clip_set(tiny, "test"), recipe)
+    before = torch.get_rng_state()
+    for _ in range(2):
+        assert list(batches) and list(windows)
+        assert torch.equal(torch.get_rng_state(), before)
+    loader.end_workers(batches)
+    loader.end_workers(windows.loader)
+
+
+def test_windows_of_evaluation_do_not_depend_on_workers_or_batches(tiny: Params) -> None:
+    clips, recipe = clip_set(tiny, "test"), tiny.recipes["small"].model_copy(update={"frames": 2, "stride": 1})
+    found = []
+    for workers, batch in ((0, 1000), (0, 3), (1, 3), (1, 3)):
+        read = loader.EvaluationWindows(clips, recipe.model_copy(update={"loader_workers": workers}), batch)
+        for _ in range(2):
+            pairs = list(read)
+            assert all(len(windows) == len(rows) == batch for windows, rows in pairs[:-1])
+            found.append([torch.cat(parts) for parts in zip(*pairs, strict=True)])
+        loader.end_workers(read.loader)
+    windows, rows = found[0]
+    assert rows.tolist() == sorted(rows.tolist()) and windows.shape[1:] == (2, recipe.size, recipe.size, 3)
+    assert all(torch.equal(each[0], windows) and torch.equal(each[1], rows) for each in found)
+    first = centre_crop(take_window(clips.store[clips.ids[0]], 1, 2), recipe.size)
+    assert torch.equal(windows[1], torch.from_numpy(np.array(first)))
+
+
 def test_the_order_covers_every_clip_once_and_drops_the_incomplete_batch() -> None:
     sampler = EpochSampler(size=10, batch=4, seed=0)
     batches = list(sampler)
@@ -66,6 +97,22 @@ def test_a_random_crop_stays_inside_and_is_the_same_for_all_frames() -> None:
         assert crop.min() >= 1, "a pixel from outside would be 0"
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [(0.3, 0.8), (1.0, 1.0)])
+def test_a_flip_mirrors_the_crop_and_leaves_the_window_as_it_was(scale: tuple[float, float]) -> None:
+    window = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    window.flags.writeable = False  # as a view of a store is
+    mirrored = set()
+    for seed in range(20):
+        plain, ours = (
+            random_crop(window, Recipe(size=16, scale=scale, ratio=(1, 1), flip=flip), np.random.default_rng(seed))
+            for flip in (False, True)
+        )
+        mirrored.add(not np.array_equal(ours, plain))
+        assert np.array_equal(ours, plain[:, :, ::-1] if not np.array_equal(ours, plain) else plain)
+    assert mirrored == {False, True}
+
+
 def test_the_area_of_random_crops_is_drawn_from_scale() -> None:
     # Each pixel holds its own column, so the spread of a crop tells its width.
     window = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, None, :, None], (1, 200, 200, 3))
@@ -84,7 +131,7 @@ def test_the_centre_crop_is_the_largest_square() -> None:
 
 def test_test_windows_cover_a_clip_at_the_stride(tiny: Params) -> None:
     clips, recipe = clip_set(tiny, "test"), tiny.recipes["small"].model_copy(update={"frames": 2, "stride": 2})
-    rows = torch.cat([rows for _, rows in loader.test_windows(clips, recipe, batch=4)])
+    rows = torch.cat([rows for _, rows in loader.EvaluationWindows(clips, recipe, batch=4)])
     lengths = [len(clips.store[name]) for name in clips.ids]
     assert torch.bincount(rows).tolist() == [length // 2 for length in lengths]
 

@@ -103,7 +103,9 @@ def test_verdicts(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     assert table.loc["means", "groups"] == 120 and table.loc["chance", "groups"] == 1
     assert table.loc["absent", "difference_seeds"] == 1 and np.isnan(table.loc["absent", "p"])
     rows = claims_sheet(suite, table.reset_index())
-    assert rows.caption == "Claims: 9 hold, 6 do not hold, 1 undecided"
+    assert rows.caption == (
+        "Claims: 9 hold, 6 do not hold, 1 undecided. Intervals that exclude the paper's numbers: 1 of 1"
+    )
     assert [row[-1].detail for row in rows.rows if row[0].text == "absent"] == ["one seed"]
     assert rows.rows[0][2].text == "UCF51\N{NO-BREAK SPACE}+6.4, ActivityNet\N{NO-BREAK SPACE}+2.9"
     assert len(rows.rows[0][4].plot.reported) == 2
@@ -147,6 +149,14 @@ def test_runs_on_other_clips_are_an_error(params: Params) -> None:
     for seed in range(12):
         write_arrays(path.with_name(f"seed-{seed}.npz"), ids=arrays["ids"][::-1], accuracy=arrays["accuracy"])
     with pytest.raises(UserError, match="other test clips than kd; run"):
+        Contrasts(params).contrast("accuracy", ("kd",), ("uni_modal",))
+
+
+def test_seeds_on_other_clips_are_an_error(params: Params) -> None:
+    path = params.path("evaluate", "kd") / "kd" / "seed-3.npz"
+    arrays = read_arrays(path)
+    write_arrays(path, ids=arrays["ids"][1:], accuracy=arrays["accuracy"][1:])
+    with pytest.raises(UserError, match=r"seed-3\.npz: evaluated on other test clips than other seeds; run"):
         Contrasts(params).contrast("accuracy", ("kd",), ("uni_modal",))
 
 

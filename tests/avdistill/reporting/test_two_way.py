@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from avdistill.reporting.results import holm
+from avdistill.reporting.results import by_draw, holm
 from avdistill.reporting.two_way import UNLIMITED, Contrast, by_group, linearised, two_way
 
 REPEATS = 4000
@@ -103,6 +104,30 @@ def test_nineteen_of_twenty_intervals_cover_the_truth(seeds: int, groups: int, s
     random = np.random.default_rng(seeds * groups)
     means = [two_way(values).interval() for values in sampled(random, (REPEATS // 2, seeds, groups), sd)]
     assert 0.93 <= np.mean([low <= 0 <= high for _, low, high, _ in means]) <= 0.97
+
+
+def of_teachers(random: np.random.Generator, draws: int, teacher: float) -> list[pd.DataFrame]:
+    """Contrasts of 21 seeds that learn from `draws` teachers in turn, on 60 groups (index: seed).
+
+    A teacher changes the mean of its seeds with a standard deviation of `teacher`, and each group with 0.1."""
+    tables = sampled(random, (REPEATS // 2, 21, 60), (0.05, 0.1, 0.3))
+    effects = sampled(random, (REPEATS // 2, draws, 60), (teacher, 0.0, 0.1))
+    return [pd.DataFrame(table) for table in tables + effects[:, np.arange(21) % draws]]
+
+
+@pytest.mark.parametrize(("draws", "teacher"), [(7, 0.0), (7, 0.08), (21, 0.08)])
+def test_intervals_cover_other_teachers(draws: int, teacher: float) -> None:
+    tables = of_teachers(np.random.default_rng(draws), draws, teacher)
+    means = [two_way(by_draw(table, draws).to_numpy()).interval() for table in tables]
+    assert {mean.seeds for mean in means} == {draws}
+    assert 0.93 <= np.mean([low <= 0 <= high for _, low, high, _ in means]) <= 0.97
+
+
+def test_seeds_that_share_teachers_are_no_sample_of_teachers() -> None:
+    """The control: intervals over 21 seeds, as if each had teachers of its own, are too narrow."""
+    tables = of_teachers(np.random.default_rng(7), 7, 0.08)
+    means = [two_way(table.to_numpy()).interval() for table in tables]
+    assert np.mean([low <= 0 <= high for _, low, high, _ in means]) < 0.88
 
 
 @pytest.mark.parametrize("sd", [(0.0, 0.15, 0.4), (0.02, 0.0, 0.3), (0.1, 0.05, 0.3)])

@@ -238,9 +238,42 @@ def test_runs_on_different_clips_are_not_compared(params: Params):
         path.write_bytes(before)
 
 
+def test_each_file_is_read_once(params: Params, monkeypatch: pytest.MonkeyPatch):
+    read: list[Path] = []
+
+    def remembering(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        read.append(path)
+        return read_arrays(path, names)
+
+    suite = EvaluatedSuite(params)
+    monkeypatch.setattr(vggsounder_tables, "read_arrays", remembering)
+    vggsounder_table(suite)
+    outputs_of = [path for path in read if path.name.startswith("seed-")]
+    assert len(outputs_of) == len(set(outputs_of)) > len(params.runs())
+
+
 def test_without_labels_there_is_no_table(tmp_path: Path):
     params = suite_params(tmp_path, figures={})
     write_suite(params)
     report.main(stage("report", params))
     assert not list((tmp_path / "report/tables").glob("vggsounder*"))
     assert "VGGSounder" not in (tmp_path / "report/index.html").read_text()
+
+
+def test_each_seed_is_compared_with_its_draw_of_the_teacher(params: Params):
+    for stage_name, file, array in (
+        ("teacher_features", "features.npz", "features"),
+        ("teacher_head", "logits.npz", "logits"),
+    ):
+        folder = params.path(stage_name, "made_A")
+        arrays = read_arrays(folder / file)
+        write_arrays(folder / "draw-1" / file, **(arrays | {array: arrays[array][:, ::-1] + 1}))
+    teacher = params.teachers["ear"].model_copy(update={"draws": 2})
+    suite = EvaluatedSuite(params.model_copy(update={"teachers": {"ear": teacher}}))
+    rows, _ = outputs(params, "kd", 0)
+    heard = vggsounder_tables.heard_by(suite, suite.job("kd"), rows, range(3))
+    assert heard[1].features.allclose(heard[0].features.flip(1) + 1, atol=1e-6) and heard[2] is heard[0]
+    assert heard[1].probabilities.allclose(heard[0].probabilities.flip(1))
+    found = vggsounder_table(suite).set_index(["run", "measure", "on"]).loc["kd"]
+    for name in ("kappa_V", "kappa_A"):
+        assert found.loc[(name, "any"), "value_seeds"] == 2, "the seeds of a draw count as one"

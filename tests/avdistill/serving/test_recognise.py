@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import pickle
 import socket
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,10 @@ from mlflow.exceptions import MlflowException
 from avdistill.data.files import write_arrays, write_json
 from avdistill.data.loader import centre_crop
 from avdistill.data.media import read_frames, write_video
+from avdistill.pipeline.errors import UserError
 from avdistill.serving import recognise
+from avdistill.serving.limits import Limits
+from avdistill.serving.reading import SIGNATURES
 from models.students import build_student
 from stages import export
 from tests.helpers.little import rotate
@@ -68,6 +74,10 @@ def ask(model: recognise.Recogniser, *videos: object, **params: int) -> list[dic
     return [dict(row) for row in answer.to_dict("records")]
 
 
+def recognised(model: recognise.Recogniser, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    return model.recognise(path, Limits(), time.monotonic() + 60)
+
+
 def expected(folder: Path, clip: Path, starts: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities and feature in float64, windows cut by hand."""
     frames = read_frames(clip, FPS, SIZE)
@@ -102,7 +112,7 @@ def test_the_answer_for_a_path_and_for_base64(model: recognise.Recogniser, folde
 def test_a_video_shorter_than_a_window_is_repeated(model: recognise.Recogniser, folder: Path) -> None:
     frames = np.random.default_rng(2).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     write_video(folder / "short.mp4", frames, 12, None)
-    probabilities, feature = model.recognise(folder / "short.mp4")
+    probabilities, feature = recognised(model, folder / "short.mp4")
     wanted = expected(folder, folder / "short.mp4", [0])
     np.testing.assert_allclose(probabilities, wanted[0], atol=1e-5)
     np.testing.assert_allclose(feature, wanted[1], atol=1e-5)
@@ -126,18 +136,18 @@ def test_a_rotated_video_is_served_upright(
     first, second = ask(model, str(path), in_base64(path))
     assert first == second and first["error"] is None
     for window in seen:
-        assert window.shape[1:] == (SIZE * 3 // 2, SIZE, 3)
-        half = SIZE * 3 // 4
+        assert window.shape[1:] == (SIZE, SIZE, 3)  # the middle of it
+        half = SIZE // 2
         assert window[:, : half - 1].min() > 200 and window[:, half + 1 :].max() < 50
 
 
 def test_a_student_of_jpegs_sees_jpegs(folder: Path, clip: Path) -> None:
     lossy = recognise.Recogniser(folder)
-    plain = lossy.recognise(clip)[1]
+    plain = recognised(lossy, clip)[1]
     lossy.preprocessing = lossy.preprocessing | {"encoding": "jpeg", "quality": 95}
-    nearly = lossy.recognise(clip)[1]
+    nearly = recognised(lossy, clip)[1]
     lossy.preprocessing = lossy.preprocessing | {"quality": 5}
-    ugly = lossy.recognise(clip)[1]
+    ugly = recognised(lossy, clip)[1]
     assert 0 < (plain - nearly).norm() < (plain - ugly).norm()
 
 
@@ -198,6 +208,92 @@ def test_paths_can_be_switched_off(model: recognise.Recogniser, clip: Path, monk
     assert there["error"].partition(";")[0] == missing["error"].partition(";")[0] == "expected a file in base64"
 
 
+def test_paths_of_one_folder(
+    model: recognise.Recogniser, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What leads out of it looks as if it were not there."""
+    folder, outside = tmp_path / "videos", tmp_path / "secret.mp4"
+    folder.mkdir()
+    outside.write_bytes(clip.read_bytes())
+    (folder / "clip.mp4").write_bytes(clip.read_bytes())
+    (folder / "inside.mp4").symlink_to("clip.mp4")
+    (folder / "link.mp4").symlink_to(outside)
+    (folder / "up").symlink_to(tmp_path)
+    (folder / "circle.mp4").symlink_to("circle.mp4")
+    monkeypatch.setenv("AV_SERVE_PATHS", str(folder))
+    inside = ["clip.mp4", "inside.mp4", str(folder / "clip.mp4"), "../videos/clip.mp4"]
+    out = [
+        str(outside),
+        "../secret.mp4",
+        f"{folder}/../secret.mp4",
+        "link.mp4",
+        "up/secret.mp4",
+        "no such",
+        "circle.mp4",
+    ]
+    answers = ask(model, *inside, *out)
+    assert [row["error"] for row in answers[: len(inside)]] == [None] * len(inside)
+    for value, row in zip(out, answers[len(inside) :], strict=True):
+        where = f"expected the path of a file in {folder}, or a file in base64"
+        assert row["error"] == f"{where}; found {value[:40]!r}"
+
+
+def test_what_is_no_regular_file_is_not_opened(model: recognise.Recogniser, clip: Path, tmp_path: Path) -> None:
+    """A pipe would be waited for, /dev/zero never ends."""
+    os.mkfifo(tmp_path / "pipe.mp4")
+    before = time.monotonic()
+    good, *bad = ask(model, str(clip), str(tmp_path / "pipe.mp4"), "/dev/zero", str(tmp_path))
+    assert time.monotonic() - before < 15
+    assert good["error"] is None
+    assert all("expected the path of a file on this machine" in row["error"] for row in bad)
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_pickle_under_another_name(model: recognise.Recogniser, clip: Path, folder: Path, tmp_path: Path) -> None:
+    trap = pickle.dumps(Trap(tmp_path / "sprung"))
+    (tmp_path / "clip.mp4").write_bytes(trap)
+    (tmp_path / "boxed.mp4").write_bytes(b"\0\0\0\x18ftypisom" + trap)
+    good, *bad = ask(model, str(clip), *map(str, tmp_path.iterdir()), base64.b64encode(trap).decode())
+    assert good["error"] is None and all(row["error"] for row in bad) and len(bad) == 3
+    # In place of the gallery: an array of objects would be unpickled.
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for file in folder.glob("*.*"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    np.savez(copy / "gallery.npz", ids=np.array([Trap(tmp_path / "sprung")], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match=r"gallery.npz: damaged"):
+        recognise.Recogniser(copy)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_request_ends_in_its_time(model: recognise.Recogniser, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student that is slow: what is done in time is answered, the rest is not begun."""
+    assert ask(model, str(clip))[0]["error"] is None  # its reader has started
+    student = model.student
+    monkeypatch.setattr(model, "student", lambda windows: (time.sleep(6), student(windows))[1])
+    monkeypatch.setenv("AV_SERVE_REQUEST_SECONDS", "5")
+    before = time.monotonic()
+    first, *others = ask(model, *[str(clip)] * 50)
+    assert time.monotonic() - before < 15
+    assert first["error"] is None
+    assert {row["error"] for row in others} == {"the 5 s of the request are over (AV_SERVE_REQUEST_SECONDS)"}
+
+
+def test_short_names_in_base64_are_no_paths(model: recognise.Recogniser, clip: Path) -> None:
+    """3000 characters without a slash are too long for a file's name, on which Python up to 3.12 raises an error."""
+    with pytest.raises(MlflowException, match="no video can be read; first error: not a video file"):
+        ask(model, "A" * 3000)
+
+
 def test_bounds(model: recognise.Recogniser, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AV_SERVE_SECONDS", "2")
     with pytest.raises(MlflowException, match=r"longer than 2 s \(AV_SERVE_SECONDS\)"):
@@ -220,7 +316,9 @@ def test_nothing_is_left_behind(
     half = base64.b64encode(clip.read_bytes()[:600]).decode()
     seen: list[bool] = []
     recognise = model.recognise
-    monkeypatch.setattr(model, "recognise", lambda path: (seen.append(path.parent == tmp_path), recognise(path))[1])
+    monkeypatch.setattr(
+        model, "recognise", lambda path, *more: (seen.append(path.parent == tmp_path), recognise(path, *more))[1]
+    )
     good, bad = ask(model, in_base64(clip), half)
     assert good["error"] is None and bad["error"]
     assert seen == [True, True]
@@ -232,4 +330,4 @@ def test_real_videos_are_not_refused_unread(shared_data: Path) -> None:
     assert len(videos) > 10
     for path in videos:
         with path.open("rb") as file:
-            assert recognise.SIGNATURES.match(file.read(256)), path
+            assert SIGNATURES.match(file.read(256)), path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import pytest
 from avdistill.config.loading import load
 from avdistill.config.schema import Params
 from avdistill.pipeline.errors import UserError
+from avdistill.tracking import journal
 from avdistill.tracking.journal import ledger, start
 from avdistill.tracking.mirror import _client, mirror, sync
 from avdistill.tracking.shared import artifact_location, journal_folder, tracking_uri
@@ -285,6 +288,47 @@ def test_a_model_is_a_version_of_its_training(params: Params, tmp_path: Path) ->
     assert client.get_run(newest.run_id).info.run_name == "export avsynth"
 
 
+def test_two_checkouts_on_one_database(params: Params, tmp_path: Path) -> None:
+    """The other one has trained the same run later: the model comes from this one's training all the same."""
+    other = suite(tmp_path / "other")
+    for checkout in (params, other):
+        with start("train", "kd", checkout) as run, run.child("kd seed 1", {"run": "kd", "seed": 1}):
+            pass
+        sync(checkout)
+    log_model(params, tmp_path / "model")
+    sync(params)
+    own = ledger(params)["train", "kd", 1]
+    assert own != ledger(other)["train", "kd", 1]
+    (version,) = _client().search_model_versions("name = 'student-avsynth'")
+    assert version.run_id == own
+
+
+def test_a_clock_that_is_set_back(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a day, after the start of a run: it precedes its child, and the newest run is the newest one."""
+
+    class Clock(datetime):
+        days = 0
+
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) - timedelta(days=cls.days)
+
+    monkeypatch.setattr(journal, "datetime", Clock)
+    with start("train", "kd", params) as run:
+        Clock.days = 1
+        with run.child("kd seed 1", {"run": "kd", "seed": 1}) as child:
+            pass
+    with start("train", "kd", params) as again:
+        pass
+    Clock.days = 2
+    with start("train", "kd", params) as last:
+        pass
+    assert [file.stem for file in journals(params)] == [run.id, child.id, again.id, last.id]
+    assert sync(params).completed == 4  # the first time
+    newest = _client().get_run(ledger(params)["train", "kd"])
+    assert newest.data.tags["journal"] == last.id
+
+
 @pytest.mark.parametrize(
     "step", ["log_model_artifacts", "finalize_logged_model", "create_model_version", "set_registered_model_alias"]
 )
@@ -408,6 +452,48 @@ def test_mirror_killed_in_the_middle(params: Params) -> None:
         assert history(run, "loss") == [(step, step * 0.5) for step in range(400)]
         assert run.info.status == "FINISHED"
     assert not journals(params)
+
+
+def test_what_killed_processes_left_is_deleted(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal that was not begun, a note of what was sent that was not finished, and copies of artifacts."""
+    with start("report", None, params) as run:
+        run.log_artifact(ROOT / "params.yaml")
+    folder = journal_folder(params)
+    old, new = [folder / ".20260101-000000-000000-abcdef01", folder / ".a.sent.json.12"], folder / ".of a live one"
+    for file in (*old, new):
+        file.write_text("")
+    for file in old:
+        os.utime(file, (0, 0))
+    (folder / run.id / ".params.yaml.12").write_text("")
+    rmtree = shutil.rmtree
+
+    def fail_once(path: Path) -> None:
+        monkeypatch.setattr(shutil, "rmtree", rmtree)
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", fail_once)
+    with pytest.raises(UserError, match="Input/output error"):
+        sync(params)
+    assert (folder / f"{run.id}.jsonl").exists(), "else nobody would delete the folder"
+    sync(params)
+    (sent,) = runs(params)
+    assert sent.info.status == "FINISHED"
+    left = {path.name for path in folder.iterdir()}
+    assert left == {f"{run.id}.sent.json", new.name, "send.lock"}
+
+
+def test_a_journal_for_which_there_is_no_room(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that gets full writes a part of a line without an error; that must not pass unseen."""
+    write = os.write
+    with pytest.raises(OSError, match="No space left"), start("report", None, params) as run:
+        monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:-5]))
+        run.log_metrics({"loss": 1.0})
+    monkeypatch.setattr(os, "write", write)
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda *_: rename(Path("nowhere"), Path("there")))
+    with pytest.raises(FileNotFoundError), start("report", None, params):
+        pass
+    assert not list(journal_folder(params).glob(".*"))
 
 
 def test_process_that_is_killed_ends_its_run(params: Params) -> None:

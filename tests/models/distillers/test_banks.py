@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from models.distillers import check_options
+from models.distillers import banks, check_options
 from models.distillers.banks import draw, log_normaliser, noise_contrast
 from tests.models.distillers.batches import CLIPS, Batch, all_finite, array, hard_batches, make, total
 
 METHODS = ("crd", "cmc")
+
+
+def mask(candidates, most):
+    """What is drawn, as a mask over all slots."""
+    slots, chosen = draw(candidates, most)
+    return torch.zeros_like(candidates).index_copy(1, slots, chosen)
 
 
 def unit(x):
@@ -88,7 +94,7 @@ def test_a_draw_is_uniform_and_has_no_repeats():
     candidates = torch.ones(2, 10, dtype=torch.bool)
     candidates[0, :4] = False
     torch.manual_seed(0)
-    draws = torch.stack([draw(candidates, 3) for _ in range(2000)])
+    draws = torch.stack([mask(candidates, 3) for _ in range(2000)])
     assert (draws.sum(2) == 3).all()
     assert not draws[:, 0, :4].any()
     share = draws.double().mean(0)
@@ -98,8 +104,43 @@ def test_a_draw_is_uniform_and_has_no_repeats():
 
 def test_a_draw_of_more_than_there_are_takes_all():
     candidates = torch.tensor([[True, False, True], [False, False, False]])
-    assert torch.equal(draw(candidates, 3), candidates)
-    assert torch.equal(draw(candidates, 2), candidates)
+    assert torch.equal(mask(candidates, 3), candidates)
+    assert torch.equal(mask(candidates, 2), candidates)
+
+
+def test_few_negatives_of_many_clips_are_drawn_from_few_slots():
+    """As many as asked for, uniformly, of which no slot needs a score that is not among those returned."""
+    candidates = torch.ones(3, 1000, dtype=torch.bool)
+    candidates[0, :400] = False
+    torch.manual_seed(0)
+    counts = torch.zeros(3, 1000)
+    for _ in range(200):
+        slots, chosen = draw(candidates, 20)
+        assert len(slots) == len(set(slots.tolist())) == 296 and chosen.shape == (3, 296)
+        assert (chosen.sum(1) == 20).all()
+        assert torch.equal(chosen[1], chosen[2]), "rows share the permutation"
+        counts += torch.zeros(3, 1000).index_copy(1, slots, chosen.float())
+    assert not counts[0, :400].any()
+    assert counts[0, 400:].mean() == pytest.approx(200 * 20 / 600, rel=1e-4)
+    assert counts[1].max() < 200 * 20 / 1000 + 6 * 2, "six standard deviations"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_values_do_not_depend_on_how_many_slots_are_scored(name, monkeypatch, drawn):
+    """With and without the slots that nobody draws: the same negatives, loss, gradients and banks."""
+    found = []
+    for spare in (256, 0):
+        monkeypatch.setattr(banks, "SPARE", spare)
+        method = make(name, negatives=8)
+        for step in range(2):
+            batch = Batch(seed=step)
+            torch.manual_seed(step)
+            loss = method(*batch.arguments())[name]
+            loss.backward()
+        found.append((loss, batch.feature.grad, *method.state_dict().values()))
+    assert torch.equal(drawn[0], drawn[2]) and torch.equal(drawn[1], drawn[3])
+    for dense, sparse in zip(*found, strict=True):
+        torch.testing.assert_close(sparse, dense)
 
 
 def test_normaliser_and_contrast():
@@ -109,12 +150,12 @@ def test_normaliser_and_contrast():
     drawn = (rng.random((4, 9)) < 0.5) & ~own
     z = 9 * np.exp(logits)[own | drawn].mean()
     as_tensors = [torch.from_numpy(x) for x in (logits, own, drawn)]
-    assert log_normaliser(as_tensors[0], as_tensors[1] | as_tensors[2]).item() == pytest.approx(np.log(z), rel=1e-6)
+    assert log_normaliser(as_tensors[0], as_tensors[1] | as_tensors[2], 9).item() == pytest.approx(np.log(z), rel=1e-6)
     o, share = np.exp(logits) / z, drawn.sum(1, keepdims=True) / 9
     odds = o / share
     expected = -(np.log(odds / (odds + 1)) * own + np.log(1 / (odds + 1)) * drawn).sum() / 4
     logits = as_tensors[0].requires_grad_()
-    loss = noise_contrast(logits, *as_tensors[1:], torch.tensor(np.log(z)))
+    loss = noise_contrast(logits, *as_tensors[1:], torch.tensor(np.log(z)), 9)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     loss.backward()
     gradient = (odds / (odds + 1) - own) * (own | drawn) / 4  # of a binary cross-entropy
@@ -125,7 +166,7 @@ def test_contrast_of_huge_logits():
     own = torch.eye(2, 4, dtype=torch.bool)
     for sign in (1, -1):
         logits = torch.full((2, 4), sign * 1e4).requires_grad_()
-        loss = noise_contrast(logits, own, ~own, torch.zeros(()))
+        loss = noise_contrast(logits, own, ~own, torch.zeros(()), 4)
         loss.backward()
         assert loss.isfinite() and logits.grad.isfinite().all()
 

@@ -75,9 +75,10 @@ def test_a_teacher_that_knows_one_value_only_teaches_nothing():
 def test_negative_features_are_refused_unless_the_teacher_had_no_input():
     batch, method = Batch(), make("privileged")
     batch.teachers["A"].feature.data[3, 2] = -0.25
-    with pytest.raises(ValueError, match=r"not negative, found -0\.25"):
-        method(*batch.arguments())
+    with pytest.raises(ValueError, match=r"not negative, found -0\.25 \(teacher A\)"):
+        method.check_teachers(batch.teachers)
     batch.teachers["A"].mask[3] = False
+    method.check_teachers(batch.teachers)
     assert method(*batch.arguments())["auxiliary"].isfinite()
 
 

@@ -74,7 +74,7 @@ def test_from_the_official_annotation_to_the_index(tmp_path: Path, capsys: pytes
     tests = index["group"].isin(["1e10-aaaaaa", "v_bWquUXC2T"])
     assert (index["split"][tests] == "test").all()
     assert set(index["split"][~tests]) == {"train", "val"}
-    metrics = json.loads((tmp_path / "out/summary/split/d.json").read_text())
+    metrics = split.summarise(index)
     assert metrics["status"] == {"ok": 11, "corrupt": 1, "unavailable": 2, "excluded": 0}
     assert metrics["groups"]["train"] + metrics["groups"]["val"] == 6
     assert metrics["groups"]["test"] == 2

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from avdistill.data.index import read_index
 from avdistill.data.sources import google_drive
 from avdistill.pipeline.errors import UserError
 from stages import download, split
-from tests.helpers.little import ramp, stage, tone
+from tests.helpers.little import logged, ramp, stage, tone
 from tests.helpers.replicas import ave_members, write_zip
 from tests.helpers.serving import Server, serve
 
@@ -72,8 +71,7 @@ def test_from_the_archive_to_the_index(site: Path, tmp_path: Path, capsys: pytes
     assert ok.loc["gjCew0Kp0iM", ["class", "split"]].tolist() == [SPEECH, "val"]
     assert ok.loc["RUhOCu3LNXM", ["class", "split", "event_start", "event_end"]].tolist() == [BELL, "train", 0, 10]
     assert ok["seconds"].to_numpy() == pytest.approx(2, abs=0.01)
-    status = json.loads((tmp_path / "out/summary/split/d.json").read_text())["status"]
-    assert status == {"ok": 8, "corrupt": 0, "unavailable": 1, "excluded": 5}
+    assert split.summarise(index)["status"] == {"ok": 8, "corrupt": 0, "unavailable": 1, "excluded": 5}
 
 
 def test_the_published_split_warns_and_downloads_nothing_again(
@@ -89,13 +87,13 @@ def test_the_published_split_warns_and_downloads_nothing_again(
             "ave: warning: in the published split, 1 of the 2 videos of test are also among the 6 of train",
         ]
         assert web.count(f"/{ave.ARCHIVE}") == 1
-        split.main(stage("split", "d", tmp_path, origin(web, split="published")))
+        made = stage("split", "d", tmp_path, origin(web, split="published"))
+        split.main(made)
     index = read_index(tmp_path / "out/split/d/index.csv")
     assert index["split"].value_counts().to_dict() == {name: len(rows) for name, rows in LISTS.items()}
     assert index["id"].is_unique
-    summary = json.loads((tmp_path / "out/summary/split/d.json").read_text())
-    assert summary["expected_clips"] == {"train": 3741, "test": 402}
-    assert summary["status"]["excluded"] == 1
+    assert logged(made)["expected_clips.train"] == 3741 and logged(made)["expected_clips.test"] == 402
+    assert (index["status"] == "excluded").sum() == 1
 
 
 def test_an_interrupted_download_goes_on(site: Path, tmp_path: Path) -> None:

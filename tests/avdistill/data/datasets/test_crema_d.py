@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from avdistill.data.datasets import crema_d
 from avdistill.data.index import read_index
 from avdistill.pipeline.errors import UserError
 from stages import download, split
-from tests.helpers.little import ramp, stage, tone
+from tests.helpers.little import logged, ramp, stage, tone
 from tests.helpers.replicas import lfs_pointer, write_crema_d, write_flv, write_zip
 from tests.helpers.serving import Server, serve
 
@@ -60,8 +59,7 @@ def test_from_the_repository_to_the_index(site: Path, tmp_path: Path, capsys: py
     assert set(index["group"]) == set(ACTORS)
     assert set(index["class"]) == set(crema_d.EMOTIONS.values())
     assert index.loc["1091_MTI_NEU_XX", "class"] == "neutral"
-    status = json.loads((tmp_path / "out/summary/split/d.json").read_text())["status"]
-    assert status == {"ok": 28, "corrupt": 0, "unavailable": 0, "excluded": 4}
+    assert split.summarise(index)["status"] == {"ok": 28, "corrupt": 0, "unavailable": 0, "excluded": 4}
 
 
 def test_the_published_split_warns_and_downloads_nothing_again(
@@ -76,11 +74,11 @@ def test_the_published_split_warns_and_downloads_nothing_again(
             "accuracy is not that on new actors\n"
         ) in capsys.readouterr().err
         assert web.count(f"/VideoFlash/{SILENT}.flv") == 1
-        split.main(stage("split", "d", tmp_path, origin(web, split="published")))
+        made = stage("split", "d", tmp_path, origin(web, split="published"))
+        split.main(made)
     index = read_index(tmp_path / "out/split/d/index.csv").set_index("id")
     assert set(index.index[index["split"] == "test"]) == set(NAMES[3::6])
-    summary = json.loads((tmp_path / "out/summary/split/d.json").read_text())
-    assert summary["expected_clips"] == {"train": 6698, "test": 744}
+    assert logged(made)["expected_clips.train"] == 6698 and logged(made)["expected_clips.test"] == 744
 
 
 def test_an_interrupted_download_goes_on(site: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -72,7 +71,7 @@ def test_from_the_official_list_to_the_index(tmp_path: Path, capsys: pytest.Capt
     expected = {f"{video}_{start:06d}": split for video, start, _, split in ROWS}
     assert {name: "train" if split == "val" else split for name, split in index["split"].items()} == expected
     assert (index.groupby("group")["split"].nunique() == 1).all()
-    metrics = json.loads((tmp_path / "out/summary/split/d.json").read_text())
+    metrics = split.summarise(index)
     assert metrics["status"] == {"ok": 11, "corrupt": 0, "unavailable": 1, "excluded": 0}
     assert metrics["groups_unavailable"] == {"train": 1, "val": 0, "test": 0}
     assert metrics["groups"]["test"] == 4

@@ -237,6 +237,24 @@ def test_a_playlist_reaches_no_host(tmp_path: Path) -> None:
             server.accept()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ffconcat version 1.0\nfile clip.mp4\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nclip.mp4\n#EXT-X-ENDLIST\n",
+        "G\nv=0\nc=IN IP4 127.0.0.1\nm=video 5006 RTP/AVP 96\n".ljust(188) + "G\n",
+    ],
+    ids=["concat", "hls", "sdp that begins like MPEG-TS"],
+)
+def test_a_list_of_files_is_no_video(clip: Path, tmp_path: Path, text: str) -> None:
+    """FFmpeg would open the files and addresses in it, wherever they are."""
+    (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())
+    (tmp_path / "list.mp4").write_text(text)
+    for reader in ("auto", "pyav", "decord"):
+        with pytest.raises(MediaError, match=r"list.mp4: (Invalid argument|Invalid data)"):
+            read_frames(tmp_path / "list.mp4", 4, 32, reader=reader)  # type: ignore[arg-type]
+
+
 def test_real_silence_and_missing_sound(shared_data: Path) -> None:
     videos = shared_data / "ucf101"
     assert probe(videos / "Archery/v_Archery_g03_c03.avi").audio == "silent"

@@ -5,6 +5,7 @@ import io
 import stat
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,22 @@ def test_only_files_and_folders_come_out(write: Callable[[Path], None], what: st
     with pytest.raises(UserError, match=f"archive: 'odd': refused, {what}; only files and folders are unpacked"):
         unpack(tmp_path / "archive", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_header_that_fills_the_memory(tmp_path: Path, kind: bytes) -> None:
+    """64 MB of zeros, 64 kB in the archive."""
+    header = tarfile.TarInfo("odd")
+    header.type, header.size = kind, 1 << 26
+    with gzip.open(tmp_path / "archive", "wb", compresslevel=1) as file:
+        file.write(header.tobuf() + bytes(header.size) + bytes(1024))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="archive: the archive is damaged"):
+            unpack(tmp_path / "archive", tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_member_that_is_longer_than_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
