@@ -13,30 +13,24 @@ from __future__ import annotations
 
 import argparse
 import base64
-import contextlib
 import io
 import re
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Annotated, Any
-from uuid import UUID
 
 import pandas as pd
 import yaml
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.deployments import run_deployment
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Cancelling, Completed, Failed
+from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from avdistill.config.loading import load
@@ -52,8 +46,9 @@ from flows import command
 from flows.devices import gpus, held
 from flows.dvc import Dvc, StageError, StoppedError
 from flows.grid import axes
-from flows.paper import LOOK_SECONDS, cancelled
-from flows.points import Point, checkout, git, job_of, points, run_point, uncommitted
+from flows.points import Point, checkout, job_of, points, run_point
+from flows.pool import check_pool, run_in_pool
+from flows.scheduler import run_graph
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 SuiteFile = Annotated[str, Field(pattern=r"(^|/)dvc\.yaml$")]
@@ -76,7 +71,7 @@ def ablate(
     metric: str = "accuracy",
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None,
     workers: Annotated[int, Field(ge=1, le=64)] = 2,
-    deployment: Annotated[str, Field(pattern=r"^point/.+")] | None = None,
+    pool: str | None = None,
 ) -> State[Any]:
     """Train runs at every combination of some settings and report how a metric depends on them.
 
@@ -93,8 +88,8 @@ def ablate(
         baseline: Run that differences are computed against, also trained at each point. None: no differences.
         metric: Metric to report: accuracy, R@1, mAP@100 or another metric of stage evaluate.
         seeds: Seeds to train with; several give confidence intervals. None: each run's own.
-        workers: Number of points that run in parallel. They share the cores of the machine.
-        deployment: Deployment of flow `point`, such as point/cluster, whose workers run the points. None: run here.
+        workers: Number of points that run in parallel. They share the cores of the machine, or are sent to the pool.
+        pool: Prefect work pool whose workers run the points (docs/cluster.md). None: run them here.
     """
     log = get_run_logger()
     trained = list(dict.fromkeys([*([baseline] if baseline else []), *runs]))
@@ -103,7 +98,7 @@ def ablate(
         varied = axes(grid)
         todo = points(name, params, trained, varied, seeds)
         folder = Path("out/ablations") / name
-        failed = _run_all(params, suite, todo, trained, folder, workers, deployment)
+        failed = _run_all(params, suite, todo, trained, folder, workers, pool)
     except StoppedError:
         return Cancelled(message="running points were terminated")
     except UserError as error:
@@ -147,7 +142,7 @@ def point(name: str, suite: SuiteFile, params: dict[str, Any], targets: Names) -
         with Dvc() as dvc:
             dvc.fetch_run_cache()
             with held(gpus(Params.model_validate(params).device), lambda: dvc.stopping):
-                run_point(dvc, suite, Point(name, {}, params, targets), log.info, _environment(1, []), pull=True)
+                run_point(dvc, suite, Point(name, {}, params, targets), log.info, _environment(cores(), []), pull=True)
             dvc.push_experiment("origin", name)
     except (StageError, UserError) as error:
         return Failed(message=str(error))
@@ -182,27 +177,17 @@ def run_here(chosen: Point, suite: str, dvc: Dvc, share: int, gpu: Sequence[str]
 
 
 @task(task_run_name="{chosen.name}", cache_policy=NO_CACHE, persist_result=False)
-def run_there(chosen: Point, suite: str, deployment: str, dvc: Dvc) -> State[Any]:
-    """Run a point on another machine through a deployment of flow `point`, and fetch its results from the remotes."""
-    commit, repository = git("rev-parse", "HEAD").strip(), git("remote", "get-url", "origin").strip()
-    started: Any = run_deployment(
-        deployment,
-        parameters={"name": chosen.name, "suite": suite, "params": chosen.params, "targets": chosen.targets},
-        timeout=0,
-        job_variables={"env": {"AV_COMMIT": commit, "AV_REPOSITORY": repository}},
-    )
-    with get_client(sync_client=True) as client:
-        while (state := (run := client.read_flow_run(started.id)).state) is None or not state.is_final():
-            if dvc.stopping:
-                client.set_flow_run_state(run.id, Cancelling())
-                return Cancelled(message="stopped with the flow")
-            time.sleep(LOOK_SECONDS)
-    if not state.is_completed():
-        return Failed(message=state.message or state.name)
+def run_there(chosen: Point, suite: str, pool: str, gpu: bool, dvc: Dvc) -> State[Any]:
+    """Run a point on another machine, as flow `point` of a work pool, and fetch its results from the remotes."""
+    parameters = {"name": chosen.name, "suite": suite, "params": chosen.params, "targets": chosen.targets}
+    log = get_run_logger()
     try:
+        run = run_in_pool("point", pool, chosen.name, parameters, gpu, log.info, lambda: dvc.stopping)
         dvc.fetch_experiments("origin", [chosen.name])
-    except UserError as error:
+    except (StageError, UserError) as error:
         return Failed(message=str(error))
+    except StoppedError:
+        return Cancelled(message="stopped with the flow")
     return Completed(message=f"{run.total_run_time.total_seconds():.1f}")
 
 
@@ -219,7 +204,7 @@ def _run_all(
     runs: list[str],
     folder: Path,
     workers: int,
-    deployment: str | None,
+    pool: str | None,
 ) -> list[str]:
     """Run the points that do not exist yet, at most `workers` at a time, and store the measurements of each.
 
@@ -227,52 +212,39 @@ def _run_all(
 
     The first point runs alone until it trains the last of `runs`; by then it has computed the outputs that all points
     share, and the others take them from the cache. Raises StoppedError if the flow run is cancelled."""
-    if deployment and uncommitted():
-        raise UserError("deployment: other machines run the pushed commit; commit and push your changes first")
+    if pool:
+        check_pool("point", pool)
     failed: list[str] = []
-    running: dict[UUID, tuple[Point, float, list[str]]] = {}  # point, start time and GPU, by task run
-    ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
     made = threading.Event()
-    look_at = time.monotonic() + LOOK_SECONDS
     with Dvc() as dvc:
         there = dvc.experiments()
-        waiting = []
         for chosen in todo:
             if chosen.name in there:
                 _keep(dvc, params, folder, chosen, runs, float("nan"))
-            else:
-                waiting.append(chosen)
-        if deployment:
+        waiting = {chosen.name: chosen for chosen in todo if chosen.name not in there}
+        if pool:
             made.set()
-        devices = [] if deployment else gpus(params.device)
-        free = [[device] for device in devices]  # one GPU per point
-        if devices:
-            workers = min(workers, len(devices))
-        while waiting or running:
-            while waiting and len(running) < (workers if made.is_set() or not running else 1):
-                chosen, gpu = waiting.pop(0), free.pop(0) if free else []
-                share = max(1, cores() // min(workers, len(running) + len(waiting) + 1))
-                if deployment:
-                    future = run_there.submit(chosen, suite, deployment, dvc, return_state=False)
-                else:
-                    future = run_here.submit(chosen, suite, dvc, share, gpu, made, return_state=False)
-                running[future.task_run_id] = (chosen, time.monotonic(), gpu)
-                future.add_done_callback(ended.put)
-            with contextlib.suppress(Empty):
-                future = ended.get(timeout=1.0)
-                future.wait()
-                chosen, begun, gpu = running.pop(future.task_run_id)
-                free += [gpu] if gpu else []
-                state = future.state
-                if not state.is_completed():
-                    failed.append(f"{chosen.name} ({state.message or state.name})")
-                    continue
-                seconds = float(state.message or 0) if deployment else time.monotonic() - begun
-                _keep(dvc, params, folder, chosen, runs, seconds)
-            if time.monotonic() > look_at:
-                look_at = time.monotonic() + LOOK_SECONDS
-                if cancelled():
-                    raise StoppedError
+        free = [] if pool else [[device] for device in gpus(params.device)]  # one GPU per point
+        if free:
+            workers = min(workers, len(free))
+        used: dict[str, list[str]] = {}  # GPU by point
+
+        def submit(name: str, ready: int) -> PrefectFuture[Any]:
+            if pool:
+                return run_there.submit(waiting[name], suite, pool, params.device != "cpu", dvc, return_state=False)
+            used[name] = free.pop(0) if free else []
+            share = max(1, cores() // min(workers, ready))
+            return run_here.submit(waiting[name], suite, dvc, share, used[name], made, return_state=False)
+
+        alone = {name: set[str]() for name in waiting}
+        for name, state, seconds in run_graph(alone, submit, lambda: workers if made.is_set() else 1):
+            if gpu := used.get(name):
+                free.append(gpu)
+            if state.is_completed():
+                # Another machine reports its own time, without the wait for a worker.
+                _keep(dvc, params, folder, waiting[name], runs, float(state.message or 0) if pool else seconds)
+            else:
+                failed.append(f"{name} ({state.message or state.name})")
     return failed
 
 

@@ -17,6 +17,7 @@ from prefect.concurrency.sync import concurrency
 
 from flows.dvc import StoppedError
 
+GPU_STAGES = {"teachers", "teacher_features", "teacher_head", "train", "evaluate"}
 WAIT_SECONDS = 5.0  # between checks for a stop while waiting
 COUNT = (
     "import torch; "

@@ -182,6 +182,20 @@ class Dvc:
         """Fetch the records of earlier runs from the DVC remote; their outputs are downloaded when needed."""
         self._ask("fetch", "--run-cache")
 
+    def missing(self, stage: str) -> list[str]:
+        """Return the dependencies of a stage that are not in the checkout, as paths relative to it."""
+        found = [entry["changed deps"] for entry in self.status(stage).get(stage, []) if "changed deps" in entry]
+        return [path for paths in found for path, state in paths.items() if state == "deleted"]
+
+    def pull(self, targets: Sequence[str]) -> None:
+        """Fetch outputs, stages' or by path, from the DVC remote and check them out."""
+        if targets:
+            self._ask("pull", *targets)
+
+    def push(self, target: str) -> None:
+        """Push the outputs of a stage or of a dvc.yaml, and the run cache, to the DVC remote."""
+        self._ask("push", "--run-cache", target)
+
     def cache_folder(self) -> Path:
         """Return the folder of DVC's cache, which holds the outputs of all runs."""
         return (self.root / self._ask("cache", "dir").strip()).resolve()
@@ -306,6 +320,16 @@ def _wait(lock: Path, until: float) -> None:
             "if none is running, `python -m flows.dvc status` repairs it"
         )
     time.sleep(0.1)
+
+
+def short(stage: str) -> str:
+    """Strip the file from a stage's name: paper/dvc.yaml:train@kd -> train@kd."""
+    return stage.rpartition(":")[2]
+
+
+def name_of(stage: str) -> str:
+    """Return the name of a stage without file and item: paper/dvc.yaml:train@kd -> train."""
+    return short(stage).partition("@")[0]
 
 
 def allow_no_git(root: Path) -> None:

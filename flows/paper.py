@@ -1,9 +1,10 @@
 """Flow `reproduce`: bring a whole suite up to date, with one Prefect task per stage.
 
-    python -m flows.paper [SUITE [TARGET...]] [--workers N]
+    python -m flows.paper [SUITE [TARGET...]] [--workers N] [--pool NAME]
 
 DVC decides which stages are out of date. No Prefect server is needed; if PREFECT_API_URL names one, the run appears
-there. The flow creates two artifacts: the state of each stage, and the tables of the report.
+there. The flow creates two artifacts: the state of each stage, and the tables of the report. With a Prefect work pool,
+other machines run the stages (flows/machines.py).
 """
 
 from __future__ import annotations
@@ -20,15 +21,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Annotated, Any, NamedTuple
-from uuid import UUID
 
-import httpx
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
@@ -43,14 +40,14 @@ from avdistill.pipeline.errors import UserError, nearest, redact
 from avdistill.pipeline.processes import cores
 from avdistill.tracking.journal import ledger
 from flows import command
-from flows.devices import gpus, held
-from flows.dvc import Dvc, StageError, StoppedError
+from flows.devices import GPU_STAGES, gpus, held
+from flows.dvc import Dvc, StageError, StoppedError, name_of, short
+from flows.machines import HERE, Machines, returned
+from flows.scheduler import run_graph
 
 MLFLOW_UI = "http://127.0.0.1:5000"  # of `python -m flows.ui`
 DONE = ("ran", "cached", "skipped")
 NOT_RUN = "not run"
-LOOK_SECONDS = 5.0  # between checks for cancellation
-GPU_STAGES = {"teachers", "teacher_features", "teacher_head", "train", "evaluate"}
 # Delays before a download is retried, because hosts may be unreachable. Other stages would fail in the same way again.
 RETRY_SECONDS = [30.0, 120.0]
 
@@ -73,9 +70,14 @@ def _name() -> str:
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
 def run_stage(
-    stage: str, up_to_date: bool, dvc: Dvc, environment: dict[str, str], gpus: Sequence[str] = ()
+    stage: str,
+    up_to_date: bool,
+    dvc: Dvc,
+    environment: dict[str, str],
+    gpus: Sequence[str] = (),
+    machines: Machines | None = None,
 ) -> State[Any]:
-    """Run one stage of the graph.
+    """Run one stage of the graph, on one of `machines` or here.
 
     Its state is Ran, Cached (DVC restored its outputs), Skipped (it was up to date), Failed or Cancelled. A stage that
     uses GPUs waits until no other flow of this Prefect server holds them, and holds them while it runs."""
@@ -84,9 +86,11 @@ def run_stage(
         log.info("up to date")
         return Completed(name="Skipped", message="neither the stage nor its upstream stages have changed")
     try:
-        with held(gpus if _name_of(stage) in GPU_STAGES else (), lambda: dvc.stopping):
+        if machines:
+            return Completed(name=machines.run(stage, log.info).capitalize())
+        with held(gpus if name_of(stage) in GPU_STAGES else (), lambda: dvc.stopping):
             return Completed(name=dvc.repro(stage, log.info, environment).capitalize())
-    except StageError as error:
+    except (StageError, UserError) as error:
         return Failed(message=str(error))
     except StoppedError:
         return Cancelled(message="stopped with the flow")
@@ -97,6 +101,7 @@ def reproduce(
     suite: Annotated[str, Field(pattern=r"(^|/)dvc\.yaml$")] = "dvc.yaml",
     workers: Annotated[int, Field(ge=1, le=256)] = 2,
     targets: list[str] | None = None,
+    pool: str | None = None,
 ) -> State[Any]:
     """Bring a suite up to date: run the stages whose code, params or data have changed, and their downstream stages.
 
@@ -107,30 +112,46 @@ def reproduce(
         suite: The dvc.yaml of the suite, relative to the repository's root: dvc.yaml (embedded suite),
             findings/dvc.yaml (every claim, with power), paper/dvc.yaml (the papers' datasets) or own/dvc.yaml (your
             own videos).
-        workers: Number of stages that run in parallel. They share the cores of the machine.
+        workers: Number of stages that run in parallel. They share the cores of the machine, or are sent to the pool.
         targets: Stages to bring up to date, with their upstream stages: train@kd, train for all stages of that name,
             or the name of a study for the evaluations of its runs. None means the whole suite.
+        pool: Prefect work pool whose workers run the stages (docs/cluster.md). None: run them here.
     """
     log = get_run_logger()
     try:
         params = load(Path(suite).with_name("params.yaml"))
+        studies = {name: study_targets(params, name) for name in params.studies}
         with Dvc() as dvc:
-            graph = select(dvc.graph(suite), targets, {name: study_targets(params, name) for name in params.studies})
+            whole = dvc.graph(suite)
+            graph = select(whole, targets, studies)
+            machines = Machines(pool, dvc, suite, params, whole) if pool else None
             try:
-                # DVC always runs this stage. The status of the others is only valid after it has run.
-                first, began = [stage for stage in graph if _short(stage) == "code"], time.monotonic()
-                outcomes = {stage: Outcome(dvc.repro(stage, log.info), time.monotonic() - began) for stage in first}
+                # DVC always runs stage code. The status of the others is only valid after it has run.
+                first = [stage for stage in graph if short(stage) in (HERE if machines else {"code"})]
+                outcomes = {}
+                for stage in first:
+                    began = time.monotonic()
+                    outcomes[stage] = Outcome(dvc.repro(stage, log.info), time.monotonic() - began)
                 others = {stage: above - {*first} for stage, above in graph.items() if stage not in first}
-                outcomes |= _run_all(dvc, others, set(dvc.status(suite)), workers, gpus(params.device))
+                status = dvc.status(suite)
+                changed = set(status)
+                if machines:
+                    machines.prepare()
+                    changed = machines.changed(status)
+                outcomes |= _run_all(dvc, others, changed, workers, gpus(params.device), machines)
+                if machines:
+                    done = [stage for stage, outcome in outcomes.items() if outcome.state in DONE]
+                    dvc.pull(returned(done, named(whole, targets or [], studies)))
             except StoppedError:
                 return Cancelled(message="running stages were terminated")
     except (StageError, UserError) as error:
         return Failed(message=str(error))
     _sync(params, log.info)
     name = re.sub("[^a-z0-9]+", "-", params.suite.name.lower()).strip("-")
-    made = table(outcomes, _makers(params, outcomes, dvc.locked(suite)))
+    newest = ledger(params) | (machines.makers if machines else {})
+    made = table(outcomes, _makers(params, outcomes, dvc.locked(suite), newest))
     create_markdown_artifact(made, key=f"stages-{name}", description=f"Stages of {params.suite.title}")
-    reported = any(_name_of(stage) == "report" and outcome.state in DONE for stage, outcome in outcomes.items())
+    reported = any(name_of(stage) == "report" and outcome.state in DONE for stage, outcome in outcomes.items())
     if reported and (tables := report_tables(params)):
         create_markdown_artifact(tables, key=f"report-{name}", description=params.suite.title)
     counts = Counter(outcome.state for outcome in outcomes.values())
@@ -144,27 +165,33 @@ def reproduce(
 def select(
     graph: dict[str, set[str]], targets: list[str] | None, studies: Mapping[str, list[str]] | None = None
 ) -> dict[str, set[str]]:
-    """Return the part of a graph that `targets` need.
-
-    A target is a stage, a name before @ that several stages share, or a key of `studies`, which maps studies to their
-    stages. If a stage and a study have the same name, the stage is meant. Raises UserError for an unknown target."""
+    """Return the part of a graph that `targets` (see `named`) need; None means all of it."""
     if not targets:
         return graph
-    stages: dict[str, set[str]] = {}
-    for stage in graph:
-        for name in {stage, _short(stage), _short(stage).partition("@")[0]}:
-            stages.setdefault(name, set()).add(stage)
-    named = {name: set(members) & graph.keys() for name, members in (studies or {}).items()} | stages
-    needed: set[str] = set()
-    for target in targets:
-        if target not in named:
-            choices = [name for name in named if ":" not in name]
-            raise UserError(f"targets: there is no stage or study '{target}'; {nearest(target, choices)}")
-        needed |= named[target]
+    needed = named(graph, targets, studies)
     for stage in reversed(graph):  # the graph is in execution order
         if stage in needed:
             needed |= graph[stage]
     return {stage: above for stage, above in graph.items() if stage in needed}
+
+
+def named(
+    graph: Mapping[str, set[str]], targets: Sequence[str], studies: Mapping[str, list[str]] | None = None
+) -> set[str]:
+    """Return the stages that `targets` name.
+
+    A target is a stage, a name before @ that several stages share, or a key of `studies`, which maps studies to their
+    stages. If a stage and a study have the same name, the stage is meant. Raises UserError for an unknown target."""
+    stages: dict[str, set[str]] = {}
+    for stage in graph:
+        for name in {stage, short(stage), name_of(stage)}:
+            stages.setdefault(name, set()).add(stage)
+    known = {name: set(members) & graph.keys() for name, members in (studies or {}).items()} | stages
+    for target in targets:
+        if target not in known:
+            choices = [name for name in known if ":" not in name]
+            raise UserError(f"targets: there is no stage or study '{target}'; {nearest(target, choices)}")
+    return set().union(*(known[target] for target in targets))
 
 
 def table(outcomes: dict[str, Outcome], makers: dict[str, str]) -> str:
@@ -194,19 +221,23 @@ def report_tables(params: Params) -> str:
     return "\n\n".join(parts)
 
 
-def _makers(params: Params, outcomes: dict[str, Outcome], locked: dict[str, str]) -> dict[str, str]:
-    """Return the MLflow run that made the current outputs of each stage.
+def _makers(
+    params: Params,
+    outcomes: dict[str, Outcome],
+    locked: dict[str, str],
+    newest: Mapping[tuple[str | int | None, ...], str],
+) -> dict[str, str]:
+    """Return the MLflow run that made the current outputs of each stage; `newest` has the newest run of each.
 
     This need not be the stage's newest run, because DVC may have restored the outputs of an older one. The runs are
     therefore stored by the digest of the stage's entry in dvc.lock."""
     file = params.path(".tracking") / "makers.json"
     known: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    newest = ledger(params)
     makers = {}
     for stage, outcome in outcomes.items():
         if outcome.state not in DONE or stage not in locked:
             continue
-        name, _, item = _short(stage).partition("@")
+        name, _, item = short(stage).partition("@")
         run_id = newest.get((name, item or None))
         if run_id and (outcome.state == "ran" or (outcome.state == "skipped" and locked[stage] not in known)):
             known[locked[stage]] = run_id
@@ -217,51 +248,42 @@ def _makers(params: Params, outcomes: dict[str, Outcome], locked: dict[str, str]
 
 
 def _run_all(
-    dvc: Dvc, graph: dict[str, set[str]], changed: set[str], workers: int, gpus: Sequence[str]
+    dvc: Dvc,
+    graph: dict[str, set[str]],
+    changed: set[str],
+    workers: int,
+    gpus: Sequence[str],
+    machines: Machines | None,
 ) -> dict[str, Outcome]:
     """Run a graph, at most `workers` stages at a time. Raises StoppedError if the flow run is cancelled."""
     outcomes: dict[str, Outcome] = {}
     futures: dict[str, PrefectFuture[Any]] = {}
-    running: dict[UUID, tuple[str, float]] = {}  # stage and start time by task run
-    ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
-    look_at = time.monotonic() + LOOK_SECONDS
-    while len(outcomes) < len(graph):
-        for stage, above in graph.items():
-            if any(outcomes[upstream].state not in DONE for upstream in above & outcomes.keys()):
-                outcomes[stage] = Outcome(NOT_RUN)
-        ready = [s for s, above in graph.items() if s not in futures and s not in outcomes and above <= outcomes.keys()]
-        # Submitted only when a worker is free, because a task that waits in the pool cannot be cancelled.
-        for stage in ready[: workers - len(running)]:
-            upstream = [futures[above] for above in graph[stage]]
-            up_to_date = stage not in changed and all(outcomes[above].state == "skipped" for above in graph[stage])
-            share = max(1, cores() // min(workers, len(running) + len(ready)))
-            environment = {"PREFECT__FLOW_RUN_ID": str(flow_run.id), "AV_CORES": str(share)}
-            step = run_stage
-            if _name_of(stage) == "download":
-                step = run_stage.with_options(retries=len(RETRY_SECONDS), retry_delay_seconds=RETRY_SECONDS)
-            future = step.submit(stage, up_to_date, dvc, environment, gpus, wait_for=upstream, return_state=False)
-            futures[stage], running[future.task_run_id] = future, (stage, time.monotonic())
-            future.add_done_callback(ended.put)
-        with contextlib.suppress(Empty):
-            future = ended.get(timeout=LOOK_SECONDS if running else 0)
-            future.wait()  # returns at once and sets the final state
-            stage, begun = running.pop(future.task_run_id)
-            state = future.state
+    remade: set[str] = set()  # stages whose outputs may have changed
+
+    def submit(stage: str, ready: int) -> PrefectFuture[Any]:
+        up_to_date = stage not in changed and not graph[stage] & remade
+        environment = {
+            "PREFECT__FLOW_RUN_ID": str(flow_run.id),
+            "AV_CORES": str(max(1, cores() // min(workers, ready))),
+        }
+        step = run_stage
+        if name_of(stage) == "download":
+            step = run_stage.with_options(retries=len(RETRY_SECONDS), retry_delay_seconds=RETRY_SECONDS)
+        upstream = [futures[above] for above in graph[stage]]
+        more = {"wait_for": upstream, "return_state": False}
+        futures[stage] = step.submit(stage, up_to_date, dvc, environment, gpus, machines, **more)
+        return futures[stage]
+
+    try:
+        for stage, state, seconds in run_graph(graph, submit, lambda: workers):
             reason = (state.message or "unknown") if state.is_failed() or state.is_crashed() else ""
-            outcomes[stage] = Outcome("failed" if reason else str(state.name).lower(), time.monotonic() - begun, reason)
-        if time.monotonic() > look_at:
-            look_at = time.monotonic() + LOOK_SECONDS
-            if cancelled():
-                raise StoppedError
-    return {stage: outcomes[stage] for stage in graph}
-
-
-def cancelled() -> bool:
-    """Return whether this flow run was cancelled. A worker terminates cancelled runs; one without a worker must ask."""
-    with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
-        state = client.read_flow_run(flow_run.id).state
-        return state is not None and (state.is_cancelling() or state.is_cancelled())
-    return False
+            outcomes[stage] = Outcome("failed" if reason else str(state.name).lower(), seconds, reason)
+            if outcomes[stage].state != "skipped" and not (machines and stage in machines.unchanged):
+                remade.add(stage)
+    finally:
+        if machines:
+            machines.write()
+    return {stage: outcomes.get(stage, Outcome(NOT_RUN)) for stage in graph}
 
 
 def _sync(params: Params, log: Any) -> None:
@@ -270,16 +292,6 @@ def _sync(params: Params, log: Any) -> None:
         command = [sys.executable, "-m", "avdistill.tracking", "sync", params.suite.file]
         done = subprocess.run(command, capture_output=True, text=True)
         log((done.stdout + done.stderr).strip())
-
-
-def _short(stage: str) -> str:
-    """Strip the file from a stage's name: paper/dvc.yaml:train@kd -> train@kd."""
-    return stage.rpartition(":")[2]
-
-
-def _name_of(stage: str) -> str:
-    """Return the name before @: paper/dvc.yaml:train@kd -> train."""
-    return _short(stage).partition("@")[0]
 
 
 def _main() -> None:
@@ -291,8 +303,11 @@ def _main() -> None:
         "targets", nargs="*", help="stages or studies to bring up to date, such as train@kd; default: all stages"
     )
     parser.add_argument("--workers", type=int, default=2, help="number of stages in parallel (default: 2)")
+    parser.add_argument(
+        "--pool", help="Prefect work pool whose workers run the stages; default: this machine runs them"
+    )
     given = parser.parse_args()
-    command.run(reproduce, given.suite, given.workers, given.targets or None)
+    command.run(reproduce, given.suite, given.workers, given.targets or None, given.pool)
 
 
 if __name__ == "__main__":

@@ -188,11 +188,22 @@ def run_point(dvc: Dvc, suite: str, point: Point, log: Any, environment: Mapping
     Raises StageError or StoppedError."""
     file = Path(suite).with_name("params.yaml")
     write(dvc.root / file, point.params)
-    address = {"MLFLOW_TRACKING_URI": tracking_uri()}  # the workspace's, because the checkout is deleted afterwards
-    # Stages do not send their logs in the background; they are sent below, before the checkout is deleted.
-    dvc.experiment(point.name, point.targets, log, {**environment, **address, "AV_TRACKING": "off"}, pull)
+    dvc.experiment(point.name, point.targets, log, {**environment, **tracking()}, pull)
+    sync(dvc, file, log)
+
+
+def tracking() -> dict[str, str]:
+    """Return the environment of stages in a checkout that is deleted afterwards.
+
+    Their runs go to the MLflow of this process, not in the background, but by `sync` before the checkout is deleted."""
+    return {"MLFLOW_TRACKING_URI": tracking_uri(), "AV_TRACKING": "off"}
+
+
+def sync(dvc: Dvc, file: Path, log: Any) -> None:
+    """Send the runs of a checkout's stages to MLflow; `file` is the suite's params file there."""
     if os.environ.get("AV_TRACKING") != "off":
         command = [sys.executable, "-m", "avdistill.tracking", "sync", str(file)]
+        address = {"MLFLOW_TRACKING_URI": tracking_uri()}
         done = subprocess.run(command, cwd=dvc.root, env=os.environ | address, capture_output=True, text=True)
         log((done.stdout + done.stderr).strip())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -318,6 +319,7 @@ def test_words_are_an_axis_and_one_seed_has_no_interval(tmp_path: Path) -> None:
 
 def test_deployments_name_what_is_there() -> None:
     from flows.ablations import ablate, ablations, point
+    from flows.machines import stage
     from flows.paper import reproduce
 
     described = yaml.safe_load((ROOT / "prefect.yaml").read_text())
@@ -332,8 +334,27 @@ def test_deployments_name_what_is_there() -> None:
             made(load(ROOT / "params.yaml"), [*given["runs"], given["baseline"]], given["grid"])
     assert len(ablations()) >= 5
     far = yaml.safe_load((ROOT / "deploy/prefect.yaml").read_text())
-    assert {entry["entrypoint"] for entry in far["deployments"]} == {"flows/ablations.py:point"}
-    assert point.name == "point"
+    there = {"flows/ablations.py:point": point, "flows/machines.py:stage": stage}
+    for entry in far["deployments"]:
+        assert entry["tags"] == [there[entry["entrypoint"]].name]
+        assert entry["work_pool"] == {"name": entry["name"]}
+    assert len(far["deployments"]) == 2 * len(there)
+
+
+def test_a_point_has_all_cores_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.logging import disable_run_logger
+
+    from flows import ablations
+
+    seen = dict[str, str]()
+    nothing = SimpleNamespace(fetch_run_cache=lambda: None, push_experiment=lambda *_: None, stopping=False)
+    monkeypatch.setattr(ablations, "Dvc", lambda: nullcontext(nothing))
+    monkeypatch.setattr(ablations, "run_point", lambda *given, **_: seen.update(given[4]))
+    monkeypatch.setattr(ablations, "cores", lambda: 48)
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"device": "cpu"}
+    with disable_run_logger():
+        assert ablations.point.fn("x", "dvc.yaml", raw, ["evaluate@kd"]).is_completed()
+    assert seen["AV_CORES"] == "48"
 
 
 def test_form_explains_itself() -> None:

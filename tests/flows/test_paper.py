@@ -175,9 +175,9 @@ def test_cancelled_from_outside(repo: Path, monkeypatch: pytest.MonkeyPatch) -> 
     from prefect.client.orchestration import get_client
     from prefect.states import Cancelling
 
-    from flows import paper
+    from flows import scheduler
 
-    monkeypatch.setattr(paper, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(scheduler, "LOOK_SECONDS", 0.2)
     mood(repo, "kd", "asleep")
     seen: list[str] = []
 
@@ -185,11 +185,11 @@ def test_cancelled_from_outside(repo: Path, monkeypatch: pytest.MonkeyPatch) -> 
         if not seen and (repo / "pids").exists() and (repo / "pids").read_text():
             seen.append((repo / "pids").read_text())
             with get_client(sync_client=True) as client:
-                client.set_flow_run_state(paper.flow_run.id, Cancelling())
+                client.set_flow_run_state(scheduler.flow_run.id, Cancelling())
         return looked()
 
-    looked: Callable[[], bool] = paper.cancelled
-    monkeypatch.setattr(paper, "cancelled", cancel_when_it_sleeps)
+    looked: Callable[[], bool] = scheduler.cancelled
+    monkeypatch.setattr(scheduler, "cancelled", cancel_when_it_sleeps)
     state = reproduce("dvc.yaml", 1, ["train@kd"])
     assert state.is_cancelled()
     assert len(seen) == 1
@@ -246,7 +246,7 @@ def test_form_explains_itself() -> None:
     from flows.paper import reproduce
 
     schema = parameter_schema(reproduce)
-    assert set(schema.properties) == {"suite", "workers", "targets"}
+    assert set(schema.properties) == {"suite", "workers", "targets", "pool"}
     assert all(entry["description"] for entry in schema.properties.values())
     assert not schema.required
 

@@ -1,0 +1,65 @@
+"""A cluster on this machine: remotes in folders, a work pool, and workers that share nothing else with the suite."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from tests.pipeline.conftest import Checkout
+
+PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
+
+
+def remotes(suite: Checkout, folder: Path) -> None:
+    """Give a suite a git remote and a DVC remote in a folder, in which workers have folders, too."""
+    origin = folder / "origin.git"
+    suite.run("git", "clone", "--quiet", "--bare", ".", str(origin))
+    suite.run("git", "remote", "add", "origin", origin.as_uri())
+    (suite.folder / ".dvc/config.local").write_text(remote(folder))
+
+
+def remote(folder: Path) -> str:
+    """The DVC remote, as a part of DVC's configuration."""
+    return f"[core]\n    remote = shared\n['remote \"shared\"']\n    url = {folder / 'shared'}\n"
+
+
+def work_pool(suite: Checkout, url: str) -> None:
+    """Make the work pool `cluster` with its deployments."""
+    here = {"PREFECT_API_URL": url}
+    suite.run(*PREFECT, "work-pool", "create", "cluster", "--type", "process", "--overwrite", **here)
+    suite.run(*PREFECT, "deploy", "--prefect-file", "deploy/prefect.yaml", "--name", "cluster", **here)
+
+
+def worker(suite: Checkout, folder: Path, url: str, **environment: str) -> psutil.Popen:
+    """Start a worker that has a folder of its own, with DVC's configuration and a cache. `kill` ends it."""
+    for name in ("dvc", "tmp"):
+        (folder / name).mkdir(parents=True)
+    (folder / "dvc/config").write_text(f"{remote(folder.parent)}[cache]\n    dir = {folder / 'cache'}\n")
+    there = suite.environment | {"DVC_GLOBAL_CONFIG_DIR": str(folder / "dvc"), "TMPDIR": str(folder / "tmp")}
+    there |= {"PREFECT_API_URL": url, "PREFECT_WORKER_HEARTBEAT_SECONDS": "8", "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    command = [*PREFECT, "worker", "start", "--pool", "cluster", "--type", "process", "--limit", "1"]
+    with (folder / "log").open("w") as log:
+        started = [*command, "--name", folder.name]
+        return psutil.Popen(started, cwd=folder, env=there | environment, stdout=log, stderr=log)
+
+
+def works_on(process: psutil.Popen, stage: str) -> bool:
+    """Return whether a worker's DVC runs a stage."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if {"repro", stage} <= set(child.cmdline()):
+                    return True
+    return False
+
+
+def kill(process: psutil.Popen) -> None:
+    """Kill a worker and all that it has started, as when its machine is switched off."""
+    family = [*process.children(recursive=True), process] if process.is_running() else []
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family, timeout=10)
