@@ -105,7 +105,7 @@ test: $(READY) ## run all tests, or some: make test [TESTS=tests/models]
 	python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-faults: $(READY) ## test kills, full disks, damaged files, overload (half an hour), write docs/robustness.md
-	python -m pytest tests/faults -m faults -n 0
+	python -m pytest tests/faults tests/flows -m faults -n 0
 	python -m tests.faults.table
 
 test-e2e: $(READY) ## test the pages of MLflow, Prefect and the report in headless Chromium, screenshots in out/browser

@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 import zc.lockfile  # type: ignore[import-untyped]
 
+from avdistill.config.loading import LOADER
 from avdistill.data.files import write_text
 
 Entry = dict[str, Any]
-# LibYAML reads and writes ten times as fast as Python.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# LibYAML writes ten times as fast as Python.
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -30,7 +30,7 @@ def merge(path: Path, entries: Mapping[str, Entry], stale: Collection[str] = ())
     if not entries:
         return
     with _held(path.resolve()):
-        lock = yaml.load(path.read_text(encoding="utf-8"), LOADER) if path.exists() else {}  # noqa: S506 - a safe loader
+        lock = LOADER(path.read_text(encoding="utf-8")).get_single_data() if path.exists() else {}
         text = yaml.dump(merged(lock, entries, stale), Dumper=DUMPER, sort_keys=False, allow_unicode=True)
         write_text(path, text)
 

@@ -17,7 +17,7 @@ from flows.machines import MEDIA, only_missing
 from tests.flows.cluster import kill, remotes, work_pool, worker, works_on
 from tests.pipeline.conftest import Checkout
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.faults
 
 COMMAND = [sys.executable, "-m", "flows.paper", "--pool", "cluster"]
 STAGE = "train@uni_modal"
