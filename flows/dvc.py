@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from avdistill.pipeline import warm
 from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.locks import is_complete
 from flows.processes import end
 
 # What `dvc repro` did with a stage: ran its command, restored outputs of an earlier run, or found it up to date.
@@ -37,8 +38,6 @@ HINTS = re.compile(
 # DVC's message if another DVC process writes or reads the same outputs.
 BUSY = re.compile(r"'(?P<path>[^']+)' is busy, it is being blocked by:\n\s*\(PID (?P<pid>\d+)\): (?P<holder>.*)")
 
-# The last line of a complete dvc.lock, which describes an output.
-WHOLE = re.compile(r"(size: \d+|nfiles: \d+|isexec: true)\n\Z")
 PATIENCE = 30.0  # s to wait for another DVC that is writing dvc.lock
 
 
@@ -304,7 +303,7 @@ def _locks(root: Path) -> list[Path]:
 
 def incomplete(root: Path) -> list[Path]:
     """Return the dvc.lock files that are being written, or that a killed DVC has left incomplete."""
-    return [lock for lock in _locks(root) if not WHOLE.search(lock.read_text(encoding="utf-8", errors="replace"))]
+    return [lock for lock in _locks(root) if not is_complete(lock.read_text(encoding="utf-8", errors="replace"))]
 
 
 def _written(root: Path) -> list[int]:
@@ -327,9 +326,15 @@ def short(stage: str) -> str:
     return stage.rpartition(":")[2]
 
 
+def parts(stage: str) -> tuple[str, str | None]:
+    """Return name and item of a stage, None without one: paper/dvc.yaml:train@kd -> train, kd."""
+    name, _, item = short(stage).partition("@")
+    return name, item or None
+
+
 def name_of(stage: str) -> str:
     """Return the name of a stage without file and item: paper/dvc.yaml:train@kd -> train."""
-    return short(stage).partition("@")[0]
+    return parts(stage)[0]
 
 
 def allow_no_git(root: Path) -> None:

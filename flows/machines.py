@@ -30,7 +30,7 @@ from avdistill.pipeline import code, warm
 from avdistill.pipeline.errors import UserError
 from avdistill.tracking.journal import ledger
 from flows.devices import GPU_STAGES, gpus, held
-from flows.dvc import Dvc, StageError, StoppedError, name_of, short
+from flows.dvc import Dvc, StageError, StoppedError, name_of, parts, short
 from flows.lock import Entry, digests, merge
 from flows.points import git, sources, sync, tracking
 from flows.pool import check_pool, run_in_pool
@@ -93,8 +93,7 @@ class Machines:
         with self._lock:
             self._take(stage, made["entry"])
             if made["mlflow_run"]:
-                name, _, item = short(stage).partition("@")
-                self.makers[name, item or None] = made["mlflow_run"]
+                self.makers[parts(stage)] = made["mlflow_run"]
         return str(run.state.name if run.state else "ran").lower()
 
     def _take(self, stage: str, entry: Entry) -> None:
@@ -149,8 +148,7 @@ def stage(
                 did = dvc.repro(stage, log.info, environment)
             sync(dvc, file, log.info)
             dvc.push(stage)
-            name, _, item = short(stage).partition("@")
-            made = {"entry": dvc.recorded(suite)[stage], "mlflow_run": ledger(params, wait=0).get((name, item or None))}
+            made = {"entry": dvc.recorded(suite)[stage], "mlflow_run": ledger(params, wait=0).get(parts(stage))}
     except (StageError, UserError) as error:
         return Failed(message=str(error))
     except StoppedError:
@@ -212,11 +210,11 @@ def check_code(params: Params, stage: str) -> None:
     """Check that this machine has the code and packages that the first machine has recorded for a stage.
 
     Raises UserError that names the first difference."""
-    name, _, item = short(stage).partition("@")
-    file = params.path("code", name) / f"{item}.json" if item else params.path("code") / f"{name}.json"
+    name, item = parts(stage)
+    file = code.file_of(params.path("code"), name, item)
     if not file.exists():
         return
-    there, here = json.loads(file.read_text(encoding="utf-8")), code.describe(name, item or None, params)
+    there, here = json.loads(file.read_text(encoding="utf-8")), code.describe(name, item, params)
     for kind in here:
         for key in sorted({*here[kind], *there[kind]}):
             if (mine := here[kind].get(key, "missing")) != (expected := there[kind].get(key, "missing")):

@@ -41,7 +41,7 @@ from avdistill.pipeline.processes import cores
 from avdistill.tracking.journal import ledger
 from flows import command
 from flows.devices import GPU_STAGES, gpus, held
-from flows.dvc import Dvc, StageError, StoppedError, name_of, short
+from flows.dvc import Dvc, StageError, StoppedError, name_of, parts, short
 from flows.machines import HERE, Machines, returned
 from flows.scheduler import run_graph
 
@@ -237,8 +237,7 @@ def _makers(
     for stage, outcome in outcomes.items():
         if outcome.state not in DONE or stage not in locked:
             continue
-        name, _, item = short(stage).partition("@")
-        run_id = newest.get((name, item or None))
+        run_id = newest.get(parts(stage))
         if run_id and (outcome.state == "ran" or (outcome.state == "skipped" and locked[stage] not in known)):
             known[locked[stage]] = run_id
         if locked[stage] in known:

@@ -17,5 +17,4 @@ def main(stage: Stage) -> None:
     with stage.output() as folder:
         for name, section in ITEMS.items():
             for item in getattr(stage.params, section) if section else [None]:
-                path = folder / name / f"{item}.json" if item else folder / f"{name}.json"
-                write_json(path, code.describe(name, item, stage.params))
+                write_json(code.file_of(folder, name, item), code.describe(name, item, stage.params))

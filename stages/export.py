@@ -267,7 +267,7 @@ def main(stage: Stage) -> None:
         suite = params.suite
         read = [("split", name), ("frames", job.input.removeprefix("frames/")), ("train", choice.job)]
         paths = [params.path(*each).as_posix() for each in [*read, ("evaluate", choice.job)]]
-        paths.append(f"{params.path('code', 'export').as_posix()}/{name}.json")
+        paths.append(code.file_of(params.path("code"), "export", name).as_posix())
         lock = Path(suite.file).with_name("dvc.lock")
         provenance.record(folder, f"export@{name}", lock, suite.out, paths)
         stage.run.log_params({key: about[key] for key in ("job", "run", "seed", "method", "epoch")})

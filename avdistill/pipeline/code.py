@@ -71,6 +71,11 @@ class Module(NamedTuple):
     files: tuple[Path, ...]
 
 
+def file_of(folder: Path, stage: str, item: str | None) -> Path:
+    """Return the file in the folder of stage code on which a stage depends."""
+    return folder / stage / f"{item}.json" if item else folder / f"{stage}.json"
+
+
 def describe(stage: str, item: str | None, params: Params, root: Path = ROOT) -> dict[str, dict[str, str]]:
     """Return the modules, files and packages that a stage depends on, each with its digest or version."""
     return closure(entry_points(stage, item, params), root)

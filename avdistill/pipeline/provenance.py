@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,11 +26,10 @@ from avdistill.config.loading import LOADER
 from avdistill.config.types import NO_TEACHER
 from avdistill.data.files import write_json
 from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.locks import is_complete
 
 NAME = "provenance.json"
 KINDS = ("data", "params", "code")
-# The last line of a complete dvc.lock, which describes an output.
-COMPLETE = re.compile(r"(size: \d+|nfiles: \d+|isexec: true)\n\Z")
 PATIENCE = 30.0  # s to wait for a DVC that is writing dvc.lock
 
 
@@ -42,10 +40,7 @@ def record(model: Path, stage: str, lock: Path, out: str, paths: Iterable[str]) 
     if stages:  # the stage is in dvc.lock only when it has ended, so what it reads may not be
         new = [path for path in paths if kind_of(path, out) == "code" and Path(path).is_file()]
         found["code"] |= {path: md5(Path(path)) for path in new}
-    versions = {"python": platform.python_version()}
-    for path in found["code"]:
-        if Path(path).is_file():
-            versions |= json.loads(Path(path).read_text(encoding="utf-8"))["packages"]
+    versions = {"python": platform.python_version()} | packages(map(Path, found["code"]))
     about = {"stage": stage, "lock": lock.as_posix(), "out": out, **found, "packages": versions, "files": files(model)}
     write_json(model / NAME, about)
 
@@ -55,7 +50,7 @@ def locked(path: Path) -> dict[str, Any]:
     until = time.monotonic() + PATIENCE
     while path.exists():
         text = path.read_text(encoding="utf-8", errors="replace")
-        if COMPLETE.search(text):
+        if is_complete(text):
             stages: dict[str, Any] = LOADER(text).get_single_data()["stages"]
             return stages
         if time.monotonic() > until:
@@ -80,6 +75,15 @@ def trace(stages: dict[str, Any], out: str, paths: Iterable[str]) -> dict[str, d
         if kind == "data" and path in made:
             pending += [dependency["path"] for dependency in made[path].get("deps", [])]
     return {kind: dict(sorted(values.items())) for kind, values in found.items()}
+
+
+def packages(paths: Iterable[Path]) -> dict[str, str]:
+    """Return the versions of packages by name in the files of stage code, as far as they are there."""
+    versions: dict[str, str] = {}
+    for path in paths:
+        if path.is_file():
+            versions |= json.loads(path.read_text(encoding="utf-8"))["packages"]
+    return versions
 
 
 def kind_of(path: str, out: str) -> str:

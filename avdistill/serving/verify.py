@@ -13,10 +13,9 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from avdistill.pipeline.errors import UserError, redact
-from avdistill.pipeline.provenance import KINDS, NAME, files, folder_md5, locked, md5, trace
+from avdistill.pipeline.provenance import KINDS, NAME, files, folder_md5, locked, md5, packages, trace
 from avdistill.tracking.shared import tracking_uri
 
 SHOWN = 3  # paths of each kind in a line
@@ -58,10 +57,7 @@ def _differences(old: dict[str, str], new: dict[str, str]) -> str:
 
 def _versions(root: Path, recorded: dict[str, dict[str, str]], current: dict[str, dict[str, str]]) -> str:
     """Return the packages whose versions differ from those in the files of stage code."""
-    versions: dict[str, Any] = {}
-    for path in current["code"]:
-        if (root / path).is_file():
-            versions |= json.loads((root / path).read_text(encoding="utf-8"))["packages"]
+    versions = packages(root / path for path in current["code"])
     pairs = {name: (recorded["packages"].get(name, "absent"), version) for name, version in sorted(versions.items())}
     return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old != new)
 
