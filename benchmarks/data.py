@@ -135,7 +135,7 @@ def frames_in(setting: Setting) -> Measured:
     ratio = shape[2] / shape[1]
     fixed = {"frames": shape[0], "scale": (1.0, 1.0), "ratio": (ratio, ratio), "flip": False}
     same = recipe.model_copy(update=fixed)
-    index, store = params.path("split", "noise") / "index.csv", params.path("frames", "noise")
+    index, store = params.index("noise"), params.path("frames", "noise")
     ours_of = {  # by recipe; workers stay, as in training, so that no time counts in which they start
         name: training_loader(ClipSet(index, store, ("train",)), one, seed=0)[0]
         for name, one in (("random", recipe), ("fixed", same))

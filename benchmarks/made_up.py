@@ -15,7 +15,8 @@ from avdistill.config.schema import Params
 from avdistill.data.files import write_arrays
 from avdistill.data.index import write_index
 from avdistill.data.packed import StoreWriter
-from avdistill.training.trainer import Task, Trainer
+from avdistill.training.task import task_of
+from avdistill.training.trainer import Trainer
 from models import students
 
 CLASSES = 10
@@ -62,7 +63,7 @@ def suite(
     )
     random = np.random.default_rng(seed)
     index = clip_index(clips + VAL)
-    write_index(params.path("split", "noise") / "index.csv", index)
+    write_index(params.index("noise"), index)
     if shape is not None:
         with StoreWriter(params.path(stage, "noise"), "uint8" if stage == "frames" else "float32") as store:
             for name, label in zip(index["id"], index["label"], strict=True):
@@ -112,7 +113,7 @@ def trainer(params: Params, device: str, job: str = "mnf_csc") -> Trainer:
     """Build the trainer of a job's run, ready for its first epoch and configured as in stage train."""
     torch.use_deterministic_algorithms(True)
     folder = Path(params.suite.out) / "benchmark"
-    ready = Trainer(Task(params, job, job, params.jobs[job].seeds[0], device, folder, None))  # type: ignore[arg-type]
+    ready = Trainer(task_of(params, job, params.jobs[job].seeds[0], device, folder, None))  # type: ignore[arg-type]
     ready.student.train()
     ready.distiller.train()
     ready.distiller.start_epoch(0)

@@ -38,7 +38,7 @@ class PlainLoop:
         self.student.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.student.load_state_dict(trainer.student.state_dict())
         plain_convolutions(self.student)
-        module = build_distiller(trainer.job, trainer.run, self.student, trainer.teachers, trainer.clips).to(device)
+        module = build_distiller(trainer.task, self.student, trainer.teachers, trainer.clips).to(device)
         assert isinstance(module, MnfCsc) and module.mask is not None
         self.module, self.mask = module, module.mask
         self.module.load_state_dict(trainer.distiller.state_dict())

@@ -37,8 +37,9 @@ from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.stage import Stage
 from avdistill.reporting import results
 from avdistill.training.precision import make_deterministic
+from avdistill.training.task import task_of
 from avdistill.training.tensors import load_tensors
-from avdistill.training.trainer import Task, Trainer, count_parameters
+from avdistill.training.trainer import Trainer, count_parameters
 
 WARM_UP = 2  # unmeasured steps: they allocate the optimizer state and choose convolution algorithms
 STEPS = 10
@@ -56,9 +57,8 @@ MEASURED += ("memory", "memory_relative")
 
 def ready(stage: Stage, run: str, device: str) -> Trainer:
     """Return the trainer of a run with its first seed, ready for its first step."""
-    job = stage.params.runs()[run][0]
-    seed = stage.params.jobs[job].seeds_of(run)[0]
-    trainer = Trainer(Task(stage.params, job, run, seed, device, Path(), stage.run))
+    seed = stage.params.jobs[stage.params.runs()[run][0]].seeds[0]
+    trainer = Trainer(task_of(stage.params, run, seed, device, Path(), stage.run))
     trainer.student.train()
     trainer.distiller.train()
     trainer.distiller.start_epoch(0)
@@ -193,7 +193,7 @@ def gradients(stage: Stage, run: str, device: str) -> list[dict[str, Any]]:
     batch = first_batches(trainer)[0]
     start = gradient_shares(trainer, batch)
     end: dict[str, float] = {}
-    path = stage.params.path("train", trainer.task.job) / run / f"seed-{trainer.task.seed}.pt"
+    path = trainer.task.student.weights
     if path.exists() and (state := load_tensors(path, trainer.device)).get("converged", True):
         trainer.student.load_state_dict(state["student"])
         trainer.distiller.load_state_dict(state["distiller"])

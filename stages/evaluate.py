@@ -25,15 +25,15 @@ import torch
 from torch import Tensor
 
 from avdistill.config.schema import Recipe
-from avdistill.data.draws import draw_of
 from avdistill.data.files import digest, write_arrays, write_csv
 from avdistill.data.loader import ClipSet, EvaluationWindows, centre_crop, end_workers, take_window, to_input
 from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.stage import Stage
 from avdistill.training.inference import NotConvergedError, load_student, predict
 from avdistill.training.precision import autocast, make_deterministic
+from avdistill.training.task import Task, task_of
 from avdistill.training.teachers import build_distiller, teacher_tables
-from avdistill.training.trainer import Task, training_clips
+from avdistill.training.trainer import training_clips
 from models import metrics
 from models.distillers import Distiller, methods
 from models.outputs import TeacherBatch
@@ -45,16 +45,13 @@ PRECISION_AT = (100, 500)
 GALLERY_SPLITS = ("train", "val")  # together the papers' training split
 
 
-def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
+def evaluate_one(task: Task, with_attention: bool) -> dict[str, pd.DataFrame]:
     """Evaluate one student; return its rows of each table."""
-    params, job = task.params, task.params.jobs[task.job]
-    recipe, run = params.recipes[job.recipe], job.runs[task.run]
-    device = torch.device(task.device)
+    recipe, device = task.recipe, torch.device(task.device)
     make_deterministic()
-    index, store = params.path("split", job.dataset) / "index.csv", params.path(*job.input.split("/"))
-    test, gallery = ClipSet(index, store, ("test",)), ClipSet(index, store, GALLERY_SPLITS)
+    test, gallery = (ClipSet(task.index, task.store, splits) for splits in (("test",), GALLERY_SPLITS))
     try:
-        student, state = load_student(params, task.job, task.run, task.seed, test.classes, device)
+        student, state = load_student(task.student, test.classes, device)
     except NotConvergedError as error:
         print(error, file=sys.stderr)
         return {"metrics": with_run(not_converged(), task.run, task.seed)}
@@ -67,7 +64,7 @@ def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
     values = {name: clips.nanmean().item() for name, clips in by_clip.items()}
     values |= {"queries": len(test), "gallery": len(gallery)}
     write_arrays(
-        task.folder / task.run / f"seed-{task.seed}.npz",
+        task.result.with_suffix(".npz"),
         ids=np.array(test.ids),
         labels=test.labels.numpy(),
         probabilities=probabilities.numpy(),
@@ -91,22 +88,22 @@ def evaluate_one(task: Task) -> dict[str, pd.DataFrame]:
         .groupby(["true", "predicted"], as_index=False)
         .agg(clips=("id", "size")),
     }
-    if run.teachers and methods()[job.method].scores is not Distiller.scores:
-        clips = ClipSet(index, store, ("train", "test"))
-        teachers = teacher_tables(params, job, run, clips, task.seed, device)
-        distiller = build_distiller(job, run, student, teachers, training_clips(index, store, recipe, task.seed))
+    if task.teachers and methods()[task.method].scores is not Distiller.scores:
+        clips = ClipSet(task.index, task.store, ("train", "test"))
+        teachers = teacher_tables(task, clips, device)
+        distiller = build_distiller(task, student, teachers, training_clips(task))
         distiller.load_state_dict(state["distiller"])
         scores = score_clips(student, distiller.to(device), clips, teachers, recipe, device)
         if scores is not None:
             tables["scores"] = scores
             tables["detection"] = detection(scores)
-        if task.seed == job.seeds_of(task.run)[0] and isinstance(student, R2Plus1d):
+        if with_attention and isinstance(student, R2Plus1d):
             arrays = attention(student, distiller, clips, teachers, recipe, device)
             if arrays is not None:
                 write_arrays(task.folder / task.run / "attention.npz", **arrays)
     with task.tracked.child(f"{task.run} seed {task.seed}", {"run": task.run, "seed": task.seed}) as tracked:
-        about = {"method": job.method, "teachers": run.teachers, "seed": task.seed}
-        tracked.log_params(about | {"draw": draw_of(params, task.seed)})
+        about = {"method": task.method, "teachers": "".join(task.teachers), "seed": task.seed}
+        tracked.log_params(about | {"draw": task.draw})
         tracked.log_metrics(values)
         for row in tables.get("detection", pd.DataFrame()).to_dict("records"):
             tracked.log_metrics({f"auroc/{row['score']}/{row['split']}": row["auroc"]})
@@ -221,7 +218,10 @@ def main(stage: Stage) -> None:
     index = stage.input("split", job.dataset) / "index.csv"
     stage.run.log_dataset(name=job.dataset, path=index, digest=digest(index), context="evaluation")
     with stage.output() as folder:
-        tasks = [(Task(params, name, run, seed, device, folder, stage.run),) for run, seed in job.trainings()]
+        tasks = [
+            (task_of(params, run, seed, device, folder, stage.run), seed == job.seeds[0])
+            for run, seed in job.trainings()
+        ]
         results = run_parallel(evaluate_one, tasks, device, f"evaluate {name}")
         for table in dict.fromkeys(table for result in results for table in result):
             rows = pd.concat([result[table] for result in results if table in result], ignore_index=True)

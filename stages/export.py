@@ -47,6 +47,7 @@ from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.stage import Stage
 from avdistill.serving import recognise
 from avdistill.training.inference import load_student
+from avdistill.training.task import trained_student
 from models.students import Student
 
 TOLERANCE = 1e-4  # absolute difference of logits and features
@@ -239,7 +240,7 @@ def main(stage: Stage) -> None:
     clips = ClipSet(index, stage.input(*job.input.split("/")), ("train",))
     evaluated = stage.input("evaluate", choice.job) / choice.run / f"seed-{choice.seed}.npz"
     gallery = read_arrays(evaluated)
-    student, _ = load_student(params, choice.job, choice.run, choice.seed, clips.classes, torch.device("cpu"))
+    student, _ = load_student(trained_student(params, choice.run, choice.seed), clips.classes, torch.device("cpu"))
     alone = Standalone(student, recipe.normalisation).eval()
     here = recipe.model_copy(update={"loader_workers": 0})
     windows = next(iter(EvaluationWindows(clips, here, 8)))[0]

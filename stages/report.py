@@ -230,7 +230,7 @@ def data_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figures
     if len(tables["teachers"]):
         sections.append(Section("teachers", "Accuracy of the teachers", sheets=[teachers_sheet(tables["teachers"])]))
     for name in params.datasets:
-        path = params.path("split", name) / "index.csv"
+        path = params.index(name)
         if path.exists():
             index = read_index(path)
             tables[f"dataset-{name}"] = dataset_table(index)

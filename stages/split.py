@@ -39,7 +39,7 @@ def main(stage: Stage) -> None:
         summary["expected_clips"] = expected
     stage.run.log_params(dataset.split.model_dump())
     stage.run.log_metrics({f"{group}.{key}": n for group, counts in summary.items() for key, n in counts.items()})
-    path = stage.params.path("split", name) / "index.csv"
+    path = stage.params.index(name)
     stage.run.log_dataset(name=name, path=path, digest=digest(path), context="split")
     stage.run.log_artifact(path)
 

@@ -14,7 +14,8 @@ from avdistill.data.files import digest, write_csv
 from avdistill.pipeline.devices import gpus, resolve_device, run_parallel
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.stage import Stage
-from avdistill.training.trainer import Task, train_one
+from avdistill.training.task import task_of
+from avdistill.training.trainer import train_one
 
 
 def main(stage: Stage) -> None:
@@ -35,9 +36,7 @@ def main(stage: Stage) -> None:
         name=job.dataset, path=inputs[0] / "index.csv", digest=digest(inputs[0])[:32], context="training"
     )
     with stage.output(key=fingerprint) as folder:
-        tasks = [
-            (Task(params, stage.item or "", run, seed, device, folder, stage.run),) for run, seed in job.trainings()
-        ]
+        tasks = [(task_of(params, run, seed, device, folder, stage.run),) for run, seed in job.trainings()]
         # A student trained by several processes uses all devices, so such trainings run one at a time.
         run_parallel(train_one, tasks, device, f"train {stage.item}", sequential=processes > 1)
         pieces = [folder / run / f"seed-{seed}.csv" for run, seed in job.trainings()]

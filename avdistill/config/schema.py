@@ -287,3 +287,11 @@ class Params(Settings):
         """Return the output folder of a stage: `<out>/<stage>/<item>`, or `<out>/<stage>` for a stage without items."""
         folder = Path(self.suite.out) / stage
         return folder / item if item is not None else folder
+
+    def index(self, dataset: str) -> Path:
+        """Return the table of a dataset's clips."""
+        return self.path("split", dataset) / "index.csv"
+
+    def evaluated(self, run: str) -> Path:
+        """Return the folder with what stage evaluate writes for each student of a run."""
+        return self.path("evaluate", self.runs()[run][0]) / run

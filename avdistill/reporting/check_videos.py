@@ -69,7 +69,7 @@ def check_videos(params: Params, dataset: str | None = None) -> str:
         raise UserError(f"there is no dataset '{dataset}'; {nearest(dataset, params.datasets)}")
     described = []
     for name in [dataset] if dataset else params.datasets:
-        path = params.path("split", name) / "index.csv"
+        path = params.index(name)
         if not path.exists():
             raise UserError(f"{path}: missing; run `dvc repro split@{name}` first")
         described.append("\n\n".join([describe(name, read_index(path)), *damaged(params, name)]))

@@ -6,7 +6,6 @@ seeds (avdistill/reporting/results.py)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -105,7 +104,7 @@ class Contrasts:
         for run in found:
             if not np.array_equal(self._ids[run], self._ids[runs[0]]):
                 raise UserError(
-                    f"{self._folder(run)}: evaluated on other test clips than {runs[0]}; run `dvc repro` again"
+                    f"{self.params.evaluated(run)}: evaluated on other test clips than {runs[0]}; run `dvc repro` again"
                 )
         ours, others = (
             np.mean([[found[run][seed] for seed in seeds] for run in side], axis=0) for side in (runs, minus)
@@ -117,7 +116,7 @@ class Contrasts:
         if run not in self._clips:
             found = self._clips[run] = {name: {} for name in CLIP_METRICS}
             for seed in self.params.jobs[self.params.runs()[run][0]].seeds_of(run):
-                path = self._folder(run) / f"seed-{seed}.npz"
+                path = self.params.evaluated(run) / f"seed-{seed}.npz"
                 if not path.exists():
                     continue
                 arrays = read_arrays(path, ("ids", "accuracy", "R@*", "mAP@*"))
@@ -129,14 +128,11 @@ class Contrasts:
                         found[name][seed] = linearised(values)
         return self._clips[run][metric]
 
-    def _folder(self, run: str) -> Path:
-        return self.params.path("evaluate", self.params.runs()[run][0]) / run
-
     def _of_clips(self, run: str, column: str) -> np.ndarray:
         """Return a column of the index for the test clips of a run (N,)."""
         if (run, column) not in self._columns:
             dataset = self.params.jobs[self.params.runs()[run][0]].dataset
             if dataset not in self._indices:
-                self._indices[dataset] = read_index(self.params.path("split", dataset) / "index.csv").set_index("id")
+                self._indices[dataset] = read_index(self.params.index(dataset)).set_index("id")
             self._columns[run, column] = self._indices[dataset].loc[self._ids[run], column].to_numpy(dtype=str)
         return self._columns[run, column]

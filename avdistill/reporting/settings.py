@@ -100,8 +100,7 @@ def features_of(params: Params, entry: ComparedSetting) -> PairedFeatures | None
     if a file is missing, or all clips are of one group."""
     job = params.runs()[entry.baseline][0]
     paths = [
-        params.path("evaluate", job) / entry.baseline / f"seed-{seed}.npz"
-        for seed in params.jobs[job].seeds_of(entry.baseline)
+        params.evaluated(entry.baseline) / f"seed-{seed}.npz" for seed in params.jobs[job].seeds_of(entry.baseline)
     ]
     student = next((path for path in paths if path.exists()), None)
     teacher = params.path("teacher_features", entry.A) / "features.npz"
@@ -111,7 +110,7 @@ def features_of(params: Params, entry: ComparedSetting) -> PairedFeatures | None
     heard = read_arrays(teacher, ("ids", "features", "mask"))
     row = pd.Index(heard["ids"]).get_indexer(seen["ids"])
     valid = (row >= 0) & heard["mask"][row]
-    index = read_index(params.path("split", params.jobs[job].dataset) / "index.csv").set_index("id")
+    index = read_index(params.index(params.jobs[job].dataset)).set_index("id")
     groups = index.loc[seen["ids"][valid], "group"].to_numpy(dtype=str)
     if len(set(groups)) < 2:
         return None

@@ -74,7 +74,7 @@ def vggsounder_table(suite: EvaluatedSuite) -> pd.DataFrame:
     The intervals of auroc and within are over source videos (percentiles of the bootstrap), the others over seeds."""
     rows = []
     for dataset in suite.params.datasets:
-        path = suite.params.path("split", dataset) / "index.csv"
+        path = suite.params.index(dataset)
         index = read_index(path) if path.exists() else pd.DataFrame()
         if not set(COLUMNS) <= set(index.columns):
             continue
@@ -97,7 +97,7 @@ def by_seed(suite: EvaluatedSuite, run: str, index: pd.DataFrame) -> dict[int, E
 
     found: dict[int, EvaluatedClips] = {}
     labelled = index.index[index["audible"] + index["visible"] != ""]
-    folder = suite.params.path("evaluate", suite.params.runs()[run][0]) / run
+    folder = suite.params.evaluated(run)
     for seed in suite.seeds(run):
         path = folder / f"seed-{seed}.npz"
         if path.exists():
@@ -200,7 +200,7 @@ def recognition(
     if base := suite.baseline_of(run):
         before = {}
         for seed, each in read(base).items():
-            check_same(each, first, suite.params.path("evaluate", suite.params.runs()[base][0]))
+            check_same(each, first, suite.params.evaluated(base))
             before[seed] = metrics.hits(each.probabilities, truth["any"])
         pairs = {seed: (before[seed], student[seed]) for seed in student if seed in before}
         count = int(truth["any"].any(1).sum())
@@ -264,7 +264,7 @@ def bootstrapped(values: Tensor, seeds: int) -> Interval:
 
 def own_scores(suite: EvaluatedSuite, run: str) -> pd.DataFrame:
     """Return the method's scores of the test clips: seed, id and one column per score; empty if it has none."""
-    path = suite.params.path("evaluate", suite.params.runs()[run][0]) / "scores.csv"
+    path = suite.params.evaluated(run).with_name("scores.csv")
     if not path.exists():
         return pd.DataFrame(columns=["seed", "id"])
     table = results.read_table(path, ("run", "seed", "id", "split"))

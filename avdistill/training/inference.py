@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avdistill.config.schema import Params, Recipe
+from avdistill.config.schema import Recipe
 from avdistill.data.loader import ClipSet, EvaluationWindows, end_workers, sent_ahead, to_device, to_input
 from avdistill.pipeline.errors import UserError
 from avdistill.training.precision import autocast
+from avdistill.training.task import TrainedStudent
 from avdistill.training.tensors import load_state
 from models import students
 from models.outputs import StudentOutput
@@ -25,20 +26,17 @@ class NotFiniteError(UserError):
     """The output of a student contains NaN or infinity."""
 
 
-def load_student(
-    params: Params, job: str, run: str, seed: int, classes: int, device: torch.device
-) -> tuple[Student, dict[str, Any]]:
+def load_student(trained: TrainedStudent, classes: int, device: torch.device) -> tuple[Student, dict[str, Any]]:
     """Load a trained student to `device`; return it with the saved state.
 
     Raises NotConvergedError if its training diverged, UserError for a missing or damaged file."""
-    recipe = params.recipes[params.jobs[job].recipe]
-    path = params.path("train", job) / run / f"seed-{seed}.pt"
-    state = load_state(path, device, run, seed)
+    state = load_state(trained.weights, device, trained.run, trained.seed)
     if not state.get("converged", True):
+        epoch = state["epoch"]
         raise NotConvergedError(
-            f"{path}: the training did not converge: its loss was not finite in epoch {state['epoch']}"
+            f"{trained.weights}: the training did not converge: its loss was not finite in epoch {epoch}"
         )
-    student = students.build_student(recipe.student, classes, recipe.width)
+    student = students.build_student(trained.recipe.student, classes, trained.recipe.width)
     student.to(device)
     student.load_state_dict(state["student"])
     return student, state

@@ -8,32 +8,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avdistill.config.schema import Job, Params, Run
-from avdistill.data.draws import draw_of, of_draw
 from avdistill.data.loader import ClipSet, teacher_table
 from avdistill.training.inference import load_student, predict
+from avdistill.training.task import Task, TrainedStudent
 from models import distillers
 from models.distillers import Distiller
 from models.outputs import TeacherBatch
 from models.students import Student
 
 
-def teacher_tables(
-    params: Params, job: Job, run: Run, clips: ClipSet, seed: int, device: torch.device
-) -> dict[str, TeacherBatch]:
-    """Return the outputs of a run's teachers for each clip, on `device`, by letter (A, I or S).
-
-    Of a teacher with several draws they are those of the seed's draw."""
-    tables = {}
-    for letter in run.teachers:
-        name = getattr(job, letter)
-        if letter == "S":
-            tables[letter] = earlier_student(params, name, clips, seed, device)
-        else:
-            draw = of_draw(draw_of(params, seed, params.features[name].teacher))
-            features, head = params.path("teacher_features", name) / draw, params.path("teacher_head", name) / draw
-            tables[letter] = teacher_table(features, head, clips, distillers.methods()[job.method].uses_blocks)
-    return {letter: table.to(device) for letter, table in tables.items()}
+def teacher_tables(task: Task, clips: ClipSet, device: torch.device) -> dict[str, TeacherBatch]:
+    """Return the outputs of a task's teachers for each clip, on `device`, by letter (A, I or S)."""
+    with_blocks = distillers.methods()[task.method].uses_blocks
+    return {
+        letter: (
+            student_table(teacher, clips, device)
+            if isinstance(teacher, TrainedStudent)
+            else teacher_table(teacher.features, teacher.head, clips, with_blocks)
+        ).to(device)
+        for letter, teacher in task.teachers.items()
+    }
 
 
 def shuffled(
@@ -82,28 +76,25 @@ def rows_of_other_classes(labels: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(rows)
 
 
-def earlier_student(params: Params, name: str, clips: ClipSet, seed: int, device: torch.device) -> TeacherBatch:
-    """Return the outputs of the student of `name` ("<job>/<run>") and `seed` for each clip, over its test windows."""
-    job, run = name.split("/")
-    student, _ = load_student(params, job, run, seed, clips.classes, device)
-    probabilities, features = predict(student, clips, params.recipes[params.jobs[job].recipe], device)
+def student_table(trained: TrainedStudent, clips: ClipSet, device: torch.device) -> TeacherBatch:
+    """Return the outputs of a trained student for each clip, averaged over its test windows."""
+    student, _ = load_student(trained, clips.classes, device)
+    probabilities, features = predict(student, clips, trained.recipe, device)
     return TeacherBatch(features, probabilities.clamp_min(1e-12).log(), torch.ones(len(clips), dtype=torch.bool))
 
 
-def build_distiller(
-    job: Job, run: Run, student: Student, teachers: dict[str, TeacherBatch], clips: ClipSet
-) -> Distiller:
-    """Build the distiller of a run for the widths of its student and teachers.
+def build_distiller(task: Task, student: Student, teachers: dict[str, TeacherBatch], clips: ClipSet) -> Distiller:
+    """Build the distiller of a task for the widths of its student and teachers.
 
     Raises ValueError if the method does not support them, or cannot use the outputs of a teacher."""
     distiller = distillers.build(
-        job.method,
+        task.method,
         student_dim=student.feature_dim,
         stage_dims=student.stage_dims,
         teacher_dims={letter: table.feature.shape[1] for letter, table in teachers.items()},
         classes=clips.classes,
         clips=len(clips),
-        options=run.options,
+        options=task.options,
     )
     distiller.check_teachers(teachers)
     return distiller

@@ -11,9 +11,10 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,9 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from avdistill.config.schema import Params, Recipe
-from avdistill.config.types import NO_TEACHER
-from avdistill.data.draws import draw_of, of_draw
+from avdistill.config.schema import Recipe
 from avdistill.data.files import intact, write_csv
 from avdistill.data.loader import (
     Batch,
@@ -38,12 +37,12 @@ from avdistill.data.loader import (
 from avdistill.data.resident import ResidentClips
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.progress import progress
-from avdistill.tracking.journal import TrackedRun
 from avdistill.training import parallel
 from avdistill.training.checkpoints import Checkpoints
 from avdistill.training.inference import NotFiniteError, predict
 from avdistill.training.precision import autocast, float32_as, make_deterministic
 from avdistill.training.speed import Clock, step_flops
+from avdistill.training.task import Task
 from avdistill.training.teachers import build_distiller, shuffled, teacher_tables
 from avdistill.training.tensors import load_tensors, save_tensors
 from models import students
@@ -57,18 +56,6 @@ SYSTEM_SECONDS = 10.0  # shorter epochs say nothing of how busy the machine is
 Sent = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]  # the arguments of Trainer.step
 
 
-class Task(NamedTuple):
-    """All that one training, or one evaluation, needs; small enough to be sent to a worker process."""
-
-    params: Params
-    job: str
-    run: str
-    seed: int
-    device: str
-    folder: Path
-    tracked: TrackedRun
-
-
 class Trainer:
     """One student, its distiller, and everything that must survive an interruption.
 
@@ -76,13 +63,9 @@ class Trainer:
     `diverged`: a loss or an output was not finite; the training has ended without a result."""
 
     def __init__(self, task: Task) -> None:
-        params, job = task.params, task.params.jobs[task.job]
-        self.task, self.job, self.run = task, job, job.runs[task.run]
-        self.recipe: Recipe = params.recipes[job.recipe]
-        self.device = torch.device(task.device)
-        index, store = params.path("split", job.dataset) / "index.csv", params.path(*job.input.split("/"))
-        self.clips = training_clips(index, store, self.recipe, task.seed)
-        self.val = ClipSet(index, store, (selection_split(self.recipe),))
+        self.task, self.recipe, self.device = task, task.recipe, torch.device(task.device)
+        self.clips = training_clips(task)
+        self.val = ClipSet(task.index, task.store, (selection_split(self.recipe),))
         self.val_windows = EvaluationWindows(self.val, self.recipe)
         shard = rank, self.processes = parallel.rank_and_world_size()
         self.is_main = rank == 0  # only this rank writes files and logs
@@ -90,21 +73,20 @@ class Trainer:
         self.loader, self.sampler = training_loader(self.clips, self.recipe, task.seed, shard)
         if self.recipe.data_on_device:
             self.loader = ResidentClips(self.clips, self.recipe, task.seed, self.sampler, self.device)
-        self.teachers = teacher_tables(params, job, self.run, self.clips, task.seed, self.device)
+        self.teachers = teacher_tables(task, self.clips, self.device)
         torch.manual_seed(task.seed)
         self.student = students.build_student(self.recipe.student, self.clips.classes, self.recipe.width)
-        if job.init != NO_TEACHER:
-            draw = of_draw(draw_of(params, task.seed, job.init))
-            load_first_weights(self.student, params.path("teachers", job.init) / draw / "weights.pt")
+        if task.first_weights:
+            load_first_weights(self.student, task.first_weights)
         self.student.to(self.device)
         if self.processes > 1:
             parallel.sync_batch_norms(self.student)
         try:
-            if self.run.shuffled:
-                self.teachers = shuffled(self.teachers, self.clips.given, task.seed, self.run.shuffled)
-            distiller = build_distiller(job, self.run, self.student, self.teachers, self.clips)
+            if task.shuffled:
+                self.teachers = shuffled(self.teachers, self.clips.given, task.seed, task.shuffled)
+            distiller = build_distiller(task, self.student, self.teachers, self.clips)
         except ValueError as error:  # what only the clips and the widths of student and teacher tell
-            raise UserError(f"{params.suite.file}: jobs.{task.job}.runs.{task.run}: {error}") from None
+            raise UserError(f"{task.place}: {error}") from None
         self.distiller = distiller.to(self.device)
         self.masks = {name: table.mask.cpu() for name, table in self.teachers.items()} if self.processes == 1 else {}
         self.optimizer = make_optimizer(self.recipe, self.student, self.distiller)
@@ -115,7 +97,7 @@ class Trainer:
         self.batch = self.sampler.batch  # clips of a step, of all processes together
         self.flops = step_flops(self.recipe, self.clips.classes, self.device)
         self.speed: dict[str, float] = {}  # of the last epoch, from where it was taken up
-        self.checkpoints = Checkpoints(task.folder / task.run / f"seed-{task.seed}")
+        self.checkpoints = Checkpoints(task.result)
         self.epoch = self.steps = 0
         self.totals: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
@@ -270,9 +252,10 @@ def load_first_weights(student: Student, path: Path) -> None:
     student.load_state_dict(student.state_dict() | {k: v for k, v in state.items() if not k.startswith("fc.")})
 
 
-def training_clips(index: Path, store: Path, recipe: Recipe, seed: int) -> ClipSet:
-    """Return the clips that a recipe trains on with a seed."""
-    return ClipSet(index, store, ("train",), recipe.train_groups, seed if recipe.resample else None)
+def training_clips(task: Task) -> ClipSet:
+    """Return the clips that a task trains on."""
+    recipe = task.recipe
+    return ClipSet(task.index, task.store, ("train",), recipe.train_groups, task.seed if recipe.resample else None)
 
 
 def selection_split(recipe: Recipe) -> str:
@@ -300,14 +283,12 @@ def lr_factor(recipe: Recipe, epoch: int) -> float:
 
 def train_one(task: Task) -> None:
     """Train one run with one seed, unless that is done already; leaves seed-<n>.pt and seed-<n>.csv."""
-    place = task.folder / task.run / f"seed-{task.seed}"
-    if intact(place.with_suffix(".pt")):
-        Checkpoints(place).delete()  # it may have been killed before it did that
+    if intact(task.result.with_suffix(".pt")):
+        Checkpoints(task.result).delete()  # it may have been killed before it did that
         return
-    job = task.params.jobs[task.job]
-    processes = task.params.recipes[job.recipe].processes
+    processes = task.recipe.processes
     with task.tracked.child(f"{task.run} seed {task.seed}", {"run": task.run, "seed": task.seed}) as tracked:
-        task = task._replace(tracked=tracked)
+        task = replace(task, tracked=tracked)
         if processes == 1:
             train_student(task)
         else:
@@ -316,18 +297,18 @@ def train_one(task: Task) -> None:
 
 def train_student(task: Task) -> None:
     """The training itself: of one student in this process, or of this process's share of one."""
-    make_deterministic(task.params.recipes[task.params.jobs[task.job].recipe].compile)
+    make_deterministic(task.recipe.compile)
     trainer = Trainer(task)
     if trainer.is_main:
         task.tracked.log_params(
             {
-                "method": trainer.job.method,
-                "teachers": trainer.run.teachers,
-                "shuffled": trainer.run.shuffled,
+                "method": task.method,
+                "teachers": "".join(task.teachers),
+                "shuffled": task.shuffled,
                 "seed": task.seed,
-                "draw": draw_of(task.params, task.seed),
+                "draw": task.draw,
                 "device": task.device,
-                "options": trainer.run.options,
+                "options": task.options,
                 "recipe": trainer.recipe.model_dump(),
                 "training_clips": len(trainer.clips),
                 "student_parameters": count_parameters(trainer.student),
@@ -336,11 +317,11 @@ def train_student(task: Task) -> None:
         )
     trainer.fit()
     if trainer.is_main:
-        best, final = trainer.best, task.folder / task.run / f"seed-{task.seed}.pt"
-        write_csv(final.with_suffix(".csv"), pd.DataFrame(trainer.history))
+        best = trainer.best
+        write_csv(task.result.with_suffix(".csv"), pd.DataFrame(trainer.history))
         kept = {name: best[name] for name in ("epoch", "student", "distiller")} if not trainer.diverged else {}
         about = {"run": task.run, "seed": task.seed, "converged": not trainer.diverged, "epoch": trainer.epoch}
-        save_tensors(final, about | kept)
+        save_tensors(task.result.with_suffix(".pt"), about | kept)
         trainer.checkpoints.delete()
         task.tracked.set_tags({"converged": not trainer.diverged})
         if trainer.diverged:

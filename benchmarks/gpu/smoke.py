@@ -6,6 +6,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -108,7 +109,7 @@ def resuming(params: Params, job: str, device: str) -> dict[str, Any]:
     for name, pieces in (("straight", [2]), ("interrupted", [1, 2])):
         for epochs in pieces:
             trainer = made_up.trainer(params, device, job)
-            trainer.task = trainer.task._replace(folder=folder / name, tracked=Recorder())  # type: ignore[arg-type]
+            trainer.task = replace(trainer.task, folder=folder / name, tracked=Recorder())  # type: ignore[arg-type]
             trainer.fit(epochs)
         ends.append(state(trainer))
     return {"ok": ends[0] == ends[1]}
@@ -131,8 +132,10 @@ class Recorder:
 def earlier_student(params: Params) -> None:
     """Write the untrained student that the methods with teacher S take for an earlier one."""
     trainer = made_up.trainer(params, "cpu", "uni_modal")
-    path = params.path("train", "uni_modal") / "uni_modal" / "seed-0.pt"
-    save_tensors(path, {"run": "uni_modal", "seed": 0, "student": trainer.student.state_dict(), "distiller": {}})
+    save_tensors(
+        trainer.task.student.weights,
+        {"run": "uni_modal", "seed": 0, "student": trainer.student.state_dict(), "distiller": {}},
+    )
 
 
 def run(report: Report, folder: Path, device: str, dry: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def train(params: Any, device: str, folder: Path) -> dict[str, Any]:
 
     The first epoch, which also compiles, does not count."""
     trainer, tracked = made_up.trainer(params, device), Recorder()
-    trainer.task = trainer.task._replace(folder=folder / "trained", tracked=tracked)  # type: ignore[arg-type]
+    trainer.task = replace(trainer.task, folder=folder / "trained", tracked=tracked)  # type: ignore[arg-type]
     began = time.perf_counter()
     trainer.fit()
     seconds = time.perf_counter() - began
@@ -56,7 +57,7 @@ def train(params: Any, device: str, folder: Path) -> dict[str, Any]:
 def evaluate(params: Any, device: str) -> dict[str, Any]:
     """Predict the training clips, whose windows are read as in stage evaluate."""
     trainer = made_up.trainer(params, device)
-    index, store = params.path("split", "noise") / "index.csv", params.path("frames", "noise")
+    index, store = params.index("noise"), params.path("frames", "noise")
     clips = ClipSet(index, store, ("train",))
     predict(trainer.student, trainer.val, trainer.recipe, trainer.device)
     began = time.perf_counter()

@@ -153,7 +153,7 @@ def write_suite(params: Params) -> None:
     rng = np.random.default_rng(3)
     shared = rng.normal(0, 0.02, 3)  # what a seed does to every run
     index = _index()
-    write_index(params.path("split", "made") / "index.csv", index)
+    write_index(params.index("made"), index)
     for job, entry in params.jobs.items():
         metrics, detection = [], []
         for run in entry.runs:

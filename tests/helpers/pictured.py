@@ -49,7 +49,7 @@ def write_pictured(params: Params) -> None:
     table.insert(2, "metric", "accuracy")
     write_csv(params.path("evaluate", "noise") / "metrics.csv", table)
 
-    index = read_index(params.path("split", "made") / "index.csv")
+    index = read_index(params.index("made"))
     index = index[index["status"] == "ok"]
     centres = np.abs(rng.normal(size=(len(CLASSES), 16)))
     test, gallery = (index[(index["split"] == "test") == is_test] for is_test in (True, False))
@@ -59,10 +59,10 @@ def write_pictured(params: Params) -> None:
             for name, clips in (("features", test), ("gallery_features", gallery))
         }
         ids = {"ids": test["id"].to_numpy("U"), "gallery_ids": gallery["id"].to_numpy("U")}
-        write_arrays(params.path("evaluate", run) / run / "seed-0.npz", **ids, **features)
+        write_arrays(params.evaluated(run) / "seed-0.npz", **ids, **features)
     heard = test[test["audio"] == "yes"]["id"].to_numpy("U")
     weights = rng.dirichlet(np.ones(8), len(heard)).astype(np.float32).reshape(-1, 2, 2, 2)
-    write_arrays(params.path("evaluate", "mnf_csc") / "mnf_csc" / "attention.npz", ids=heard, weights=weights)
+    write_arrays(params.evaluated("mnf_csc") / "attention.npz", ids=heard, weights=weights)
     write_arrays(
         params.path("teacher_features", "made_A") / "features.npz",
         ids=index["id"].to_numpy("U"),

@@ -113,7 +113,7 @@ def write_suite(params: Params) -> None:
     """Write all inputs of figures and report, with numbers drawn from a fixed seed."""
     rng = np.random.default_rng(7)
     index = _index(rng)
-    write_index(params.path("split", "made") / "index.csv", index)
+    write_index(params.index("made"), index)
     _stores(params, index, rng)
     write_json(
         params.path("teacher_head", "made_A") / "metrics.json",
@@ -156,7 +156,7 @@ def write_clips(params: Params, run: str, seed: int, ids: pd.Series, metrics: li
     by_clip = np.linspace(-0.3, 0.3, len(ids))
     means = {row["metric"]: row["value"] for row in metrics if (row["run"], row["seed"]) == (run, seed)}
     arrays = {metric: value + by_clip for metric, value in means.items() if metric in CLIP_METRICS}
-    path = params.path("evaluate", params.runs()[run][0]) / run / f"seed-{seed}.npz"
+    path = params.evaluated(run) / f"seed-{seed}.npz"
     write_arrays(path, ids=ids.to_numpy("U"), **arrays)
 
 

@@ -34,7 +34,7 @@ def suite(tmp_path: Path, index: pd.DataFrame | None = None, **sections: Any) ->
         | sections
     )
     if index is not None:
-        write_index(params.path("split", "d") / "index.csv", index)
+        write_index(params.index("d"), index)
     return params
 
 

@@ -69,7 +69,7 @@ def make_inputs(params: Params) -> None:
                     }
                 )
     index = pd.DataFrame(rows).sort_values("id", ignore_index=True)
-    write_index(params.path("split", "avsynth") / "index.csv", index)
+    write_index(params.index("avsynth"), index)
     with StoreWriter(params.path("frames", "avsynth"), "uint8") as store:
         for number, name in enumerate(index["id"]):
             store.put(name, random.integers(0, 256, (3 + number % 4, 20, 24, 3), dtype=np.uint8))

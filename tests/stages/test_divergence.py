@@ -18,6 +18,7 @@ from avdistill.pipeline.stage import Stage
 from avdistill.reporting import results
 from avdistill.tracking.journal import start
 from avdistill.training.inference import NotConvergedError, NotFiniteError, load_student, predict
+from avdistill.training.task import trained_student
 from models.students import build_student
 from stages import evaluate, figures, report, train
 from tests.helpers.synthetic import SEEDS, stage, suite_params, write_suite
@@ -47,7 +48,7 @@ def test_it_ends_is_marked_and_gives_no_number(diverging: Params, capsys: pytest
     history = pd.read_csv(diverging.path("train", "uni_modal") / "history.csv")
     assert (history.groupby("seed")["epoch"].max() < diverging.recipes["small"].epochs).all(), "it stops"
     with pytest.raises(NotConvergedError, match=r"seed-0\.pt: the training did not converge"):
-        load_student(diverging, "uni_modal", "uni_modal", 0, 3, torch.device("cpu"))
+        load_student(trained_student(diverging, "uni_modal", 0), 3, torch.device("cpu"))
     run(diverging, "evaluate")
     table = pd.read_csv(diverging.path("evaluate", "uni_modal") / "metrics.csv").set_index(["seed", "metric"])["value"]
     for seed in (0, 1):
@@ -68,7 +69,7 @@ def test_a_run_of_which_one_seed_diverged_has_the_mean_of_the_others(tiny: Param
 
 
 def test_a_student_that_answers_with_nan_names_the_clip(tiny: Params) -> None:
-    clips = ClipSet(tiny.path("split", "avsynth") / "index.csv", tiny.path("frames", "avsynth"), ("test",))
+    clips = ClipSet(tiny.index("avsynth"), tiny.path("frames", "avsynth"), ("test",))
     student = build_student("r2plus1d_10", clips.classes, 0.0625)
     torch.nn.init.constant_(student.fc.bias, torch.nan)
     with pytest.raises(NotFiniteError, match=f"clip '{clips.ids[0]}': .*{len(clips)} of {len(clips)} clips"):
@@ -76,7 +77,7 @@ def test_a_student_that_answers_with_nan_names_the_clip(tiny: Params) -> None:
 
 
 def test_features_that_are_not_finite_name_file_and_clip(tiny: Params, tmp_path: Path) -> None:
-    clips = ClipSet(tiny.path("split", "avsynth") / "index.csv", tiny.path("frames", "avsynth"), ("train",))
+    clips = ClipSet(tiny.index("avsynth"), tiny.path("frames", "avsynth"), ("train",))
     features, head = tiny.path("teacher_features", "avsynth_audio"), tiny.path("teacher_head", "avsynth_audio")
     arrays = read_arrays(features / "features.npz")
     row = int(np.flatnonzero((arrays["ids"] == clips.ids[3]) & arrays["mask"])[0])

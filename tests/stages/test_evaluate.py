@@ -13,8 +13,9 @@ from avdistill.data.index import read_index
 from avdistill.data.loader import ClipSet, to_input
 from avdistill.pipeline.stage import Stage
 from avdistill.tracking.journal import start
+from avdistill.training.task import task_of
 from avdistill.training.teachers import teacher_tables
-from avdistill.training.trainer import Task, Trainer
+from avdistill.training.trainer import Trainer
 from stages import evaluate, train
 from stages.evaluate import attention
 
@@ -24,12 +25,10 @@ def attended(
 ) -> tuple[Trainer, ClipSet, dict[str, np.ndarray]]:
     """An untrained student, the clips, and what the attention of its distiller picks."""
     with start("train", name, params) as tracked:
-        trainer = Trainer(Task(params, name, run, 0, "cpu", tmp_path, tracked))
-    job = params.jobs[name]
-    index, store = params.path("split", job.dataset) / "index.csv", params.path(*job.input.split("/"))
-    clips = ClipSet(index, store, ("train", "test"))
+        trainer = Trainer(task_of(params, run, 0, "cpu", tmp_path, tracked))
+    clips = ClipSet(trainer.task.index, trainer.task.store, ("train", "test"))
     device = torch.device("cpu")
-    teachers = teacher_tables(params, job, trainer.run, clips, 0, device)
+    teachers = teacher_tables(trainer.task, clips, device)
     arrays = attention(trainer.student, trainer.distiller, clips, teachers, trainer.recipe, device)
     return trainer, clips, arrays
 
@@ -76,7 +75,7 @@ def test_each_metric_is_the_mean_of_its_values_by_clip(tiny: Params, monkeypatch
         with start(name, "uni_modal", tiny) as tracked:
             module.main(Stage(name, "uni_modal", tiny, tracked))
     folder = tiny.path("evaluate", "uni_modal")
-    index = read_index(tiny.path("split", "avsynth") / "index.csv")
+    index = read_index(tiny.index("avsynth"))
     measured = pd.read_csv(folder / "metrics.csv").set_index(["seed", "metric"])["value"]
     for seed in (0, 1):
         with np.load(folder / "uni_modal" / f"seed-{seed}.npz") as arrays:

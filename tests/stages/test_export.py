@@ -57,7 +57,7 @@ def trained(tiny: Params) -> Params:
         "gallery_labels": np.arange(9) % 3,
         "gallery_features": random.random((9, FEATURES), dtype=np.float32),
     }
-    write_arrays(tiny.path("evaluate", "kd") / "kd" / "seed-1.npz", **gallery, ids=np.array(["c0_g0_0"]))
+    write_arrays(tiny.evaluated("kd") / "seed-1.npz", **gallery, ids=np.array(["c0_g0_0"]))
     return tiny
 
 
@@ -165,7 +165,7 @@ def test_what_is_written(trained: Params) -> None:
     recipe = {"frames": 4, "stride": 8, "size": 16, "normalisation": "imagenet"}
     assert about["preprocessing"] == read | recipe
     assert 0 <= about["differences"]["student.pt2"] <= 1e-4
-    given = np.load(trained.path("evaluate", "kd") / "kd" / "seed-1.npz")
+    given = np.load(trained.evaluated("kd") / "seed-1.npz")
     with np.load(folder / "gallery.npz") as gallery:
         assert set(gallery) == {"ids", "labels", "features"}
         for name in gallery:

@@ -205,7 +205,7 @@ def test_a_damaged_shard_is_made_again(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_an_index_that_is_not_what_was_written(tiny: Params) -> None:
-    path = tiny.path("split", "avsynth") / "index.csv"
+    path = tiny.index("avsynth")
     text = path.read_text()
     path.write_text(text.replace(",train,", ",test,", 1))
     with pytest.raises(UserError, match=rf"{path}: damaged \(its checksum differs\)"):
@@ -224,7 +224,7 @@ def test_logits_of_other_clips(tiny: Params) -> None:
     features, head = tiny.path("teacher_features", "avsynth_audio"), tiny.path("teacher_head", "avsynth_audio")
     arrays = read_arrays(head / "logits.npz")
     write_arrays(head / "logits.npz", ids=arrays["ids"][::-1], logits=arrays["logits"])
-    clips = loader.ClipSet(tiny.path("split", "avsynth") / "index.csv", tiny.path("frames", "avsynth"), ("train",))
+    clips = loader.ClipSet(tiny.index("avsynth"), tiny.path("frames", "avsynth"), ("train",))
     with pytest.raises(UserError, match=r"its logits are not of the clips of"):
         loader.teacher_table(features, head, clips)
 

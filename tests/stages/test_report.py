@@ -156,7 +156,7 @@ def test_numbers_for_dvc(made: Path, params: Params):
 def test_names_from_outside_are_shown_not_run(tmp_path: Path):
     params = suite_params(tmp_path)
     write_suite(params)
-    index = params.path("split", "made") / "index.csv"
+    index = params.index("made")
     rows = read_index(index)
     reasons = rows["reason"].str.replace("moov atom not found", "<script>alert(1)</script>|`x`", regex=False)
     write_index(index, rows.assign(reason=reasons))

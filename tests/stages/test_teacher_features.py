@@ -203,7 +203,7 @@ def test_several_processes_give_the_same_bits(tmp_path: Path, monkeypatch: pytes
 
 def test_a_dataset_without_any_sound_has_empty_rows(tmp_path: Path) -> None:
     params, _ = hearing(tmp_path)
-    write_index(params.path("split", "d") / "index.csv", clips().assign(id=[f"x{n}" for n in range(10)]))
+    write_index(params.index("d"), clips().assign(id=[f"x{n}" for n in range(10)]))
     found = run(params)
     assert not found["mask"].any()
     assert found["features"].shape == (10, 24)

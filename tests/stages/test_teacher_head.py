@@ -99,7 +99,7 @@ def heads(folder: Path, tables: list[np.ndarray], **teacher: int) -> tuple[Path,
     entry = {"dataset": "d", "teacher": "t", "input": "spectrogram/d"}
     drawn = {"kind": "cnn14", "weights": "avsynth", **teacher}
     params = suite(folder, index_of(rows), teachers={"t": drawn}, features={"f": entry})
-    ids = read_index(params.path("split", "d") / "index.csv")["id"].to_numpy("U")
+    ids = read_index(params.index("d"))["id"].to_numpy("U")
     for draw, features in enumerate(tables):
         path = params.path("teacher_features", "f") / (f"draw-{draw}" if draw else "") / "features.npz"
         write_arrays(path, ids=ids, features=features, mask=np.ones(count, dtype=bool))

@@ -15,13 +15,14 @@ from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.processes import cores
 from avdistill.pipeline.stage import Stage
 from avdistill.tracking.journal import start
-from avdistill.training.trainer import Task, Trainer, train_one
+from avdistill.training.task import Task, task_of
+from avdistill.training.trainer import Trainer, train_one
 from stages.train import main
 
 
 def task(params: Params, folder: Path, job: str, run: str, seed: int = 0) -> Task:
     with start("train", job, params) as tracked:
-        return Task(params, job, run, seed, "cpu", folder, tracked)
+        return task_of(params, run, seed, "cpu", folder, tracked)
 
 
 def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -106,7 +106,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 def index_of(params: Params, dataset: str) -> pd.DataFrame:
     """Read the index of a dataset's clips. Raises NoDataError if it is missing."""
-    path = params.path("split", dataset) / "index.csv"
+    path = params.index(dataset)
     if not path.exists():
         raise NoDataError(f"{path} is missing")
     return read_index(path)
@@ -114,8 +114,8 @@ def index_of(params: Params, dataset: str) -> pd.DataFrame:
 
 def outputs(params: Params, run: str) -> dict[str, np.ndarray]:
     """Read the features, ids and labels of test and gallery videos for the first seed of a run. Raises NoDataError."""
-    job = params.runs()[run][0]
-    found = arrays(params.path("evaluate", job) / run / f"seed-{params.jobs[job].seeds_of(run)[0]}.npz")
+    seed = params.jobs[params.runs()[run][0]].seeds[0]
+    found = arrays(params.evaluated(run) / f"seed-{seed}.npz")
     if "gallery_features" not in found:
         raise NoDataError(f"stage evaluate wrote no features of {run}")
     return found

@@ -123,14 +123,14 @@ def attention_maps(params: Params) -> Drawn:
     assert settings is not None
     job = params.runs()[settings.run][0]
     entry, window = params.jobs[job], params.recipes[params.jobs[job].recipe].frames
-    found = arrays(params.path("evaluate", job) / settings.run / "attention.npz")
+    found = arrays(params.evaluated(settings.run) / "attention.npz")
     weights = dict(zip(found["ids"].tolist(), found["weights"], strict=True))
     index, frames = index_of(params, entry.dataset), open_store(params, entry.input)
     clips = sample_both_kinds(index[index["id"].isin(set(weights))], settings.clips)
     if clips.empty:
         raise NoDataError(f"{settings.run} has no attention map of a test clip")
     scores = results.gather(params, "evaluate", "scores.csv", ("run", "seed", "id", "split", "relevant"))
-    seed = entry.seeds_of(settings.run)[0]
+    seed = entry.seeds[0]
     scores = scores[(scores["run"] == settings.run) & (scores["seed"] == seed)].set_index("id")
     size = found["weights"][0].size
     high = size * max(float(weights[clip].max()) for clip in clips["id"])

@@ -21,7 +21,7 @@ from avdistill.pipeline.errors import UserError
 
 
 def clip_set(params: Params, *splits: str, groups: int | None = None, sample: int | None = None) -> ClipSet:
-    index, store = params.path("split", "avsynth") / "index.csv", params.path("frames", "avsynth")
+    index, store = params.index("avsynth"), params.path("frames", "avsynth")
     return ClipSet(index, store, splits, groups, sample)
 
 
@@ -163,7 +163,7 @@ def test_sampled_groups_depend_on_the_seed_and_are_those_of_all_classes(tiny: Pa
 
 
 def test_training_is_told_the_given_labels(tiny: Params) -> None:
-    file = tiny.path("split", "avsynth") / "index.csv"
+    file = tiny.index("avsynth")
     index = read_index(file)
     write_index(file, index.assign(given=(index["label"] + (index["split"] == "train").astype(int)) % 3))
     clips = clip_set(tiny, "train")

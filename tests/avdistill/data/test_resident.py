@@ -23,7 +23,7 @@ def noise(folder: Path, shape: tuple[int, ...] = (9, 40, 53), **recipe: object) 
 
 def both(params: Params, seed: int = 3) -> tuple[list[tuple[torch.Tensor, ...]], ...]:
     """Two epochs of the loader's batches and of those made on the device."""
-    index, store = params.path("split", "noise") / "index.csv", params.path("frames", "noise")
+    index, store = params.index("noise"), params.path("frames", "noise")
     clips, recipe = ClipSet(index, store, ("train",)), params.recipes["recipe"]
     loader, sampler = training_loader(clips, recipe, seed)
     ours = ResidentClips(clips, recipe, seed, sampler, CPU)
@@ -77,7 +77,7 @@ def test_a_training_on_them_takes_the_same_course(tmp_path: Path) -> None:
 
 def test_frames_of_several_sizes_and_sound_are_refused(tmp_path: Path) -> None:
     params = noise(tmp_path / "sizes", None)  # type: ignore[arg-type]
-    index = params.path("split", "noise") / "index.csv"
+    index = params.index("noise")
     with StoreWriter(params.path("frames", "noise"), "uint8") as store:
         for number in range(24 + made_up.VAL):
             store.put(f"clip{number:06d}", np.zeros((4, 20, 30 if number != 5 else 31, 3), np.uint8))
@@ -85,14 +85,14 @@ def test_frames_of_several_sizes_and_sound_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="frames of 20 x 31 in clip 'clip000005', of 20 x 30 in 'clip000000'"):
         ResidentClips(clips, Recipe(), 0, [], CPU)
     heard = noise(tmp_path / "sound", (9, 64), student="resnet10_audio")
-    clips = ClipSet(heard.path("split", "noise") / "index.csv", heard.path("spectrogram", "noise"), ("train",))
+    clips = ClipSet(heard.index("noise"), heard.path("spectrogram", "noise"), ("train",))
     with pytest.raises(UserError, match="clip 'clip000000' is sound; expected frames"):
         ResidentClips(clips, Recipe(), 0, [], CPU)
 
 
 def test_clips_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params = noise(tmp_path)
-    clips = ClipSet(params.path("split", "noise") / "index.csv", params.path("frames", "noise"), ("train",))
+    clips = ClipSet(params.index("noise"), params.path("frames", "noise"), ("train",))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**20, 2**30))
     with pytest.raises(UserError, match=r"the clips take 0\.0 GiB, room is for 0\.0"):
         ResidentClips(clips, Recipe(), 0, [], torch.device("cuda"))

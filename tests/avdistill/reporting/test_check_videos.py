@@ -190,7 +190,7 @@ def test_which_dataset(tmp_path: Path) -> None:
         check_videos(params, "dd")
     with pytest.raises(UserError, match=r"out/split/d/index\.csv: missing; run `dvc repro split@d` first"):
         check_videos(params)
-    write_index(params.path("split", "d") / "index.csv", index_of(ROWS))
+    write_index(params.index("d"), index_of(ROWS))
     assert check_videos(params) == check_videos(params, "d")
 
 

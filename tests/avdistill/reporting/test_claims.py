@@ -79,11 +79,11 @@ def params(tmp_path: Path) -> Params:
     }
     params = Params.model_validate(raw)
     random = np.random.default_rng(0)
-    ids = read_index(params.path("split", "made") / "index.csv")["id"].to_numpy("U")
+    ids = read_index(params.index("made"))["id"].to_numpy("U")
     for run in ("uni_modal", *EFFECTS):
         for seed in range(12):
             values = 0.6 + EFFECTS.get(run, 0.0) / 100 + random.normal(0, 0.002) + random.normal(0, 0.02, len(ids))
-            write_arrays(params.path("evaluate", run) / run / f"seed-{seed}.npz", ids=ids, accuracy=values)
+            write_arrays(params.evaluated(run) / f"seed-{seed}.npz", ids=ids, accuracy=values)
     return params
 
 
@@ -116,7 +116,7 @@ def test_contrasts_are_those_of_the_clips(params: Params) -> None:
     contrasts = Contrasts(params)
     found = contrasts.contrast("accuracy", ("crd-A",), ("uni_modal",))
     means = {
-        run: [read_arrays(params.path("evaluate", run) / run / f"seed-{seed}.npz")["accuracy"] for seed in range(12)]
+        run: [read_arrays(params.evaluated(run) / f"seed-{seed}.npz")["accuracy"] for seed in range(12)]
         for run in ("crd-A", "uni_modal")
     }
     difference = np.array(means["crd-A"]) - np.array(means["uni_modal"])
@@ -138,13 +138,13 @@ def test_a_run_that_is_not_evaluated_is_not_measured(params: Params, monkeypatch
 
 
 def test_a_seed_that_did_not_converge_is_left_out(params: Params) -> None:
-    (params.path("evaluate", "kd") / "kd" / "seed-4.npz").unlink()
+    (params.evaluated("kd") / "seed-4.npz").unlink()
     found = Contrasts(params).contrast("accuracy", ("kd",), ("uni_modal",))
     assert found is not None and found.seeds == 11
 
 
 def test_runs_on_other_clips_are_an_error(params: Params) -> None:
-    path = params.path("evaluate", "kd") / "kd" / "seed-0.npz"
+    path = params.evaluated("kd") / "seed-0.npz"
     arrays = read_arrays(path)
     for seed in range(12):
         write_arrays(path.with_name(f"seed-{seed}.npz"), ids=arrays["ids"][::-1], accuracy=arrays["accuracy"])
@@ -153,7 +153,7 @@ def test_runs_on_other_clips_are_an_error(params: Params) -> None:
 
 
 def test_seeds_on_other_clips_are_an_error(params: Params) -> None:
-    path = params.path("evaluate", "kd") / "kd" / "seed-3.npz"
+    path = params.evaluated("kd") / "seed-3.npz"
     arrays = read_arrays(path)
     write_arrays(path, ids=arrays["ids"][1:], accuracy=arrays["accuracy"][1:])
     with pytest.raises(UserError, match=r"seed-3\.npz: evaluated on other test clips than other seeds; run"):
@@ -161,17 +161,17 @@ def test_seeds_on_other_clips_are_an_error(params: Params) -> None:
 
 
 def test_metrics_that_leave_clips_out_have_the_mean_of_the_others(params: Params) -> None:
-    random, ids = np.random.default_rng(1), read_arrays(params.path("evaluate", "kd") / "kd" / "seed-0.npz")["ids"]
+    random, ids = np.random.default_rng(1), read_arrays(params.evaluated("kd") / "seed-0.npz")["ids"]
     means = {}
     for run in ("kd", "uni_modal"):
         values = random.random((2, len(ids)))
         values[random.random(values.shape) < 0.2] = np.nan
         means[run] = np.nanmean(values, 1)
         for seed in (0, 1):
-            path = params.path("evaluate", run) / run / f"seed-{seed}.npz"
+            path = params.evaluated(run) / f"seed-{seed}.npz"
             write_arrays(path, ids=ids, accuracy=values[seed], **{"mAP@100/released": values[seed]})
         for seed in range(2, 12):
-            (params.path("evaluate", run) / run / f"seed-{seed}.npz").unlink()
+            (params.evaluated(run) / f"seed-{seed}.npz").unlink()
     found = Contrasts(params).contrast("mAP@100", ("kd",), ("uni_modal",))
     assert found is not None and found.mean == pytest.approx(100 * (means["kd"] - means["uni_modal"]).mean())
 

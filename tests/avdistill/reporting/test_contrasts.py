@@ -44,15 +44,15 @@ def drawn(params: Params, draws: int) -> Params:
 
 def clips(params: Params, run: str) -> np.ndarray:
     """Accuracy by seed and clip (5, N)."""
-    folder = params.path("evaluate", params.runs()[run][0]) / run
+    folder = params.evaluated(run)
     return np.array([read_arrays(folder / f"seed-{seed}.npz")["accuracy"] for seed in range(5)])
 
 
 def test_a_contrast_is_averaged_over_the_seeds_of_a_draw(params: Params) -> None:
     found = Contrasts(drawn(params, 2)).contrast("accuracy", ("mnf_csc",), ("uni_modal",))
     values = clips(params, "mnf_csc") - clips(params, "uni_modal")
-    index = read_index(params.path("split", "made") / "index.csv").set_index("id")
-    ids = read_arrays(params.path("evaluate", "kd") / "kd" / "seed-0.npz")["ids"]
+    index = read_index(params.index("made")).set_index("id")
+    ids = read_arrays(params.evaluated("kd") / "seed-0.npz")["ids"]
     groups = index.loc[ids, "group"].to_numpy(dtype=str)
     means = np.array([values[seeds].mean(0) for seeds in SHARED])
     assert found is not None and found.seeds == 2
@@ -66,8 +66,8 @@ def test_a_contrast_is_averaged_over_the_seeds_of_a_draw(params: Params) -> None
 def test_classes_keep_their_sign_by_seed(params: Params) -> None:
     """The share of classes is that of a student, not of the mean of the students of a draw."""
     found = Contrasts(drawn(params, 2)).contrast("classes", ("kd",), ("uni_modal",))
-    index = read_index(params.path("split", "made") / "index.csv").set_index("id")
-    ids = read_arrays(params.path("evaluate", "kd") / "kd" / "seed-0.npz")["ids"]
+    index = read_index(params.index("made")).set_index("id")
+    ids = read_arrays(params.evaluated("kd") / "seed-0.npz")["ids"]
     difference = pd.DataFrame((clips(params, "kd") - clips(params, "uni_modal")).T)
     sides = 50 * np.sign(difference.groupby(index.loc[ids, "class"].to_numpy()).sum().to_numpy().T)
     assert found is not None and found.seeds == 2

@@ -37,7 +37,7 @@ SETTINGS = {"main": MAIN, "part": MAIN | {"title": "Only KD", "runs": {"KD": "kd
 def write_features(params: Params) -> None:
     """Write what stages evaluate and teacher_features add for the predictors; the teacher's rows in another order."""
     rng = np.random.default_rng(3)
-    index = read_index(params.path("split", "made") / "index.csv")
+    index = read_index(params.index("made"))
     index = index[index["status"] == "ok"].sort_values("id", ascending=False)
     centres = rng.normal(size=(6, 4))
     write_arrays(
@@ -46,7 +46,7 @@ def write_features(params: Params) -> None:
         features=(centres[index["label"]] + rng.normal(size=(len(index), 4))).astype(np.float32),
         mask=(index["audio"] == "yes").to_numpy(),
     )
-    path = params.path("evaluate", "uni_modal") / "uni_modal" / "seed-0.npz"
+    path = params.evaluated("uni_modal") / "seed-0.npz"
     arrays = read_arrays(path, ("*",))
     labels = index.set_index("id").loc[arrays["ids"], "label"].to_numpy()
     features = (centres[labels] + rng.normal(size=(len(labels), 4))).astype(np.float32)
@@ -83,8 +83,8 @@ def test_a_row_has_the_gain_of_a_method_over_the_baseline(params: Params, table:
 
 def test_the_predictors_are_those_of_test_clips_with_sound(params: Params, table: pd.DataFrame):
     teacher = read_arrays(params.path("teacher_features", "made_A") / "features.npz", ("*",))
-    student = read_arrays(params.path("evaluate", "uni_modal") / "uni_modal" / "seed-0.npz", ("*",))
-    index = read_index(params.path("split", "made") / "index.csv").set_index("id")
+    student = read_arrays(params.evaluated("uni_modal") / "seed-0.npz", ("*",))
+    index = read_index(params.index("made")).set_index("id")
     features = dict(zip(teacher["ids"], teacher["features"], strict=True))
     heard = index.loc[student["ids"], "audio"].to_numpy() == "yes"
     ids = student["ids"][heard]

@@ -77,7 +77,7 @@ def test_the_real_labels_have_the_known_counts(shared_data: Path):
 def write_labels(params: Params) -> None:
     """Add labels and one group per clip to the index, and the arrays of the stages before the report."""
     rng = np.random.default_rng(5)
-    path = params.path("split", "made") / "index.csv"
+    path = params.index("made")
     index = read_index(path)
     labelled = (index["split"] == "test") & (index["id"] != UNLABELLED)
     for column in ("audible", "visible"):
@@ -124,8 +124,8 @@ def table(params: Params) -> pd.DataFrame:
 
 def outputs(params: Params, run: str, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
     """The labelled clips of a run, and their probabilities."""
-    index = read_index(params.path("split", "made") / "index.csv").set_index("id")
-    arrays = read_arrays(params.path("evaluate", params.runs()[run][0]) / run / f"seed-{seed}.npz")
+    index = read_index(params.index("made")).set_index("id")
+    arrays = read_arrays(params.evaluated(run) / f"seed-{seed}.npz")
     kept = arrays["ids"] != UNLABELLED
     return index.loc[arrays["ids"][kept]], arrays["probabilities"][kept]
 

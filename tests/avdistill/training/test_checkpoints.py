@@ -15,8 +15,9 @@ from avdistill.config.schema import Params
 from avdistill.pipeline.errors import UserError
 from avdistill.training import checkpoints, parallel
 from avdistill.training.checkpoints import Checkpoints
+from avdistill.training.task import Task
 from avdistill.training.tensors import save_tensors
-from avdistill.training.trainer import Task, Trainer
+from avdistill.training.trainer import Trainer
 from tests.stages.test_train import RUNS, state_of, task
 
 EPOCHS = 2

@@ -15,8 +15,9 @@ from avdistill.config.schema import Params
 from avdistill.data.index import read_index, write_index
 from avdistill.pipeline.errors import UserError
 from avdistill.tracking.journal import start
+from avdistill.training.task import task_of
 from avdistill.training.teachers import rows_of_other_classes, rows_within_class, shuffled
-from avdistill.training.trainer import Task, Trainer
+from avdistill.training.trainer import Trainer
 from models.outputs import TeacherBatch
 from stages.evaluate import evaluate_one
 
@@ -94,7 +95,7 @@ def trainer(params: Params, folder: Path, shuffle: bool, seed: int = 0) -> Train
     job = params.jobs["mnf_csc"].model_copy(update={"runs": {"mnf_csc": run}})
     params = params.model_copy(update={"jobs": params.jobs | {"mnf_csc": job}})
     with start("train", "mnf_csc", params) as tracked:
-        return Trainer(Task(params, "mnf_csc", "mnf_csc", seed, "cpu", folder, tracked))
+        return Trainer(task_of(params, "mnf_csc", seed, "cpu", folder, tracked))
 
 
 def test_a_shuffled_run_trains_on_the_outputs_of_other_clips(tiny: Params, tmp_path: Path) -> None:
@@ -124,17 +125,17 @@ def test_evaluation_takes_the_clips_own_outputs(tiny: Params, tmp_path: Path) ->
     found = []
     for flag in (False, True):
         task = trainer(tiny, tmp_path, flag).task
-        path = task.params.path("train", "mnf_csc") / "mnf_csc" / "seed-0.pt"
+        path = task.student.weights
         path.parent.mkdir(parents=True, exist_ok=True)
         model = trainer(tiny, tmp_path, False)
         state = {"student": model.student.state_dict(), "distiller": model.distiller.state_dict()}
         torch.save({"run": "mnf_csc", "seed": 0, "converged": True, "epoch": 1, **state}, path)
-        found.append(evaluate_one(task)["scores"])
+        found.append(evaluate_one(task, False)["scores"])
     assert len(found[0]) and found[0].equals(found[1])
 
 
 def test_training_clips_of_one_class_name_the_run(tiny: Params, tmp_path: Path) -> None:
-    file = tiny.path("split", "avsynth") / "index.csv"
+    file = tiny.index("avsynth")
     index = read_index(file)
     write_index(
         file, index.assign(split=index["split"].where((index["label"] == 0) | (index["split"] != "train"), "val"))

@@ -9,8 +9,9 @@ from avdistill.config.schema import Params
 from avdistill.data.files import read_arrays, write_arrays
 from avdistill.pipeline.errors import UserError
 from avdistill.tracking.journal import start
+from avdistill.training.task import task_of
 from avdistill.training.tensors import save_tensors
-from avdistill.training.trainer import Task, Trainer, load_first_weights
+from avdistill.training.trainer import Trainer, load_first_weights
 from models.students import build_student
 
 
@@ -18,7 +19,7 @@ def trainer(params: Params, folder: Path, seed: int = 0, init: str = "none") -> 
     job = params.jobs["uni_modal"].model_copy(update={"init": init})
     params = params.model_copy(update={"jobs": params.jobs | {"uni_modal": job}})
     with start("train", "uni_modal", params) as tracked:
-        return Trainer(Task(params, "uni_modal", "uni_modal", seed, "cpu", folder, tracked))
+        return Trainer(task_of(params, "uni_modal", seed, "cpu", folder, tracked))
 
 
 def test_students_start_from_all_weights_but_the_last_layer(tiny: Params, tmp_path: Path) -> None:
@@ -51,9 +52,7 @@ def test_seeds_have_the_draws_of_their_teachers_and_first_weights_in_turn(tiny: 
         starts.append(build_student(recipe.student, 12, recipe.width).state_dict())
         save_tensors(folder / "weights.pt", starts[draw])
     with start("train", "mnf_csc", params) as tracked:
-        found = {
-            seed: Trainer(Task(params, "mnf_csc", "mnf_csc", seed, "cpu", tmp_path, tracked)) for seed in job.seeds
-        }
+        found = {seed: Trainer(task_of(params, "mnf_csc", seed, "cpu", tmp_path, tracked)) for seed in job.seeds}
     for seed, draw in ((4, 0), (5, 1), (6, 0)):
         assert torch.equal(found[seed].student.state_dict()["stem.0.weight"], starts[draw]["stem.0.weight"])
         known, first = found[seed].teachers["A"], found[4].teachers["A"]

@@ -202,7 +202,7 @@ def test_all_real_features_find_their_clips(ucf51: Params) -> None:
 
 
 def test_audio_alone_retrieves_at_the_known_rate(ucf51: Params) -> None:
-    index = read_index(ucf51.path("split", "d") / "index.csv")
+    index = read_index(ucf51.index("d"))
     arrays = read_arrays(ucf51.path("teacher_features", "f") / "features.npz")
     found = [
         torch.from_numpy(values[arrays["mask"] & (index["split"] == split).to_numpy()])

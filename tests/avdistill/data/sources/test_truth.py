@@ -20,7 +20,8 @@ from avdistill.data.index import read_index, write_index
 from avdistill.data.sources.truth import one_hot
 from avdistill.pipeline.errors import UserError
 from avdistill.tracking.journal import start
-from avdistill.training.trainer import Task, Trainer
+from avdistill.training.task import task_of
+from avdistill.training.trainer import Trainer
 from stages import check, teacher_features, teacher_head, teachers
 from tests.helpers.little import logged
 from tests.helpers.teaching import index_of, stage, suite
@@ -137,7 +138,7 @@ def test_stage_check_accepts_an_oracle(root: Path, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_an_oracle_teaches_a_student(tiny: Params, tmp_path: Path, method: str, shuffle: bool) -> None:
     """`relevant` is a column of the tiny suite; a clip without a value has no teacher."""
-    file = tiny.path("split", "avsynth") / "index.csv"
+    file = tiny.index("avsynth")
     table = read_index(file)
     write_index(file, table.assign(relevant=table["relevant"].mask(table["id"] == "c0_g2_1", "")))
     job = tiny.jobs["kd"].model_dump() | {
@@ -156,7 +157,7 @@ def test_an_oracle_teaches_a_student(tiny: Params, tmp_path: Path, method: str, 
     teacher_features.main(stage(params, "teacher_features", "truth"))
     teacher_head.main(stage(params, "teacher_head", "truth"))
     with start("train", "kd", params) as tracked:
-        trainer = Trainer(Task(params, "kd", "taught", 0, "cpu", tmp_path, tracked))
+        trainer = Trainer(task_of(params, "taught", 0, "cpu", tmp_path, tracked))
     assert trainer.teachers["A"].feature.shape == (len(trainer.clips), 2)
     assert (~trainer.teachers["A"].mask).sum() == 1
     trainer.fit(2)

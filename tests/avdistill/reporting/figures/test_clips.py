@@ -21,7 +21,7 @@ def test_attention_is_shown_on_clips_of_both_kinds_of_the_same_classes(pictured:
     assert drawn.data["relevant"].tolist() == ["yes"] * 4 + ["no"] * 4
     halves = drawn.data["class"].tolist()
     assert halves[:4] == halves[4:] == sorted(set(halves))
-    found = np.load(pictured.path("evaluate", "mnf_csc") / "mnf_csc" / "attention.npz")
+    found = np.load(pictured.evaluated("mnf_csc") / "attention.npz")
     row = drawn.data.iloc[5]
     weights = found["weights"][found["ids"].tolist().index(row["id"])].astype(np.float64)
     assert row["at_1_0_1"] == pytest.approx(8 * weights[1, 0, 1])
@@ -32,7 +32,7 @@ def test_attention_is_shown_on_clips_of_both_kinds_of_the_same_classes(pictured:
 
 
 def test_attention_without_truth_shows_each_class(other: Params):
-    path = other.path("split", "made") / "index.csv"
+    path = other.index("made")
     write_index(path, read_index(path).drop(columns="relevant"))
     drawn = clips.attention_maps(other)
     assert set(drawn.data["class"]) == set(CLASSES) and len(drawn.data) == 8
@@ -40,7 +40,7 @@ def test_attention_without_truth_shows_each_class(other: Params):
 
 
 def test_no_attention_is_no_data(other: Params):
-    path = other.path("evaluate", "mnf_csc") / "mnf_csc" / "attention.npz"
+    path = other.evaluated("mnf_csc") / "attention.npz"
     write_arrays(path, ids=np.array([], dtype="U1"), weights=np.zeros((0, 2, 2, 2), np.float32))
     with pytest.raises(NoDataError, match="has no attention map of a test clip"):
         clips.attention_maps(other)
@@ -52,7 +52,7 @@ def test_no_attention_is_no_data(other: Params):
 def test_the_gallery_shows_the_nearest_by_cosine_and_whether_they_are_right(pictured: Params):
     data = clips.retrieval_gallery(pictured).data
     assert len(data) == 3 * 2 * 4 and data["query_class"].nunique() == 3
-    found = np.load(pictured.path("evaluate", "mnf_csc") / "mnf_csc" / "seed-0.npz")
+    found = np.load(pictured.evaluated("mnf_csc") / "seed-0.npz")
     query = data["query"].iloc[0]
     one = found["features"][found["ids"].tolist().index(query)].astype(np.float64)
     all_ = found["gallery_features"].astype(np.float64)
@@ -71,7 +71,7 @@ def test_the_classes_heard_are_those_of_highest_probability(pictured: Params):
     for name, rows in data.groupby("id"):
         chances = found["probabilities"][found["ids"].tolist().index(name)].astype(np.float64)
         assert rows["probability"].tolist() == sorted(chances, reverse=True)[:5]
-    index = read_index(pictured.path("split", "made") / "index.csv").set_index("id")
+    index = read_index(pictured.index("made")).set_index("id")
     assert (index.loc[data["id"], "split"] == "test").all() and (index.loc[data["id"], "audio"] == "yes").all()
 
 
