@@ -52,6 +52,47 @@ def start_of_a_stage(setting: Setting) -> Measured:
     return Measured(statistics.median(medians.values()), {"by_stage_s": medians})
 
 
+@benchmark("start of a stage by the warm process", "a process that imports for itself", unit="x", cpu=4)
+def warm_start(setting: Setting) -> Measured:
+    """Time of `python -m stages` until a stage that computes with PyTorch has ended with the error that its input is
+    missing: it has imported everything, read the params and started its tracked run. Summed over these stages of the
+    embedded suite, one process after the other. `saved_s` is the difference, which `dvc repro` saves."""
+    from avdistill.config import loading
+    from avdistill.pipeline import warm
+
+    shutil.copy(ROOT / "params.yaml", setting.folder)
+    params = loading.load(setting.folder / "params.yaml")
+    items: dict[str, list[str]] = {
+        "teacher_features": list(params.features),
+        "teacher_head": list(params.features),
+        "train": list(params.jobs),
+        "evaluate": list(params.jobs),
+    }
+
+    def start(stage: str, owner: str) -> Callable[[], object]:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), warm.VARIABLE: owner, "AV_TRACKING": "off"}
+        command = [sys.executable, "-m", "stages", stage, "params.yaml", items[stage][0]]
+
+        def run() -> None:
+            done = subprocess.run(command, cwd=setting.folder, env=environment, capture_output=True, text=True)
+            assert "missing" in done.stderr, done.stderr
+
+        return run
+
+    ways = {"warm": str(os.getpid()), "cold": "off"}
+    seconds = dict.fromkeys(ways, 0.0)
+    start("train", ways["warm"])()  # starts the warm process
+    time.sleep(0 if setting.quick else 20)  # until its imports are done
+    for stage in list(items)[: 1 if setting.quick else None]:
+        found = alternate({way: start(stage, owner) for way, owner in ways.items()}, 1 if setting.quick else 5)
+        for way in ways:
+            seconds[way] += statistics.median(found[way]) * len(items[stage])
+    count = sum(map(len, items.values()))
+    detail = {f"{way}_s": total / count for way, total in seconds.items()}
+    saved = seconds["cold"] - seconds["warm"]
+    return Measured(seconds["cold"] / seconds["warm"], detail | {"stages": count, "saved_s": saved})
+
+
 @benchmark("the embedded suite by `dvc repro`", unit="min", needs="suite", cpu=10)
 def suite_time(setting: Setting) -> Measured:
     """Wall time of the first `dvc repro` in a fresh copy of the repository, with all training and evaluation."""
