@@ -3,7 +3,7 @@
     python -m flows.why [SUITE] [STAGE]
 
 SUITE is a dvc.yaml (default: that of the embedded suite). STAGE is a stage such as train@kd, or a name such as train
-for all stages of that name. Only the stages code and check are run, which takes a second or two.
+for all stages of that name. Only the stages code and check run, which takes seconds; DVC then writes dvc.lock.
 """
 
 from __future__ import annotations
@@ -90,12 +90,18 @@ def _differences(old: Any, new: Any, keys: tuple[str, ...] = ()) -> Iterator[tup
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
             if key not in old or key not in new:
-                one, other = (json.dumps(side[key]) if key in side else "absent" for side in (old, new))
-                yield (*keys, key), one, other
+                yield (*keys, key), *(_shown(side, key) for side in (old, new))
             else:
                 yield from _differences(old[key], new[key], (*keys, key))
     elif old != new:
         yield keys, str(old), str(new)
+
+
+def _shown(side: dict[str, Any], key: str) -> str:
+    """Return the value of a key as text: `absent` without the key, and a whole entry, which is long, as `{…}`."""
+    if key not in side:
+        return "absent"
+    return "{…}" if isinstance(side[key], dict) else json.dumps(side[key])
 
 
 def _main() -> None:

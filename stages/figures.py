@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from avdistill.config.report import Figures
 from avdistill.config.schema import Params
@@ -18,9 +17,6 @@ from avdistill.data.files import write_csv, write_json
 from avdistill.pipeline.devices import run_parallel
 from avdistill.pipeline.stage import Stage
 from avdistill.reporting.figures import STYLE, Drawn, NoDataError, classes, clips, runs, save
-
-if TYPE_CHECKING:
-    pass
 
 FIGURES: dict[str, tuple[str, Callable[[Params], Drawn]]] = {
     "accuracy": ("Accuracy of all runs", runs.accuracy_of_runs),

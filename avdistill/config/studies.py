@@ -1,4 +1,4 @@
-"""Print the DVC targets of a study.
+"""Targets of `dvc repro`; as a program, print those of a study.
 
     dvc repro $(python -m avdistill.config.studies PARAMS STUDY)
 
@@ -12,19 +12,29 @@ from pathlib import Path
 
 from avdistill.config.loading import load
 from avdistill.config.schema import Params
+from avdistill.config.types import NO_TEACHER
 from avdistill.pipeline.errors import UserError, nearest
+
+
+def target(params: Params, stage: str, item: str | None = None) -> str:
+    """Return the target of `dvc repro`, run at the root of the repository, that makes `<out>/<stage>/<item>`.
+
+    `train@kd`, or `paper/dvc.yaml:train@kd` for a suite in a folder; `train` for all items. The outputs of item `none`
+    are placeholders, which stage check writes."""
+    folder = Path(params.suite.file).parent
+    graph = "" if folder == Path() else f"{folder.as_posix()}/dvc.yaml:"
+    if item == NO_TEACHER:
+        return f"{graph}check"
+    return f"{graph}{stage}@{item}" if item else f"{graph}{stage}"
 
 
 def targets(params: Params, study: str) -> list[str]:
     """Return the targets of `dvc repro` for a study: the evaluation of each of its jobs.
 
-    `evaluate@kd`, or `paper/dvc.yaml:evaluate@kd` for a suite in a folder; relative to the root of the repository.
     Raises UserError if there is no such study."""
     if study not in params.studies:
         raise UserError(f"{params.suite.file}: studies: there is no study '{study}'; {nearest(study, params.studies)}")
-    folder = Path(params.suite.file).parent
-    graph = "" if folder == Path() else f"{folder.as_posix()}/dvc.yaml:"
-    return [f"{graph}evaluate@{job}" for job in params.studies[study].jobs]
+    return [target(params, "evaluate", job) for job in params.studies[study].jobs]
 
 
 def main(arguments: list[str]) -> None:

@@ -25,6 +25,7 @@ from typing import NoReturn
 from avdistill.config.items import ITEMS
 from avdistill.config.loading import load
 from avdistill.config.schema import Params
+from avdistill.config.studies import target
 from avdistill.pipeline import code
 from avdistill.pipeline.errors import UserError, no_room, room_for
 from avdistill.tracking.journal import TrackedRun, start
@@ -46,7 +47,7 @@ class Stage:
         """Return the output folder of another stage. Raises UserError if it does not exist."""
         path = self.params.path(stage, item)
         if not path.exists():
-            raise UserError(f"{path}: missing; run `dvc repro {stage}{'@' + item if item else ''}` first")
+            raise UserError(f"{path}: missing; run `dvc repro {target(self.params, stage, item)}` first")
         return path
 
     @contextmanager

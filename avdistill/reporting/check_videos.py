@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from avdistill.config.loading import load
 from avdistill.config.schema import Params
+from avdistill.config.studies import target
 from avdistill.data.index import read_index
 from avdistill.pipeline.errors import UserError, nearest
 from avdistill.reporting.results import read_table
@@ -71,7 +72,7 @@ def check_videos(params: Params, dataset: str | None = None) -> str:
     for name in [dataset] if dataset else params.datasets:
         path = params.index(name)
         if not path.exists():
-            raise UserError(f"{path}: missing; run `dvc repro split@{name}` first")
+            raise UserError(f"{path}: missing; run `dvc repro {target(params, 'split', name)}` first")
         described.append("\n\n".join([describe(name, read_index(path)), *damaged(params, name)]))
     return "\n\n".join(described)
 

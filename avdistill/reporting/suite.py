@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from avdistill.config.schema import Job, Params
+from avdistill.config.studies import target
 from avdistill.data.draws import draws_of
 from avdistill.pipeline.errors import UserError
 from avdistill.reporting import results, significance
@@ -24,7 +25,8 @@ class EvaluatedSuite:
             params, "evaluate", "detection.csv", ("run", "seed", "score", "split", "auroc", "clips")
         )
         if self.measured.empty:
-            raise UserError(f"{params.path('evaluate')}: no job has been evaluated; run `dvc repro evaluate` first")
+            first = target(params, "evaluate")
+            raise UserError(f"{params.path('evaluate')}: no job has been evaluated; run `dvc repro {first}` first")
         groups = self.measured.set_index("seed").groupby(["run", "metric"])["value"]
         self._values = {key: values.astype(float) for key, values in groups}
         self._seeds = self.measured.groupby("run")["seed"].unique().map(sorted).to_dict()

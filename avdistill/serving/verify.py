@@ -38,7 +38,9 @@ def verify(model: Path, root: Path = Path()) -> tuple[bool, str]:
         return False, f"{model}: changed since its export: {changed}"
     stages = locked(lock)
     if stage not in stages:
-        raise UserError(f"{lock}: has no {stage}; run `dvc repro {stage}`")
+        folder = Path(about["lock"]).parent
+        graph = "" if folder == Path() else f"{folder.as_posix()}/dvc.yaml:"
+        raise UserError(f"{lock}: has no {stage}; run `dvc repro {graph}{stage}`")
     if folder_md5(now | {NAME: md5(model / NAME)}) == stages[stage]["outs"][0]["md5"]:
         return True, f"{model}: {stage} of {lock}; {_counts(recorded)}"
     current = trace(stages, out, [path for kind in KINDS for path in recorded[kind]])

@@ -14,7 +14,7 @@ def count(default: int) -> int:
     return min(default, int(os.environ.get("FAULTS") or default))
 
 
-def record(topic: str, tried: str, times: int, lost: str = "nothing", note: str = "") -> None:
+def record(topic: str, tried: str, times: int, lost: str = "none", note: str = "") -> None:
     """Append a line to out/faults/<topic>.jsonl."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"topic": topic, "tried": tried, "times": times, "lost": lost, "note": note})

@@ -72,7 +72,7 @@ def main() -> None:
             lines += ["", f"## {title}", "", f"{remark} Not recorded yet."]
             continue
         rows = {row["tried"]: row for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
-        lines += ["", f"## {title}", "", remark, "", "| tried | times | lost | |", "|---|---:|---|---|"]
+        lines += ["", f"## {title}", "", remark, "", "| tried | times | data loss | |", "|---|---:|---|---|"]
         lines += [f"| {row['tried']} | {row['times']} | {row['lost']} | {row['note']} |" for row in rows.values()]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

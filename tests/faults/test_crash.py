@@ -48,7 +48,7 @@ def finished(suite: Suite, topic: str, tried: str, hit: Sequence[str]) -> None:
     different = suite.differences()
     assert not list((suite.out / ".partial").glob("*"))
     assert "Running" not in suite.checkout.run(*REPRO).stdout
-    lost = f"{len(different)} files differ" if different else "nothing"
+    lost = f"{len(different)} files differ" if different else "none"
     kinds = dict.fromkeys(stage.partition("@")[0] for stage in hit)
     record(topic, tried, len(hit), lost, f"in {', '.join(kinds)}")
     assert not different

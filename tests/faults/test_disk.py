@@ -61,7 +61,7 @@ def test_each_stage_on_a_full_disk(suite: Suite) -> None:
             assert suite.state() == before, "what was there is left alone"
         suite.checkout.run(*REPRO, "--single-item", stage)
     different = suite.differences()
-    lost = f"{len(different)} files differ" if different else "nothing"
+    lost = f"{len(different)} files differ" if different else "none"
     record("disk", "the stage's disk has half of the room that it needs, `dvc repro` when it has all", len(tried), lost)
     assert not different
 
@@ -82,6 +82,6 @@ def test_the_suite_on_a_disk_that_grows(suite: Suite) -> None:
         subprocess.run(["mount", "-o", f"remount,size={10 * suite.size()}", str(suite.out)], check=True)
         suite.checkout.run(*REPRO)
         different = suite.differences()
-    lost = f"{len(different)} files differ" if different else "nothing"
+    lost = f"{len(different)} files differ" if different else "none"
     record("disk", "all outputs on a full disk, `dvc repro` with more room", len(stopped), lost, ", ".join(stopped))
     assert stopped and not different

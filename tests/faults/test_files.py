@@ -217,7 +217,7 @@ def test_damage_is_an_error_that_names_the_file(case: tuple[str, Case]) -> None:
         assert time.monotonic() - started < SECONDS
         path.write_bytes(content)
     assert same(whole, read())
-    record("files", f"damage to a file: {name}", number, note=f"{harmless} times in bytes that mean nothing")
+    record("files", f"damage to a file: {name}", number, note=f"{harmless} times in unused bytes")
 
 
 def test_files_in_each_other_s_place(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_what_has_no_checksum_is_an_error_or_read(kind: str, tmp_path: Path) -> 
         except UserError as error:
             assert str(tmp_path) in str(error) and "\n" not in str(error), error
         assert time.monotonic() - started < SECONDS
-    record("files", f"damage to a file without checksums: {kind}", number, note="no code ran, nothing hung")
+    record("files", f"damage to a file without checksums: {kind}", number, note="no code ran, no process hung")
 
 
 def test_videos(tmp_path: Path) -> None:
@@ -297,4 +297,4 @@ def test_videos(tmp_path: Path) -> None:
             except UserError as error:
                 assert str(error).startswith(str(path)) and "\n" not in str(error), error
         assert time.monotonic() - started < SECONDS
-    record("files", "damage to a file: video", number, note="an error with its name, or what the codec makes of it")
+    record("files", "damage to a file: video", number, note="an error with its name, or the frames that can be decoded")

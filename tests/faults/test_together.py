@@ -70,7 +70,8 @@ def test_processes_on_a_fresh_database(folders: int, tmp_path: Path) -> None:
     assert sorted(run.data.metrics["loss"] for run in runs) == list(range(PROCESSES))
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert sqlite3.connect(database).execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    record("together", f"{PROCESSES} processes on a fresh database, {folders} workspaces", PROCESSES)
+    workspaces = f"{folders} workspace{'s' * (folders > 1)}"
+    record("together", f"{PROCESSES} processes on a fresh database, {workspaces}", PROCESSES)
 
 
 def end_mirrors(folder: Path) -> None:
@@ -134,7 +135,7 @@ def test_two_dvc_repro(repo: Path) -> None:
         for job in ("kd", "mnf_csc"):
             (repo / "mood" / job).write_text("well")
         check(repo)
-    record("together", "two `dvc repro` at the same time", times, note=f"{refused} said which process is before them")
+    record("together", "two `dvc repro` at the same time", times, note=f"{refused} named the holder of the lock")
 
 
 def test_two_flows(repo: Path) -> None:
@@ -148,4 +149,4 @@ def test_two_flows(repo: Path) -> None:
         for job in ("kd", "mnf_csc"):
             (repo / "mood" / job).write_text("well")
         check(repo)
-    record("together", "two flows at the same time", times, note=f"{refused} said which process is before them")
+    record("together", "two flows at the same time", times, note=f"{refused} named the holder of the lock")

@@ -47,7 +47,7 @@ ODD: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "vggsound": {
         "_gone-video_000004": ("unavailable", "no", UNAVAILABLE),
-        "short-video_000030": ("unavailable", "no", "cannot be cut out of its video: no picture between 30 s"),
+        "short-video_000030": ("unavailable", "no", "cannot be cut out of its video: no frame between 30 s"),
         "nosound-vid_000001": ("ok", "no", "no audio stream"),
     },
 }

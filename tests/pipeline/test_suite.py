@@ -258,7 +258,7 @@ class Halved(Distiller):
 '''
 
 
-def test_a_new_method_trains_its_own_cell_and_nothing_else(checkout: Checkout) -> None:
+def test_a_new_method_trains_its_own_job_and_nothing_else(checkout: Checkout) -> None:
     """As CONTRIBUTING.md says: one file, one entry in params."""
     (checkout.folder / "models/distillers/halved.py").write_text(METHOD)
     job = yaml.safe_load((checkout.folder / "params.yaml").read_text())["jobs"]["uni_modal"]

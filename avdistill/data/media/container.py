@@ -92,12 +92,14 @@ def media_errors(path: Path) -> Iterator[None]:
 
 
 def video_stream(container: InputContainer, path: Path) -> VideoStream:
-    """The first stream of moving pictures (an album's cover is a stream, too). One thread decodes it."""
+    """Return the first video stream, which one thread decodes; the cover of an album, a stream too, does not count.
+
+    Raises MediaError if there is none."""
     from av.stream import Disposition
 
     kind = container.format.name
     if kind == "image2" or kind.endswith("_pipe"):
-        raise MediaError(f"{path}: mislabelled: a picture ({kind.removesuffix('_pipe')}), not a video")
+        raise MediaError(f"{path}: mislabelled: an image ({kind.removesuffix('_pipe')}), not a video")
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if streams:
         one_thread(streams[0], path)
@@ -122,10 +124,10 @@ def one_thread(stream: VideoStream | AudioStream, path: Path) -> None:
 
 
 def origin_of(stream: VideoStream) -> float:
-    """The file's own time of the first picture, in seconds."""
+    """Return the timestamp of the first frame, in seconds."""
     return float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
 
 
 def frame_time(stream: VideoStream) -> float:
-    """How long a picture is shown on average, in seconds."""
+    """Return how long a frame is shown on average, in seconds; 0.04 if the file does not state it."""
     return float(1 / stream.average_rate) if stream.average_rate else 0.04

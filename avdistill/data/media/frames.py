@@ -68,8 +68,8 @@ def has_decord() -> bool:
     return find_spec("decord") is not None
 
 
-def _evenly_spaced(container: InputContainer) -> bool:
-    """AVI numbers its frames in the order of decoding; what FFmpeg makes up for B-frames is out of order."""
+def _lacks_timestamps(container: InputContainer) -> bool:
+    """Return whether a container stores no frame times: AVI. FFmpeg's guesses for its B-frames are out of order."""
     return "avi" in container.format.name
 
 
@@ -84,7 +84,7 @@ def timetable(
         if look is not None:
             look(packet)
         if packet.size and not packet.is_discard:
-            stamps.append(packet.dts if _evenly_spaced(container) else packet.pts)
+            stamps.append(packet.dts if _lacks_timestamps(container) else packet.pts)
     known = [stamp for stamp in stamps if stamp is not None]
     if not known or len(known) < len(stamps):
         return np.arange(len(stamps)) * frame_time(stream)
@@ -135,11 +135,11 @@ def _scaled_size(stream: VideoStream, short_side: int) -> tuple[int, int]:
 
 
 def _nothing_between(path: Path, start: float, end: float | None) -> MediaError:
-    return MediaError(f"{path}: no picture between {start:g} s and {'the end' if end is None else f'{end:g} s'}")
+    return MediaError(f"{path}: no frame between {start:g} s and {'the end' if end is None else f'{end:g} s'}")
 
 
 def _read_decord(path: Path, table: _Table, fps: float, start: float, end: float | None) -> np.ndarray:
-    """decord picks the pictures by number and scales while decoding; the numbers come from PyAV's timetable."""
+    """Read with decord, which scales while it decodes; the numbers of the frames come from PyAV's timetable."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
@@ -153,7 +153,7 @@ def _read_decord(path: Path, table: _Table, fps: float, start: float, end: float
     with media_errors(path):
         video = decord.VideoReader(str(path), width=width, height=height, num_threads=1)
         if len(video) != len(times):
-            raise MediaError(f"{path}: {len(times)} pictures in the file, {len(video)} by decord's count")
+            raise MediaError(f"{path}: {len(times)} frames in the file, {len(video)} by decord's count")
         return video.get_batch(np.searchsorted(times, wanted + TICK, side="right") - 1).asnumpy()
 
 
@@ -198,7 +198,7 @@ def _frames(
     """Time and frame, from the one on screen at `start` or an earlier one."""
     step = float(stream.time_base or 0)
     times: np.ndarray | None = None
-    if _evenly_spaced(container):
+    if _lacks_timestamps(container):
         with open_video(path) as again:
             times = timetable(again, video_stream(again, path))
 

@@ -72,9 +72,9 @@ def probe(path: Path, start: float = 0.0, end: float | None = None) -> Probe:
             frames = decode(container, stream, damage)
             first = next(frames, None)
             if first is None:
-                raise MediaError(f"{path}: no picture could be decoded")
+                raise MediaError(f"{path}: no frame can be decoded")
             if next(frames, None) is None:
-                raise MediaError(f"{path}: too short: a single picture")
+                raise MediaError(f"{path}: too short: a single frame")
             truncated = truncation(path)
             if truncated is not None:
                 deque(frames, maxlen=0)  # can what is left be read?
@@ -127,7 +127,7 @@ def _joined(*remarks: str | None) -> str | None:
 
 
 def _seconds(container: InputContainer, stream: VideoStream, path: Path) -> float:
-    """Length of the pictures, by the first of: stream, container, timestamps of all packets."""
+    """Return the length of the video in seconds, from the first of: stream, container, timestamps of all packets."""
     import av
 
     if stream.duration and stream.time_base:

@@ -10,6 +10,8 @@ import yaml
 from avdistill.config import studies
 from avdistill.config.loading import load
 from avdistill.config.schema import Params
+from avdistill.pipeline.errors import UserError
+from avdistill.pipeline.stage import Stage
 
 
 @pytest.fixture
@@ -40,7 +42,29 @@ def test_targets_of_a_study_are_those_of_its_suite(raw: dict[str, Any], file: st
     assert studies.targets(Params.model_validate(raw), "xia") == expected
 
 
-def test_a_cell_is_read_in_the_first_study_that_names_it(raw: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "stage", "item", "expected"),
+    [
+        ("params.yaml", "train", "kd", "train@kd"),
+        ("params.yaml", "evaluate", None, "evaluate"),
+        ("findings/params.yaml", "train", "kd", "findings/dvc.yaml:train@kd"),
+        ("findings/params.yaml", "frames", None, "findings/dvc.yaml:frames"),
+        ("findings/params.yaml", "teacher_head", "none", "findings/dvc.yaml:check"),
+    ],
+)
+def test_a_missing_output_names_the_target_that_makes_it(
+    raw: dict[str, Any], file: str, stage: str, item: str | None, expected: str, tmp_path: Path
+) -> None:
+    raw = copy.deepcopy(raw)
+    raw["suite"] |= {"file": file, "out": str(tmp_path)}
+    params = Params.model_validate(raw)
+    assert studies.target(params, stage, item) == expected
+    run: Any = None
+    with pytest.raises(UserError, match=f"{stage}.*: missing; run `dvc repro {expected}` first"):
+        Stage("report", None, params, run).input(stage, item)
+
+
+def test_a_job_is_reported_in_the_first_study_that_names_it(raw: dict[str, Any], tmp_path: Path) -> None:
     params = load(written(raw, tmp_path / "params.yaml"))
     assert params.study_of("uni_modal") == "xia" and params.study_of("mnf_csc") == "rest"
 

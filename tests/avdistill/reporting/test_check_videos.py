@@ -95,9 +95,9 @@ def test_reasons_of_broken_files(made: Path, tmp_path: Path) -> None:
     assert {path.name: media.probe(path).corrupt for path in tmp_path.iterdir()} == {
         "empty.mp4": "empty file",
         "page.avi": "mislabelled: text, not a video",
-        "one.mp4": "too short: a single picture",
+        "one.mp4": "too short: a single frame",
         "sound.mp4": "mislabelled: sound only (wav), not a video",
-        "picture.mp4": "mislabelled: a picture (png), not a video",
+        "picture.mp4": "mislabelled: an image (png), not a video",
     }
 
 

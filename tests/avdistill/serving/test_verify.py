@@ -128,6 +128,10 @@ def test_what_cannot_be_verified(model: Path, tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").unlink()
     with pytest.raises(UserError, match=r"dvc.lock: has no export@d; run `dvc repro export@d`"):
         verify(model)
+    about = json.loads((model / "provenance.json").read_text())
+    write_json(model / "provenance.json", about | {"lock": "paper/dvc.lock"})
+    with pytest.raises(UserError, match=r"paper/dvc.lock: has no export@d; run `dvc repro paper/dvc.yaml:export@d`"):
+        verify(model)
     (model / "provenance.json").write_text("[]")
     with pytest.raises(UserError, match=r"provenance.json: damaged"):
         verify(model)

@@ -90,7 +90,7 @@ def test_seeking_into_a_long_video_finds_the_right_picture(tmp_path: Path, reade
 
 @each_reader
 def test_nothing_behind_the_end(clip: Path, reader: media.Reader) -> None:
-    with pytest.raises(MediaError, match=r"clip\.mp4: no picture between 3 s and the end"):
+    with pytest.raises(MediaError, match=r"clip\.mp4: no frame between 3 s and the end"):
         read_frames(clip, 4, 32, 3.0, None, reader)
 
 

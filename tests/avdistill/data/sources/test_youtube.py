@@ -77,7 +77,7 @@ def test_a_clip_is_cut_out_of_its_video(web: Server, tmp_path: Path) -> None:
     wanted = [Wanted("a", IDS[0], 3.0, 10.0), Wanted("b", IDS[1], 9.0, 10.0), Wanted("c", IDS[2], 20.0, 10.0)]
     unavailable = youtube.get(wanted, tmp_path / "videos", origin(web))
     assert list(unavailable) == ["c"]
-    assert unavailable["c"].startswith("cannot be cut out of its video: no picture between 20 s and 30 s")
+    assert unavailable["c"].startswith("cannot be cut out of its video: no frame between 20 s and 30 s")
     pictures = media.read_frames(tmp_path / "videos/a.mp4", 2, 32)
     assert levels(pictures) == list(range(6, 26))
     assert media.read_audio(tmp_path / "videos/a.mp4").shape[0] == pytest.approx(320_000, abs=2000)
