@@ -25,12 +25,12 @@ from torch.nn import functional as F
 
 from avdistill.config.schema import Params, Teacher
 from avdistill.config.types import STUDENTS
-from avdistill.data.datasets import avsynth
 from avdistill.data.draws import of_draw
 from avdistill.data.files import intact, write_json
 from avdistill.data.loader import NORMALISATION, to_input
 from avdistill.data.sources import weights
 from avdistill.data.sources.http import DownloadError
+from avdistill.data.synthesis import pretraining
 from avdistill.pipeline.devices import resolve_device
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.progress import progress
@@ -80,13 +80,13 @@ def pretraining_set(teacher: Teacher) -> tuple[Tensor, Tensor, list[str]]:
     if teacher.kind == "cnn14":
         from models.logmel import log_mel
 
-        sounds, labels, names = avsynth.pretraining_sounds(count, SECONDS, teacher.seed)
+        sounds, labels, names = pretraining.generic_sounds(count, SECONDS, teacher.seed)
         inputs = torch.cat([log_mel(torch.from_numpy(chunk)) for chunk in np.array_split(sounds, 16)])
     elif teacher.kind in STUDENTS:
-        clips, labels, names = avsynth.pretraining_motions(count, teacher.seed)
+        clips, labels, names = pretraining.generic_motions(count, teacher.seed)
         inputs = to_input(torch.from_numpy(clips), "imagenet")
     else:
-        images, labels, names = avsynth.pretraining_images(count, IMAGE_SIZE[teacher.kind], teacher.seed)
+        images, labels, names = pretraining.generic_images(count, IMAGE_SIZE[teacher.kind], teacher.seed)
         inputs = image_input(torch.from_numpy(images))
     return inputs, torch.from_numpy(np.asarray(labels, dtype=np.int64)), list(names)
 

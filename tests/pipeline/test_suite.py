@@ -202,7 +202,7 @@ def test_changed_predictions_are_evaluated_again(checkout: Checkout) -> None:
 def test_words_alone_rerun_nothing(checkout: Checkout) -> None:
     with (
         edited(checkout, "avdistill/data/sources/http.py", "import ", "# brings files\nimport "),
-        edited(checkout, "avdistill/data/datasets/avsynth/__init__.py", '"""', '"""Other words. '),
+        edited(checkout, "avdistill/data/datasets/avsynth.py", '"""', '"""Other words. '),
         edited(checkout, "avdistill/reporting/page.py", '"""', '"""Other words. '),
     ):
         assert ran(checkout.repro()) == set()

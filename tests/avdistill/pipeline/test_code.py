@@ -189,7 +189,14 @@ def test_a_download_depends_on_no_code_but_what_makes_it_here(root: Path, params
     paper = load(root / "paper/params.yaml")
     for name in paper.datasets:
         assert code.describe("download", name, paper) == {"modules": {}, "files": {}, "packages": {}}
-    assert "avdistill.data.datasets.avsynth.sounds" in code.describe("download", "avsynth", params)["modules"]
+    assert "avdistill.data.synthesis.sounds" in code.describe("download", "avsynth", params)["modules"]
+
+
+def test_an_edit_of_the_video_reader_trains_no_teacher(params: Params) -> None:
+    for stage, item in (("teachers", "audio"), ("teachers", "motion"), ("teacher_features", "avsynth_audio")):
+        assert not any(
+            name.startswith("avdistill.data.media") for name in code.describe(stage, item, params)["modules"]
+        )
 
 
 @pytest.mark.parametrize(

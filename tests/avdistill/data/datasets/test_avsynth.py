@@ -11,7 +11,7 @@ import pytest
 from avdistill.config.origins import Avsynth
 from avdistill.data import datasets, media
 from avdistill.data.datasets import avsynth
-from avdistill.data.datasets.avsynth import scenes, sounds
+from avdistill.data.synthesis import scenes, sounds
 from avdistill.pipeline.errors import UserError
 
 
@@ -171,40 +171,6 @@ def test_motions_differ_and_may_be_mirrored() -> None:
         assert (np.sign(steps) == sign).mean() > 0.9
 
 
-def test_an_actor_covers_its_area() -> None:
-    one = np.ones(1)
-    layer = scenes.cover("disc", 40, 40, 20 * one, 20 * one, 0 * one, 10 * one)
-    assert layer.sum() == pytest.approx(np.pi * 8.5**2, rel=0.01)
-    bar = scenes.cover("bar", 60, 60, 30 * one, 30 * one, np.pi / 2 * one, 20 * one)[0]
-    assert bar.sum() == pytest.approx(40 * 14, rel=0.05)
-    assert bar[:, 30].sum() > 2 * bar[30].sum()  # turned by a quarter, it stands upright
-    for shape in scenes.SHAPES:
-        assert 10 < scenes.cover(shape, 40, 40, 20 * one, 20 * one, one, 10 * one).sum() < 400
-
-
-def test_tone_has_the_pitch_that_was_asked_for() -> None:
-    spectrum = np.abs(np.fft.rfft(sounds.tone(np.full(32_000, 440.0), (1, 0.5))))
-    assert spectrum.argmax() == 440
-    assert spectrum[880] / spectrum[440] == pytest.approx(0.5, rel=0.02)
-
-
-def test_noise_has_the_band_that_was_asked_for() -> None:
-    sound = sounds.noise(np.random.default_rng(0), 320_000, 1000, 2000)
-    power = (np.abs(np.fft.rfft(sound)) ** 2).reshape(-1)[:160_000].reshape(-1, 1000).sum(1)  # in bands of 100 Hz
-    frequency = 50.0 + 100 * np.arange(160)
-    outside = np.maximum(np.maximum(np.log2(1000 / frequency), np.log2(frequency / 2000)), 0)
-    expected = np.exp(-2 * outside**2) ** 2
-    np.testing.assert_allclose(power / power.sum(), expected / expected.sum(), atol=0.008)
-    assert np.sqrt(np.mean(sound**2)) == pytest.approx(1, abs=1e-3)
-
-
-def test_mix_is_relative_to_the_sound() -> None:
-    rng = np.random.default_rng(0)
-    sound, other = rng.normal(size=1000), 7 * rng.normal(size=1000)
-    added = sounds.mix(sound, other, -12.0) - sounds.normalise_rms(sound)
-    assert 20 * np.log10(np.sqrt(np.mean(added**2))) == pytest.approx(-12, abs=0.01)
-
-
 @pytest.mark.parametrize("name", [*avsynth.ACTIONS, "talk", *sounds.IRRELEVANT, *sounds.GENERIC])
 def test_every_instrument_sounds(name: str) -> None:
     instruments = {"talk": sounds.talk, **sounds.IRRELEVANT, **sounds.GENERIC}
@@ -214,29 +180,6 @@ def test_every_instrument_sounds(name: str) -> None:
         assert sound.shape == (samples,)
         assert np.isfinite(sound).all()
         assert np.sqrt(np.mean(sound**2)) > 1e-3
-
-
-def test_pretraining_material() -> None:
-    waveforms, labels, names = avsynth.pretraining_sounds(20, 0.5, seed=1)
-    assert waveforms.shape == (20, 16_000)
-    assert waveforms.dtype == np.float32
-    assert 0.01 < np.abs(waveforms).max() < 2
-    assert len(names) >= 12
-    assert labels.tolist() == [n % len(names) for n in range(20)]
-    np.testing.assert_array_equal(waveforms[:5], avsynth.pretraining_sounds(5, 0.5, seed=1)[0])
-    clips, labels, names = avsynth.pretraining_motions(24, seed=1)
-    assert clips.shape == (24, 8, 24, 24, 3)
-    assert clips.dtype == np.uint8
-    assert labels.tolist() == [n % len(names) for n in range(24)]
-    np.testing.assert_array_equal(clips[:5], avsynth.pretraining_motions(5, seed=1)[0])
-    assert not set(names) & set(avsynth.ACTIONS)
-    images, labels, names = avsynth.pretraining_images(24, 40, seed=1)
-    assert images.shape == (24, 40, 40, 3)
-    assert images.dtype == np.uint8
-    assert labels.max() == len(names) - 1
-    assert not np.array_equal(images, avsynth.pretraining_images(24, 40, seed=2)[0])
-    own = {action.instrument for action in avsynth.ACTIONS.values()} | {sounds.talk, *sounds.IRRELEVANT.values()}
-    assert not own & set(sounds.GENERIC.values())
 
 
 def test_a_class_has_variants_that_its_label_does_not_tell_apart() -> None:

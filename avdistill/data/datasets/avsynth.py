@@ -34,7 +34,7 @@ import numpy as np
 from avdistill.config.origins import Avsynth
 from avdistill.data import media
 from avdistill.data.datasets import CLIPS
-from avdistill.data.datasets.avsynth import motions, scenes, sounds
+from avdistill.data.synthesis import motions, scenes, sounds
 from avdistill.pipeline import workers
 from avdistill.pipeline.errors import UserError
 
@@ -135,7 +135,8 @@ def make(origin: Avsynth, clip: SynthClip) -> tuple[np.ndarray, np.ndarray | Non
     scene = _scene(origin, clip, action.ground)
     rng = np.random.default_rng([origin.seed, 2, clip.action, clip.group, clip.number])
     tempo = rng.uniform(0.45, 0.85)
-    frames = _render(rng, origin, scene, action.motion, tempo)
+    time = np.arange(round(origin.seconds * origin.fps)) / origin.fps
+    frames = motions.render(rng, scene, action.motion, tempo, time, origin.clutter)
     samples = round(origin.seconds * sounds.RATE)
     if clip.sound == "none":
         return frames, None
@@ -155,20 +156,6 @@ def _scene(origin: Avsynth, clip: SynthClip, typical: str) -> scenes.Scene:
     ground = typical if rng.uniform() < origin.typical else other
     scene = scenes.draw_scene(group_rng, origin.height, origin.width, origin.clutter)
     return scenes.draw_ground(rng, scene, ground, origin.clutter)
-
-
-def _render(
-    rng: np.random.Generator, origin: Avsynth, scene: scenes.Scene, motion: motions.Motion, tempo: float
-) -> np.ndarray:
-    """Render the frames of an actor in motion, with size, reach, centre and initial phase sampled for the clip."""
-    height, width = origin.height, origin.width
-    time = np.arange(round(origin.seconds * origin.fps)) / origin.fps
-    path = motion(rng, rng.uniform() + tempo * time)
-    reach = height * rng.uniform(0.28, 0.36)
-    centre = np.array([width, height]) / 2 + rng.uniform(-0.08, 0.08, 2) * height
-    radius = height * rng.uniform(0.18, 0.22) * path.scale
-    turn = path.turn + rng.uniform(0, 2 * np.pi)
-    return scenes.render(rng, scene, centre + reach * path.offset, turn, radius, origin.clutter)
 
 
 def check(origin: Avsynth) -> None:
@@ -222,57 +209,3 @@ def download(origin: Avsynth, folder: Path) -> None:
 def _write(origin: Avsynth, root: Path, clip: SynthClip) -> None:
     frames, sound = make(origin, clip)
     media.write_video(root / clip.file, frames, origin.fps, sound, sounds.RATE)
-
-
-# --- training data of the teachers: disjoint from the dataset --------------------------------------------------------
-
-
-def pretraining_sounds(count: int, seconds: float, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Synthesise generic sounds with music or noise in the background.
-
-    Returns float32 (count, samples) at 32 kHz, labels (count,), and the class names. The classes alternate. None of the
-    sounds is the sound of a class of the dataset.
-    """
-    names = list(sounds.GENERIC)
-    labels = np.arange(count) % len(names)
-    samples = round(seconds * sounds.RATE)
-    waveforms = np.empty((count, samples), dtype=np.float32)
-    for row, label in enumerate(labels):
-        rng = np.random.default_rng([seed, 3, row])
-        tempo = rng.uniform(0.8, 1.6)
-        other = sounds.music(rng, samples, tempo) if rng.uniform() < 0.5 else rng.standard_normal(samples, np.float32)
-        mixed = sounds.mix(sounds.GENERIC[names[label]](rng, samples, tempo), other, rng.uniform(-25, 0))
-        waveforms[row] = sounds.normalise_rms(mixed) * np.float32(10 ** (rng.uniform(-30, -18) / 20))
-    return waveforms, labels, names
-
-
-def pretraining_motions(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Render clips of generic motions, for students to start from.
-
-    Returns uint8 (count, 8, 24, 24, 3) at 4 frames per second, labels (count,), and the class names. The classes
-    alternate. None of the motions is an action of the dataset."""
-    names = list(motions.GENERIC)
-    labels = np.arange(count) % len(names)
-    asked = Avsynth(kind="avsynth", source="", width=24, height=24, seconds=2, fps=4)
-    clips = np.empty((count, 8, 24, 24, 3), dtype=np.uint8)
-    for row, label in enumerate(labels):
-        rng = np.random.default_rng([seed, 6, row])
-        scene = scenes.draw_scene(rng, asked.height, asked.width, asked.clutter)
-        scene = scenes.draw_ground(rng, scene, str(rng.choice(list(scenes.GROUNDS))), asked.clutter)
-        clips[row] = _render(rng, asked, scene, motions.GENERIC[names[label]], rng.uniform(0.45, 0.85))
-    return clips, labels, names
-
-
-def pretraining_images(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Draw images of shapes, plain or striped, on scenes.
-
-    Returns uint8 (count, size, size, 3), labels (count,), and the class names: every shape with both fillings. The
-    classes alternate.
-    """
-    names = [f"{filling} {shape}" for shape in scenes.SHAPES for filling in ("plain", "striped")]
-    labels = np.arange(count) % len(names)
-    images = np.empty((count, size, size, 3), dtype=np.uint8)
-    for row, label in enumerate(labels):
-        filling, _, shape = names[label].partition(" ")
-        images[row] = scenes.draw_image(np.random.default_rng([seed, 4, row]), shape, filling == "striped", size)
-    return images, labels, names

@@ -76,6 +76,11 @@ class Scene:
     actor: str
     colour: np.ndarray
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames."""
+        return self.canvas.shape[0] - 2 * MARGIN, self.canvas.shape[1] - 2 * MARGIN
+
 
 def draw_scene(rng: np.random.Generator, height: int, width: int, clutter: float) -> Scene:
     """Draw a scene: a texture of waves in two colours with static shapes; `clutter` in 0..1 scales both.
@@ -113,12 +118,11 @@ def render(
     rng: np.random.Generator, scene: Scene, position: np.ndarray, angle: np.ndarray, radius: np.ndarray, clutter: float
 ) -> np.ndarray:
     """Render the scene with its actor at `position` (T, 2), camera drift and noise, as uint8 (T, H, W, 3)."""
-    canvas = scene.canvas
-    height, width = canvas.shape[0] - 2 * MARGIN, canvas.shape[1] - 2 * MARGIN
+    height, width = scene.size
     time = np.linspace(0, 1, len(position))
     reach = clutter * (MARGIN - 2)
     drift = MARGIN + reach * np.sin(rng.uniform(0, 2 * np.pi, 2) + rng.uniform(0.5, 2.5, 2) * time[:, np.newaxis])
-    frames = np.stack([_window(canvas, x, y, height, width) for x, y in drift])
+    frames = np.stack([_window(scene.canvas, x, y, height, width) for x, y in drift])
     layer = cover(scene.actor, height, width, position[:, 0], position[:, 1], angle, radius)[..., np.newaxis]
     frames += layer * (scene.colour.astype(np.float32) - frames)
     frames *= np.float32(rng.uniform(0.8, 1.15))

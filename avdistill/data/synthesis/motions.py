@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from avdistill.data.synthesis import scenes
+
 
 class Path2D(NamedTuple):
     """A motion: offset from the centre in units of reach (T, 2), y downwards; turn in radians and scale (T,)."""
@@ -177,3 +179,18 @@ GENERIC: dict[str, Motion] = {
     "squaring": _squaring,
     "blinking": _blinking,
 }
+
+
+def render(
+    rng: np.random.Generator, scene: scenes.Scene, motion: Motion, tempo: float, time: np.ndarray, clutter: float
+) -> np.ndarray:
+    """Render the actor of a scene in motion at `time` (T,) in seconds, as uint8 (T, H, W, 3).
+
+    `tempo` is in cycles per second. Size, reach, centre and initial phase are sampled."""
+    height, width = scene.size
+    path = motion(rng, rng.uniform() + tempo * time)
+    reach = height * rng.uniform(0.28, 0.36)
+    centre = np.array([width, height]) / 2 + rng.uniform(-0.08, 0.08, 2) * height
+    radius = height * rng.uniform(0.18, 0.22) * path.scale
+    turn = path.turn + rng.uniform(0, 2 * np.pi)
+    return scenes.render(rng, scene, centre + reach * path.offset, turn, radius, clutter)

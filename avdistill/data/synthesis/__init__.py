@@ -1,0 +1,1 @@
+"""Synthesise pictures and sounds: of the dataset avsynth, and other ones to pre-train networks on."""
