@@ -41,7 +41,7 @@ RUNS = [
     ("ifd", "ifd-AI"),
     ("xid", "xid"),
     ("dkd", "dkd-standardised"),
-    ("c2kd", "c2kd-frozen"),
+    ("c2kd-head", "c2kd-frozen-head"),
     ("fd_cmkd", "fd_cmkd-permuted"),
     ("tagging-uni_modal", "tagging-uni_modal"),
     ("tagging-crd", "tagging-crd"),
