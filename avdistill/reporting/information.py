@@ -33,6 +33,7 @@ RIDGE = 0.01  # added to the variances of the components, relative to their mean
 NOISE = 0.05  # nats: `shared_information` of independent features is below
 NEIGHBOURS, NEAREST_COMPONENTS = 3, 4
 BATCH = 128  # clips among which InfoNCE tells which teacher's feature belongs to a student's
+CRITIC_CLIPS = 2000  # at most, that the critic of InfoNCE is fitted on: its cost grows with their square
 
 
 class Predictor(NamedTuple):
@@ -209,12 +210,14 @@ def kraskov(first: np.ndarray, second: np.ndarray, neighbours: int = NEIGHBOURS)
 def contrastive_information(first: np.ndarray, second: np.ndarray, groups: np.ndarray, seed: int = 0) -> float:
     """Return the InfoNCE lower bound of the mutual information of features (N, D) and (N, E), in nats; 0 if negative.
 
-    The critic x' W y, on principal components, is fitted on half of the groups (N,) and applied to batches of at most
-    BATCH clips of the other half; the mean of both ways. It cannot exceed ln BATCH."""
+    The critic x' W y, on principal components, is fitted on half of the groups (N,), at most CRITIC_CLIPS clips, and
+    applied to batches of at most BATCH clips of the other half; the mean of both ways. It cannot exceed ln BATCH."""
     found = []
     for (left, right), (left_unseen, right_unseen) in halves(first, second, groups, seed):
-        critic = fit_critic(left, right)
-        order = np.random.default_rng(seed).permutation(len(left_unseen))
+        random = np.random.default_rng(seed)
+        chosen = random.permutation(len(left))[:CRITIC_CLIPS]
+        critic = fit_critic(left[chosen], right[chosen])
+        order = random.permutation(len(left_unseen))
         parts = np.array_split(order, -(-len(order) // BATCH))
         gains = [
             len(part) * np.log(len(part)) + _told(left_unseen[part] @ critic, right_unseen[part]) for part in parts

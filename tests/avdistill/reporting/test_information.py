@@ -266,6 +266,15 @@ def test_clips_of_one_group_are_no_evidence():
     assert label_information(features, labels, groups) < 0.02 < label_information(features, labels, np.arange(600))
 
 
+@pytest.mark.parametrize("clips", [2, 3, 5])
+def test_a_few_clips_are_no_error(clips: int):
+    """A suite that is only tried out may have next to no test clips."""
+    groups = np.arange(clips)
+    for labels in (np.zeros(clips), groups):
+        found = predictor_of(normal(1, clips, 6), normal(2, clips, 4), labels, groups)
+        assert np.isfinite(found[:-1]).all(), "CKA needs four clips, the rest two groups"
+
+
 def test_the_same_numbers_every_time():
     sides = normal(1, 200, 6), normal(2, 200, 4), np.arange(200) % 3, np.arange(200) // 5
     assert predictor_of(*sides) == predictor_of(*sides)
