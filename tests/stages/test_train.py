@@ -43,6 +43,7 @@ RUNS = [
     ("dkd", "dkd-standardised"),
     ("c2kd-head", "c2kd-frozen-head"),
     ("fd_cmkd", "fd_cmkd-permuted"),
+    ("mst_distill", "mst-stored"),
     ("tagging-uni_modal", "tagging-uni_modal"),
     ("tagging-crd", "tagging-crd"),
 ]
