@@ -120,7 +120,7 @@ def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: in
     insides = [fold == number for number in range(int(fold.max()) + 1)]
     sides = [[with_bias(x) for x in standardised(features[~inside], features[inside])] for inside in insides]
     layers = [np.zeros((features.shape[1] + 1, len(names))) for _ in insides]
-    lowest, best = np.inf, np.zeros(0)
+    lowest, best = np.inf, np.empty((len(targets), len(names)))
     for decay in DECAYS:
         predicted = np.empty((len(targets), len(names)))
         for number, (inside, (seen, unseen)) in enumerate(zip(insides, sides, strict=True)):
@@ -183,7 +183,8 @@ def nearest_information(first: np.ndarray, second: np.ndarray, groups: np.ndarra
     Between the first NEAREST_COMPONENTS principal components of each, fitted on the other half of the groups (N,). It
     can be negative."""
     sides = [unseen for _, unseen in halves(first, second, groups, seed)]
-    return float(np.mean([kraskov(*(side[:, :NEAREST_COMPONENTS] for side in unseen)) for unseen in sides]))
+    cut = [(left[:, :NEAREST_COMPONENTS], right[:, :NEAREST_COMPONENTS]) for left, right in sides]
+    return float(np.mean([kraskov(left, right) for left, right in cut]))
 
 
 def kraskov(first: np.ndarray, second: np.ndarray, neighbours: int = NEIGHBOURS) -> float:

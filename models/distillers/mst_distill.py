@@ -133,10 +133,10 @@ class MstDistill(Distiller):
         self.weight_period, self.balance_period = weight_period, balance_period
         dims = {"M": sizes.teachers["A"] + sizes.teachers["I"], "A": sizes.teachers["A"]}
         self.teachers = nn.ModuleDict({name: SmallTeacher(dim, hidden, sizes.classes) for name, dim in dims.items()})
-        widths = (hidden, hidden // 2)
-        self.masks = nn.ModuleDict({name: nn.ModuleList(map(Mask, widths)) for name in dims})
+        # One for each teacher and layer, in this order.
+        self.masks = nn.ModuleList(Mask(width) for _ in dims for width in (hidden, hidden // 2))
         self.gate = nn.Sequential(
-            nn.Linear(sizes.classes, 2 * sizes.classes), nn.Linear(2 * sizes.classes, len(dims) * LAYERS)
+            nn.Linear(sizes.classes, 2 * sizes.classes), nn.Linear(2 * sizes.classes, len(self.masks))
         )
         self.epoch = 0
 
@@ -155,12 +155,12 @@ class MstDistill(Distiller):
 
     def specialised(self, features: Mapping[str, Tensor]) -> Tensor:
         """Compute the logits (R, N, C) of the teachers with a mask each; of their parameters only the masks' learn."""
-        found = []
-        for name, teacher in self.teachers.items():
-            frozen = {key: value.detach() for key, value in teacher.named_parameters()}
-            for layer, mask in enumerate(self.masks[name]):
-                found.append(functional_call(teacher, frozen, (features[name], mask, layer)))
-        return torch.stack(found)
+        logits = []
+        for number, mask in enumerate(self.masks):
+            name = "MA"[number // LAYERS]
+            frozen = {key: value.detach() for key, value in self.teachers[name].named_parameters()}
+            logits += [functional_call(self.teachers[name], frozen, (features[name], mask, number % LAYERS))]
+        return torch.stack(logits)
 
     def chosen(self, gates: Tensor) -> Tensor:
         """Return the `top` teachers of each clip, (N, top), by the gates (N, R) or at random."""

@@ -44,7 +44,7 @@ def small_teacher(weights, name, x, layer=None):
     """The logits of a teacher, with its mask on one layer."""
     for number, part in enumerate(("first", "second")):
         x = x @ weights[f"teachers.{name}.{part}.weight"].T + weights[f"teachers.{name}.{part}.bias"]
-        x = np.maximum(masked(weights, f"masks.{name}.{number}", x) if number == layer else x, 0)
+        x = np.maximum(masked(weights, f"masks.{2 * 'MA'.index(name) + number}", x) if number == layer else x, 0)
     return x @ weights[f"teachers.{name}.last.weight"].T + weights[f"teachers.{name}.last.bias"]
 
 
@@ -127,10 +127,9 @@ def test_masks_lie_between_0_and_1_and_one_that_is_1_changes_nothing():
     factor = mask(x) / x
     assert factor.min() > 0 and factor.max() < 1 and factor.std() > 0
     method, batch = mst(), Batch(teachers="AI")
-    for several in method.masks.values():
-        for each in several:
-            nn.init.zeros_(each.factor.weight)
-            nn.init.constant_(each.factor.bias, 40)
+    for each in method.masks:
+        nn.init.zeros_(each.factor.weight)
+        nn.init.constant_(each.factor.bias, 40)
     features = {
         "M": torch.cat([batch.teachers[letter].feature for letter in "AI"], 1),
         "A": batch.teachers["A"].feature,
@@ -235,7 +234,7 @@ def test_sizes():
     method = make("mst_distill", "AI", dim=7, hidden=20)
     assert method.teachers["M"].first.weight.shape == (20, 14) and method.teachers["A"].first.weight.shape == (20, 7)
     assert method.teachers["A"].second.weight.shape == (10, 20) and method.teachers["A"].last.out_features == CLASSES
-    assert [mask.tokens.out_features for mask in method.masks["M"]] == [20 * 9, 10 * 3]
+    assert [mask.tokens.out_features for mask in method.masks] == [20 * 9, 10 * 3, 20 * 9, 10 * 3]
     assert [layer.out_features for layer in method.gate] == [2 * CLASSES, 4]
 
 
