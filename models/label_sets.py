@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,16 @@ def hits(scores: Tensor, truth: Tensor) -> Tensor:
     check_finite(scores, "scores")
     hit = truth.gather(1, scores.argmax(1, keepdim=True)).squeeze(1).double()
     return hit.where(truth.any(1), torch.nan)
+
+
+def f1_at_1(scores: Tensor, truth: Tensor) -> float:
+    """Return the micro-F1 of the top-1 class of each clip (N, C) as its only label, in 0..1: 2 hits / (clips + labels).
+
+    Clips without a label of `truth` (N, C) bool are left out; NaN if none is left. A clip with several labels can have
+    only one of them right, so the largest possible value is 2 clips / (clips + labels). Raises ValueError if a score is
+    not finite."""
+    clips, labels = int(truth.any(1).sum()), int(truth.sum())
+    return 2 * hits(scores, truth).nansum().item() / (clips + labels) if clips else math.nan
 
 
 def average_precision(scores: Tensor, truth: Tensor) -> Tensor:

@@ -42,8 +42,10 @@ def wanted(params: Params) -> dict[str, tuple[str, Callable[[Params], Drawn]]]:
         if (name not in Figures.model_fields or getattr(params.report.figures, name))
         and (name != "settings" or params.report.settings)
     }
-    for dataset in params.datasets:
+    for dataset, entry in params.datasets.items():
         found[f"clips_{dataset}"] = (f"Clips of {dataset}", partial(clips.contact_sheet, dataset=dataset))
+        if getattr(entry.origin, "vggsounder", False):
+            found[f"loudness_{dataset}"] = (f"Loudness of {dataset}", partial(clips.loudness, dataset=dataset))
     return found
 
 

@@ -197,7 +197,8 @@ def beyond_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figur
     tables["vggsounder"] = vggsounder_table(suite)
     if len(tables["vggsounder"]):
         sheets = vggsounder_sheets(suite, tables["vggsounder"])
-        sections.append(Section("vggsounder", "VGGSounder", [vggsounder_text()], sheets))
+        drawn = figures.take(*(f"loudness_{dataset}" for dataset in suite.params.datasets))
+        sections.append(Section("vggsounder", "VGGSounder", [vggsounder_text()], sheets, figures=drawn))
     tables["cost"] = cost_table(suite.params)
     if len(tables["cost"]):
         sheets = [cost_sheet(tables["cost"], suite.ledger.get(("cost", None)))]

@@ -63,8 +63,8 @@ class ComparedSetting(Settings):
     """A setting in which methods are compared with a student without a teacher, to find when distillation helps.
 
     `runs` are the methods' runs by label, `baseline` is the run of the student; all have the same dataset, input and
-    recipe. `A` is the features entry of the audio teacher: the gain is predicted from its features and those of the
-    student (avdistill/reporting/information.py)."""
+    recipe. `A` is the features entry of their teacher, as a rule the audio teacher: the gain is predicted from its
+    features and those of the student (avdistill/reporting/information.py)."""
 
     title: str
     baseline: str

@@ -8,9 +8,10 @@ The settings are `report.settings` of params. A gain is a contrast between runs 
   not higher      the 95 % interval, without correction, is below BOUND: nothing is gained
   undecided       none of these
 
-The predictors (avdistill/reporting/information.py) use the features of the audio teacher and those of the student
+The predictors (avdistill/reporting/information.py) use the features of the setting's teacher and those of the student
 without a teacher, of its first seed, on test clips, which no student was trained on. Of a teacher with several draws,
-the features are those of draw 0.
+the features are those of draw 0. The accuracy of the teacher's linear layer, averaged over its draws, is the predictor
+that Xue et al. (ICLR 2023) reject.
 """
 
 from __future__ import annotations
@@ -42,12 +43,21 @@ from avdistill.reporting.page import (
 from avdistill.reporting.results import holm, interval_columns, interval_of
 from avdistill.reporting.significance import ALPHA
 from avdistill.reporting.suite import EvaluatedSuite
+from avdistill.reporting.suite_tables import teachers_table
 
 BOUND = 1.0  # points; a smaller gain counts as none, as in a claim that nothing is gained
 FEWEST = 8  # settings, for a statement about the predictors
 DECIMALS = 4  # of the predictors: more would depend on the processor
-# Predictors, each with the value above which it predicts a gain.
-PREDICTORS = {"beyond_label": NOISE, "margin": 0.0, "gamma": 0.0}
+# Predictors, each with the value above which it predicts a gain; NaN: only its order counts.
+PREDICTORS = {
+    "beyond_label": NOISE,
+    "margin": 0.0,
+    "log_odds_margin": 0.0,
+    "gamma": 0.0,
+    "cka": np.nan,
+    "teacher_accuracy": np.nan,
+}
+WORDS = {"cka": "CKA"}
 
 
 class PairedFeatures(NamedTuple):
@@ -121,9 +131,11 @@ def features_of(params: Params, entry: ComparedSetting) -> PairedFeatures | None
 def predictors(params: Params, entry: ComparedSetting) -> dict[str, float]:
     """Return the columns of the predictors of a setting; NaN without features."""
     clips = features_of(params, entry)
-    found = predictor_of(*clips) if clips else Predictor(*[np.nan] * 5)
+    found = predictor_of(*clips) if clips else Predictor(*[np.nan] * len(Predictor._fields))
     values = {"I(T;Y)": found.teacher, "I(S;Y)": found.student, "I(TS;Y)": found.both, "I(T;S)": found.shared}
-    values |= {name: getattr(found, name) for name in PREDICTORS}
+    values |= {f"I(T;S) {name}": getattr(found, name) for name in ("log_odds", "nearest", "contrastive")}
+    names = (*(name for name in PREDICTORS if name != "teacher_accuracy"), "alpha", "beta")
+    values |= {name: getattr(found, name) for name in names}
     return {"clips": len(clips.labels) if clips else 0, **{name: round(values[name], DECIMALS) for name in values}}
 
 
@@ -131,15 +143,17 @@ def predictors_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per predictor and method: how well the predictor agrees with the gains of `gains_table`.
 
     Columns: predictor, method; agree, decided (in how many of the settings whose gain is decided a gain is predicted
-    if and only if there is one); rho (Spearman's, over settings); settings."""
+    if and only if there is one; agree is NaN for a predictor of which only the order counts); rho (Spearman's, over
+    settings); settings."""
     rows = []
     for predictor, least in PREDICTORS.items():
         for method, known in table.dropna(subset=["gain", predictor]).groupby("method", sort=False):
             decided = known[known["verdict"] != "undecided"]
-            agree = (decided[predictor] > least) == (decided["verdict"] == "higher")
+            agree = ((decided[predictor] > least) == (decided["verdict"] == "higher")).sum()
             ranks = known[[predictor, "gain"]].rank()
             varied = len(ranks) > 1 and bool((ranks.nunique() > 1).all())
-            row = {"predictor": predictor, "method": method, "agree": int(agree.sum()), "decided": len(decided)}
+            row = {"predictor": predictor, "method": method, "decided": len(decided)}
+            row["agree"] = np.nan if np.isnan(least) else int(agree)
             rho = ranks[predictor].corr(ranks["gain"]) if varied else np.nan
             rows.append({**row, "rho": rho, "settings": len(known)})
     return pd.DataFrame(rows, columns=["predictor", "method", "agree", "decided", "rho", "settings"])
@@ -149,11 +163,15 @@ def settings_table(suite: EvaluatedSuite) -> pd.DataFrame:
     """Return `gains_table` of a suite with the predictors of each setting, and the ids of the MLflow runs.
 
     Further columns: clips (on which the predictors are computed); I(T;Y), I(S;Y), I(TS;Y), I(T;S) (nats; NaN without
-    features) and the predictors; mlflow_run and mlflow_baseline, the runs that evaluated them."""
+    features) and the other estimates of I(T;S); the predictors, alpha and beta; mlflow_run and mlflow_baseline, the
+    runs that evaluated them."""
     table = gains_table(suite.params, suite.measured, suite.contrasts)
     found = {name: predictors(suite.params, suite.params.report.settings[name]) for name in table["setting"].unique()}
     for column in next(iter(found.values()), {}):
         table[column] = table["setting"].map({name: values[column] for name, values in found.items()})
+    teachers = {name: suite.params.report.settings[name].A for name in found}
+    accuracy = {row["features"]: row["test"] for row in teachers_table(suite).to_dict("records")}
+    table["teacher_accuracy"] = table["setting"].map({name: accuracy.get(teachers[name], np.nan) for name in found})
     for side in ("run", "baseline"):
         table[f"mlflow_{side}"] = [suite.mlflow_ids(run)["evaluate"] for run in table[side]]
     return table
@@ -182,17 +200,21 @@ def settings_sheet(suite: EvaluatedSuite, table: pd.DataFrame, agreement: pd.Dat
             title = suite.tooltip(row["run"], base) if row else ""
             cells.append(gain_cell(gain, row["verdict"], title) if row and gain.seeds else NOT_RUN)
         for name, least in PREDICTORS.items():
-            cells.append(TableCell(hundredths(setting[name]), look="" if setting[name] > least else "dim"))
+            text = plain(setting[name]) if name == "teacher_accuracy" else hundredths(setting[name])
+            cells.append(TableCell(text, look="dim" if setting[name] <= least else ""))
         rows.append(cells)
     notes = [
         f"Accuracy in percent: mean and standard deviation over seeds. Gain: method {MINUS} student without a teacher, "
         f"in points, mean {PLUS_MINUS} half of the 95 % interval, which covers {suite.coverage()}; bold "
         f"if p is below {ALPHA:g} after Holm's correction for all {table['p'].count()} gains.",
-        "Predictors, from the features T of the audio teacher (also beside methods with another teacher), the features "
+        "Predictors, from the features T of the setting's teacher (also beside methods with another one), the features "
         "S of the student without a teacher and the labels Y of test clips; dim where no gain is predicted. Beyond "
         "label: what T and S share given the label, I(T;S|Y), in nats (Gaussian estimate; a gain is predicted above "
         f"{NOISE:g}, which independent features do not reach). Margin: I(T;S) {MINUS} I(S;Y), in nats (Xie 2025). "
-        "Gamma: the share of I(T,S;Y) that both T and S have (Xue 2023; negative: they tell more together).",
+        "Log odds margin: the same with the log-odds that linear layers on T and S give, as in Xie's theorem for two "
+        "classes. Gamma: the share of I(T,S;Y) that both T and S have (Xue 2023; negative: they tell more together). "
+        "CKA: similarity of T and S, 0 to 1. Teacher accuracy: of the linear layer on T, in percent. The last two have "
+        "no value above which they would predict a gain. settings.csv has further estimates of I(T;S).",
         *agreement_notes(agreement),
     ]
     return Sheet("settings", "Gain by setting", columns, rows, with_dagger(rows, notes))
@@ -210,7 +232,8 @@ def agreement_notes(agreement: pd.DataFrame) -> list[str]:
                 said.append(f"{row['method']} no claim: fewer than {FEWEST} settings")
                 continue
             rho = f"rho {hundredths(row['rho'])} (n = {row['settings']})"
-            said.append(f"{row['method']} {row['agree']} of {row['decided']}, {rho}")
+            counted = "" if np.isnan(row["agree"]) else f"{row['agree']:.0f} of {row['decided']}, "
+            said.append(f"{row['method']} {counted}{rho}")
         notes.append(f"Right with {words(str(predictor))}: {'; '.join(said)}.")
     how = (
         "Right: in how many of the settings whose gain is decided a gain is predicted if and only if there is one. "
@@ -221,7 +244,7 @@ def agreement_notes(agreement: pd.DataFrame) -> list[str]:
 
 def words(predictor: str) -> str:
     """Return the heading of a predictor."""
-    return predictor.replace("_", " ")
+    return WORDS.get(predictor, predictor.replace("_", " "))
 
 
 def hundredths(value: float) -> str:

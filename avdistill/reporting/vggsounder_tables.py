@@ -2,7 +2,8 @@
 
 One table, in the rows of which `measure` is taken on the label set or truth `on`:
 
-  hit@1, AP     share of clips whose top-1 class is among their labels; average precision, mean over classes
+  hit@1, F1@1   share of clips whose top-1 class is among their labels; micro-F1 of that class as the only label
+  AP            average precision, mean over classes
   kappa_V       share of clips that the student without a teacher hits and this run misses (`repairs`: the reverse)
   kappa_A       share of clips that the audio teacher's head hits and this run misses
   auroc/…       area under the ROC curve of a clip score, high where the sound belongs
@@ -10,15 +11,19 @@ One table, in the rows of which `measure` is taken on the label set or truth `on
   within/…      auroc among the clips of one class, mean over the classes with at least 5 clips of both kinds
 
 Label sets: `visible`, `audible`, `both` (labels that are seen and heard) and `any`, on which kappa is measured. Labels
-that are no classes of the dataset are left out; a clip counts if it keeps a label.
+that are no classes of the dataset are left out; a clip counts if it keeps a label. The rows of the run LABEL measure
+VGGSound's own label as the prediction.
 
 Truths, with VGGSound's own label y: `own`, y is seen and heard (against seen or heard only); `clean`, every heard label
 is seen, without background music and voice-over (against a label that is only heard, music or voice-over); `music`, no
-background music (against music).
+background music (against music); `own_heard`, y is heard (against seen only); `shared`, some label is seen and heard
+(against none). Most labels that are only heard are speech, so `own_speechless` and `clean_speechless` are `own` and
+`clean` without the clips in which speech is heard.
 
 Clip scores: those of the method, and plain ones, for which nothing is trained: `cosine` of the student's and the
 teacher's features as they are; of the teacher's head, the probability of y (`head_label`) and the negative entropy
-(`head_certainty`); the probability that head and student, sampled independently, name one class (`agreement`).
+(`head_certainty`); the probability that head and student, sampled independently, name one class (`agreement`); the
+`loudness` of the sound, from stage figures.
 """
 
 from __future__ import annotations
@@ -39,7 +44,18 @@ from avdistill.data.index import read_index
 from avdistill.data.sources.vggsounder import COLUMNS, SEPARATOR, VERSION
 from avdistill.pipeline.errors import UserError
 from avdistill.reporting import results
-from avdistill.reporting.page import EMPTY, MINUS, PLUS_MINUS, Column, Sheet, TableCell, spread, symbol, with_dagger
+from avdistill.reporting.page import (
+    EMPTY,
+    MINUS,
+    PLUS_MINUS,
+    Column,
+    Sheet,
+    TableCell,
+    plain,
+    spread,
+    symbol,
+    with_dagger,
+)
 from avdistill.reporting.results import Interval, by_draw, interval_columns, interval_of, percent, student_interval
 from avdistill.reporting.suite import EvaluatedSuite
 
@@ -48,8 +64,24 @@ if TYPE_CHECKING:
 
 SETS = ("visible", "audible", "both")
 TRUTHS = ("own", "clean", "music")
+MORE_TRUTHS = ("own_heard", "shared", "own_speechless", "clean_speechless")
+SPEECH = {"male speech, man speaking", "female speech, woman speaking", "child speech, kid speaking"}  # of the 309
+LABEL = "VGGSound's label"  # stands for a run
 RESAMPLES, SEED = 1000, 0  # of the bootstrap over source videos
+SOUND_NOTE = (
+    "AUROC of clip scores, mean over seeds, with the 95 % interval over source videos (bootstrap). Bold: the "
+    "interval excludes 0.5 (chance), or 0 for a difference; coloured: below. own: the clip's class is seen and "
+    "heard, against one of the two; clean: all that is heard is seen, without music and voice-over; music: no "
+    "background music. Within classes: mean over classes with at least 5 clips of both kinds. cos(s, t): features "
+    "of student and teacher as they are; head: the teacher's linear layer; agreement: probability that head and "
+    "student name one class; loudness: mean power of the spectrogram."
+)
+MORE_NOTE = (
+    "own heard: the clip's class is heard, against seen only; shared: some label is seen and heard, against none; own "
+    "speechless and clean speechless: own and clean without the clips in which speech is heard."
+)
 HEADINGS = {"cosine": "cos(s, t)", "head_label": "head: p(y)", "head_certainty": "head: certainty"}
+Rows = dict[tuple[str, str, str], dict[str, Any]]  # of the table by run, measure and `on`
 
 
 class EvaluatedClips(NamedTuple):
@@ -78,14 +110,18 @@ def vggsounder_table(suite: EvaluatedSuite) -> pd.DataFrame:
         index = read_index(path) if path.exists() else pd.DataFrame()
         if not set(COLUMNS) <= set(index.columns):
             continue
-        index = index.set_index("id")
+        index, loudness = index.set_index("id"), loudness_of(suite, dataset)
         read = lru_cache(maxsize=2)(partial(by_seed, suite, index=index))  # a run, and the baseline of all runs
+        labelled: list[dict[str, Any]] = []
         for run in suite.evaluated:
             clips = read(run) if suite.job(run).dataset == dataset else {}
             if clips:
+                own = of_label(next(iter(clips.values())), index)
+                labelled = labelled or [{"dataset": dataset, "run": LABEL, **measure} for measure in own]
                 mlflow = {f"mlflow_{stage}": ids for stage, ids in suite.mlflow_ids(run).items()}
-                measures = (*recognition(suite, run, read, index), *detection(suite, run, clips))
+                measures = (*recognition(suite, run, read, index), *detection(suite, run, clips, loudness))
                 rows += [{"dataset": dataset, "run": run, **measure, **mlflow} for measure in measures]
+        rows += labelled
     return pd.DataFrame(rows)
 
 
@@ -155,18 +191,33 @@ def label_sets(rows: pd.DataFrame, classes: dict[str, int], count: int) -> dict[
 
 
 def relevance(rows: pd.DataFrame) -> dict[str, Tensor]:
-    """Return whether the sound of clips belongs, by truth: 1 (yes), 0 (no) or NaN (left out), float64 (N,)."""
+    """Return whether the sound of clips belongs, by truth: 1 (yes), 0 (no) or NaN (left out), float64 (N,).
+
+    `rows` are the clips' rows of the index."""
     import torch
 
     found = []
     for row in rows.to_dict("records"):
         heard, seen = ({*row[name].split(SEPARATOR)} - {""} for name in ("audible", "visible"))
-        own = (row["class"] in heard) + (row["class"] in seen)
-        music = row["background_music"] == "yes"
-        mixed = heard - seen or music or row["voice_over"] == "yes"
-        clean = 1.0 if heard else np.nan
-        found.append((own - 1.0 if own else np.nan, 0.0 if mixed else clean, 1.0 - music))
-    return dict(zip(TRUTHS, torch.tensor(found, dtype=torch.float64).reshape(-1, len(TRUTHS)).T, strict=True))
+        listed = (row["class"] in heard) + (row["class"] in seen)
+        music, voice = (row[flag] == "yes" for flag in ("background_music", "voice_over"))
+        own = listed - 1.0 if listed else np.nan
+        clean = 0.0 if heard - seen or music or voice else 1.0 if heard else np.nan
+        own_heard = float(row["class"] in heard) if listed else np.nan
+        speechless = np.nan if voice or heard & SPEECH else 1.0
+        found.append(
+            (own, clean, 1.0 - music, own_heard, float(bool(heard & seen)), own * speechless, clean * speechless)
+        )
+    names = (*TRUTHS, *MORE_TRUTHS)
+    return dict(zip(names, torch.tensor(found, dtype=torch.float64).reshape(-1, len(names)).T, strict=True))
+
+
+def loudness_of(suite: EvaluatedSuite, dataset: str) -> pd.Series:
+    """Return the loudness (dB) of the labelled test clips by id, from stage figures; empty if it wrote none."""
+    path = suite.params.path("figures") / f"loudness_{dataset}.csv"
+    if not path.exists():
+        return pd.Series(dtype=float)
+    return results.read_table(path, ("id", "loudness")).set_index("id")["loudness"]
 
 
 def measure(name: str, on: str, interval: Interval, clips: int, classes: float = np.nan) -> dict[str, Any]:
@@ -174,10 +225,35 @@ def measure(name: str, on: str, interval: Interval, clips: int, classes: float =
     return {"measure": name, "on": on, **interval_columns("value", interval), "clips": clips, "classes": classes}
 
 
+def of_label(clips: EvaluatedClips, index: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Yield hit@1 and F1@1 of VGGSound's own label of clips as the prediction; `index` has all clips by id.
+
+    There is no interval: no seed is involved."""
+    import torch
+    from torch.nn import functional
+
+    from models import label_sets as metrics
+
+    labels = torch.tensor(clips.rows["label"].to_numpy(dtype=int))
+    own = functional.one_hot(labels, clips.probabilities.shape[1]).double()
+    truth = label_sets(clips.rows, classes_of(index), own.shape[1])
+    for on in SETS:
+        hit, count = metrics.hits(own, truth[on]).nanmean().item(), int(truth[on].any(1).sum())
+        for name, value in (("hit@1", hit), ("F1@1", metrics.f1_at_1(own, truth[on]))):
+            yield measure(name, on, Interval(value, np.nan, np.nan, 0), count)
+
+
+def classes_of(index: pd.DataFrame) -> dict[str, int]:
+    """Return the number of each class by name."""
+    return dict(zip(index["class"], index["label"], strict=True))
+
+
 def recognition(
     suite: EvaluatedSuite, run: str, read: Callable[[str], dict[int, EvaluatedClips]], index: pd.DataFrame
 ) -> Iterator[dict[str, Any]]:
-    """Yield hit@1, AP, kappa and repairs of a run; `read` returns a run's clips by seed, `index` has all by id."""
+    """Yield hit@1, F1@1, AP, kappa and repairs of a run.
+
+    `read` returns a run's clips by seed, `index` has all clips by id."""
     from models import label_sets as metrics
 
     def mean(values: dict[int, float]) -> Interval:
@@ -185,12 +261,13 @@ def recognition(
 
     clips = read(run)
     first = next(iter(clips.values()))
-    classes = dict(zip(index["class"], index["label"], strict=True))
-    truth = label_sets(first.rows, classes, first.probabilities.shape[1])
+    truth = label_sets(first.rows, classes_of(index), first.probabilities.shape[1])
     for on in SETS:
         count = int(truth[on].any(1).sum())
         hit = {seed: metrics.hits(each.probabilities, truth[on]).nanmean().item() for seed, each in clips.items()}
         yield measure("hit@1", on, mean(hit), count)
+        single = {seed: metrics.f1_at_1(each.probabilities, truth[on]) for seed, each in clips.items()}
+        yield measure("F1@1", on, mean(single), count)
         precision = {
             seed: metrics.average_precision(each.probabilities, truth[on]).nanmean().item()
             for seed, each in clips.items()
@@ -215,8 +292,12 @@ def recognition(
             yield measure("kappa_A", "any", mean(values), count)
 
 
-def detection(suite: EvaluatedSuite, run: str, clips: dict[int, EvaluatedClips]) -> Iterator[dict[str, Any]]:
-    """Yield the AUROCs of the clip scores of a run with scores of its own, or without a baseline to compare with."""
+def detection(
+    suite: EvaluatedSuite, run: str, clips: dict[int, EvaluatedClips], loudness: pd.Series
+) -> Iterator[dict[str, Any]]:
+    """Yield the AUROCs of the clip scores of a run with scores of its own, or without a baseline to compare with.
+
+    `loudness` of the clips by id; empty if it is not known."""
     import torch
 
     from models import label_sets as metrics
@@ -226,11 +307,15 @@ def detection(suite: EvaluatedSuite, run: str, clips: dict[int, EvaluatedClips])
         return
     first = next(iter(clips.values()))
     heard = heard_by(suite, suite.job(run), first.rows, clips)
+    level = torch.tensor(loudness.reindex(first.rows.index).to_numpy(dtype=float))
     found: dict[str, list[Tensor]] = {}
     for seed, each in clips.items():
         mine = method[method["seed"] == seed].set_index("id").drop(columns="seed").reindex(first.rows.index)
         scores = {str(name): torch.tensor(mine[name].to_numpy(dtype=float)) for name in mine}
-        for name, values in {**(plain_scores(each, heard[seed]) if heard else {}), **scores}.items():
+        untrained = plain_scores(each, heard[seed]) if heard else {}
+        if len(loudness):
+            untrained["loudness"] = level
+        for name, values in {**untrained, **scores}.items():
             found.setdefault(name, []).append(values)
     labels, groups = (torch.from_numpy(first.rows[name].factorize(sort=True)[0]) for name in ("label", "group"))
     once = torch.ones(len(first.rows), 1)  # the clips themselves, before their resamples
@@ -293,46 +378,60 @@ def plain_scores(clips: EvaluatedClips, heard: HeardClips) -> dict[str, Tensor]:
 def vggsounder_sheets(suite: EvaluatedSuite, table: pd.DataFrame) -> list[Sheet]:
     """Return the sheets of recognition (one row per run) and of the sound (one row per run and clip score)."""
     known = {(row["run"], row["measure"], row["on"]): row for row in table.to_dict("records")}
+    sheets = [
+        recognition_sheet(suite, table, known),
+        sound_sheet(suite, known, "vggsounder-sound", "Does the sound belong?", TRUTHS, SOUND_NOTE),
+        sound_sheet(suite, known, "vggsounder-sound-more", "The same by other truths", MORE_TRUTHS, MORE_NOTE),
+    ]
+    return [sheet for sheet in sheets if sheet.rows]
+
+
+def recognition_sheet(suite: EvaluatedSuite, table: pd.DataFrame, known: Rows) -> Sheet:
+    """Return the sheet of recognition: one row per run, and one of VGGSound's own label."""
+    measures = ("hit@1", "F1@1", "AP")
     columns = [Column("run", number=False)]
-    columns += [Column(on, name, first=on == SETS[0]) for name in ("hit@1", "AP") for on in SETS]
+    columns += [Column(on, name, first=on == SETS[0]) for name in measures for on in SETS]
     columns += [Column(name, "any", first=name == "κ_V") for name in ("κ_V", "repairs", "κ_A")]
-    keys = [(name, on) for name in ("hit@1", "AP") for on in SETS]
+    keys = [(name, on) for name in measures for on in SETS]
     keys += [(name, "any") for name in ("kappa_V", "repairs", "kappa_A")]
     rows = []
     for run in dict.fromkeys(table["run"]):
         measured = [known.get((run, *key)) for key in keys]
-        texts = [spread(percent(interval_of(row, "value"))) if row else EMPTY for row in measured]
-        rows.append([TableCell(run), *(TableCell(text, suite.tooltip(run)) for text in texts)])
+        if run == LABEL:
+            texts, title = [plain(100 * row["value"]) if row else EMPTY for row in measured], ""
+        else:
+            texts = [spread(percent(interval_of(row, "value"))) if row else EMPTY for row in measured]
+            title = suite.tooltip(run)
+        rows.append([TableCell(run), *(TableCell(text, title) for text in texts)])
     counts = {row["on"]: row["clips"] for row in reversed(table[table["measure"] == "hit@1"].to_dict("records"))}
     notes = [
-        f"Percent, mean {PLUS_MINUS} half of the 95 % interval over seeds. hit@1: top-1 class among the labels; AP: "
-        "average precision, mean over classes; on labels that are seen "
+        f"Percent, mean {PLUS_MINUS} half of the 95 % interval over seeds. hit@1: top-1 class among the labels; F1@1: "
+        "micro-F1 of the top-1 class as the only label, which cannot find a second label of a clip; AP: average "
+        "precision, mean over classes; on labels that are seen "
         f"({counts['visible']:,} test clips), heard ({counts['audible']:,}), or both ({counts['both']:,}). κ_V: clips "
         "that the student without a teacher hits and this run misses, with any label; repairs: the reverse; κ_A: clips "
-        "with sound that the audio teacher's head hits and this run misses."
+        f"with sound that the audio teacher's head hits and this run misses. {LABEL}: that of the clip in VGGSound as "
+        "the prediction."
     ]
-    sheets = [Sheet("vggsounder", "Recognition on VGGSounder", columns, rows, with_dagger(rows, notes))]
+    return Sheet("vggsounder", "Recognition on VGGSounder", columns, rows, with_dagger(rows, notes))
+
+
+def sound_sheet(suite: EvaluatedSuite, known: Rows, name: str, caption: str, truths: Iterable[str], note: str) -> Sheet:
+    """Return the sheet of the sound by some truths: one row per run and clip score; `note` explains the truths."""
     columns = [Column("run", number=False), Column("score", number=False)]
-    for on in TRUTHS:
-        columns += [Column("AUROC", on, first=True), Column(f"{MINUS} cos(s, t)", on), Column("within classes", on)]
-        columns.append(Column("clips", on))
+    for on in truths:
+        group = on.replace("_", " ")
+        columns += [Column("AUROC", group, first=True), Column(f"{MINUS} cos(s, t)", group)]
+        columns += [Column("within classes", group), Column("clips", group)]
     rows = []
-    for run, name in dict.fromkeys((run, name[6:]) for run, name, _ in known if name.startswith("auroc/")):
-        cells = [TableCell(run), TableCell(HEADINGS.get(name, symbol(name)))]
-        for on in TRUTHS:
-            areas = {kind: known.get((run, f"{kind}/{name}", on)) for kind in ("auroc", "gain", "within")}
+    for run, score in dict.fromkeys((run, name[6:]) for run, name, _ in known if name.startswith("auroc/")):
+        cells = [TableCell(run), TableCell(HEADINGS.get(score, symbol(score)))]
+        for on in truths:
+            areas = {kind: known.get((run, f"{kind}/{score}", on)) for kind in ("auroc", "gain", "within")}
             cells += [area_cell(row, kind, suite.tooltip(run)) for kind, row in areas.items()]
-            cells.append(TableCell(f"{known[run, f'auroc/{name}', on]['clips']:,}"))
+            cells.append(TableCell(f"{known[run, f'auroc/{score}', on]['clips']:,}"))
         rows.append(cells)
-    notes = [
-        "AUROC of clip scores, mean over seeds, with the 95 % interval over source videos (bootstrap). Bold: the "
-        "interval excludes 0.5 (chance), or 0 for a difference; coloured: below. own: the clip's class is seen and "
-        "heard, against one of the two; clean: all that is heard is seen, without music and voice-over; music: no "
-        "background music. Within classes: mean over classes with at least 5 clips of both kinds. cos(s, t): features "
-        "of student and teacher as they are; head: the teacher's linear layer; agreement: probability that head and "
-        "student name one class."
-    ]
-    return [*sheets, *([Sheet("vggsounder-sound", "Does the sound belong?", columns, rows, notes)] if rows else [])]
+    return Sheet(name, caption, columns, rows, [note])
 
 
 def area_cell(row: dict[str, Any] | None, kind: str, title: str) -> TableCell:

@@ -76,8 +76,8 @@ class Distiller(nn.Module, ABC):
         return None
 
     def check_teachers(self, teachers: Mapping[str, TeacherBatch]) -> None:
-        """Raise ValueError if the method cannot use these outputs, of all clips. Called once, because a check in
-        `terms` would wait for the device in every step."""
+        """Raise ValueError if the method cannot use these outputs, of all training clips; what the method starts from
+        them, it sets here. Called once, because a check in `terms` would wait for the device in every step."""
 
     def start_epoch(self, epoch: int) -> None:
         """Prepare for an epoch, counted from 0; for warm-ups and weights that decay. Called before each epoch."""

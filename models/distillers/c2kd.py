@@ -16,10 +16,20 @@ the label, ^p, and only for clips whose proxies rank the C classes alike, by Ken
 KL is of softmaxes at temperature 1, sg stops the gradient. No term joins z^s and z^t: the teacher reaches the student
 through the proxies and the layers of the student below x_S. Means are over the clips that the teacher knows.
 
-What a frozen encoder changes: in the paper the teacher goes on training with everything else, also on CE(z^t, y) and
-KL(p_T || z^t), so that its knowledge is "customised" to the student. Here z^t are the logits of its head, computed
-before training. Both terms are constant and left out. x_T is the teacher's feature; the program taps the third stage of
-the teacher, too.
+What a frozen encoder changes: in the paper the teacher goes on training with everything else, so that its knowledge is
+"customised" to the student. Here its encoder stays as it is, in both forms of the option `teacher`:
+
+- `fixed`: z^t are the logits of the teacher's head, computed before training. The other two terms of the paper,
+  CE(z^t, y) and KL(sg p_T || z^t), are constant and left out.
+- `head`: the head goes on training: z^t = W t + b on the teacher's feature t, and
+
+      L = ... + CE(z^t, y) + teacher_weight [ KL(sg z^t || p_T) + KL(sg p_T || z^t) ] + ...
+
+  W and b start from the least squares fit to the stored logits of the training clips: from the stored head itself if
+  those are its own (`cross_fit: 0` of the features' entry), from the mean of the folds' heads, about, if they are out
+  of fold. Whatever it starts from, the head then learns the labels of the clips that it teaches.
+
+x_T is the teacher's feature; the program taps the third stage of the teacher, too.
 
 From the authors' program: the tap x_S after the third residual stage (`tap: stage`), phi with slope 0.1 (CREMA-D, AVE;
 0 on VGGSound), tau-b of the proxies, threshold 0, all weights 1, temperature 1. The paper, as it is cited elsewhere,
@@ -32,6 +42,7 @@ one of them made up (`zeroed`). `removed`, the default, is what the paper descri
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -77,6 +88,16 @@ class Proxy(nn.Module):
         return self.v(functional.leaky_relu(self.norm(self.u(feature)), self.slope))
 
 
+def fitted_head(feature: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weight (C, D) and the bias (C,) for which W t + b is nearest to the logits (N, C) of features (N, D).
+
+    Of several such, the one of the smallest norm: directions that hardly vary among the features stay 0."""
+    feature, logits = feature.detach().double().cpu(), logits.detach().double().cpu()
+    mean, shift = feature.mean(0), logits.mean(0)
+    weight = torch.linalg.lstsq(feature - mean, logits - shift, rcond=1e-6, driver="gelsd").solution.T
+    return weight, shift - weight @ mean
+
+
 class C2kd(Distiller):
     """C2KD with a frozen encoder. Clips that the teacher does not know contribute to the cross-entropy only."""
 
@@ -94,6 +115,7 @@ class C2kd(Distiller):
         tap: Literal["stage", "feature"] = "stage",
         agreement: Literal["proxies", "predictions"] = "proxies",
         nontarget: Literal["removed", "zeroed"] = "removed",
+        teacher: Literal["fixed", "head"] = "fixed",
     ) -> None:
         super().__init__()
         if min(weight, student_weight, teacher_weight) < 0:
@@ -110,34 +132,52 @@ class C2kd(Distiller):
         student_dim = sizes.stages[2] if tap == "stage" else sizes.student
         self.student_proxy = Proxy(student_dim, sizes.classes, slope)
         self.teacher_proxy = Proxy(teacher_dim, sizes.classes, slope)
+        self.head = nn.Linear(teacher_dim, sizes.classes) if teacher == "head" else None
+
+    def check_teachers(self, teachers: Mapping[str, TeacherBatch]) -> None:
+        """Start the head from the teacher's logits; a teacher that knows no clip leaves it as it is."""
+        (teacher,) = teachers.values()
+        rows = valid_rows(teacher)
+        if self.head is not None and len(rows):
+            weight, bias = fitted_head(teacher.feature[rows], teacher.logits[rows])
+            with torch.no_grad():
+                self.head.weight.copy_(weight)
+                self.head.bias.copy_(bias)
 
     def terms(
         self, student: StudentOutput, teachers: dict[str, TeacherBatch], labels: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
-        """Compute `ce`, `student_proxy`, `teacher_proxy` and `ofsd`.
+        """Compute `ce`, `student_proxy`, `teacher_proxy`, `ofsd` and, with `teacher: head`, `teacher_ce`.
 
-        Measures `chosen` (mean eta), `agreement` (mean tau-b) and the accuracy of both proxies on the training clips; 0
-        in a batch with fewer than two clips that the teacher knows."""
+        Measures `chosen` (mean eta), `agreement` (mean tau-b) and the accuracy of both proxies, and of the teacher's
+        head if it trains, on the training clips; 0 in a batch with fewer than two clips that the teacher knows."""
         (teacher,) = teachers.values()
         rows, ce = valid_rows(teacher), functional.cross_entropy(student.logits, labels)
+        trained = ["teacher_ce"] * (self.head is not None)
         if len(rows) < 2:  # batch norm needs two clips
-            zero = ce.new_zeros(())
-            names = ("chosen", "agreement", "student_proxy_accuracy", "teacher_proxy_accuracy")
-            self.measured = dict.fromkeys(names, zero)
-            return {"ce": ce} | dict.fromkeys(("student_proxy", "teacher_proxy", "ofsd"), zero_loss(student))
+            names = ["student_proxy_accuracy", "teacher_proxy_accuracy"] + ["head_accuracy"] * len(trained)
+            self.measured = dict.fromkeys(["chosen", "agreement", *names], ce.new_zeros(()))
+            return {"ce": ce} | dict.fromkeys(["student_proxy", "teacher_proxy", "ofsd", *trained], zero_loss(student))
 
-        labels, z_s, z_t = labels[rows], student.logits[rows], teacher.logits[rows]
+        labels, z_s, x_t = labels[rows], student.logits[rows], teacher.feature[rows]
+        z_t = teacher.logits[rows] if self.head is None else self.head(x_t)
         x_s = (student.stages[2] if self.tap == "stage" else student.feature)[rows]
-        p_s, p_t = self.student_proxy(x_s), self.teacher_proxy(teacher.feature[rows])
+        p_s, p_t = self.student_proxy(x_s), self.teacher_proxy(x_t)
         tau = rank_agreement(p_t, p_s) if self.agreement == "proxies" else rank_agreement(z_t, z_s)
         gate = (tau > self.threshold).to(tau.dtype)
         self.measured = {"chosen": gate.mean(), "agreement": tau.mean()}
-        for name, proxy in (("student_proxy", p_s), ("teacher_proxy", p_t)):
-            self.measured[f"{name}_accuracy"] = (proxy.detach().argmax(1) == labels).float().mean()
-        both = kl_by_row(z_s.detach(), p_s).mean() + kl_by_row(p_s.detach(), z_s).mean()
-        return {
+        classifiers = {"student_proxy": p_s, "teacher_proxy": p_t} | ({} if self.head is None else {"head": z_t})
+        for name, logits in classifiers.items():
+            self.measured[f"{name}_accuracy"] = (logits.detach().argmax(1) == labels).float().mean()
+        of_student = kl_by_row(z_s.detach(), p_s).mean() + kl_by_row(p_s.detach(), z_s).mean()
+        of_teacher = kl_by_row(z_t.detach(), p_t).mean()
+        terms = {
             "ce": ce,
-            "student_proxy": self.student_weight * both,
-            "teacher_proxy": self.teacher_weight * kl_by_row(z_t, p_t).mean(),
+            "student_proxy": self.student_weight * of_student,
+            "teacher_proxy": self.teacher_weight * of_teacher,
             "ofsd": self.weight * selected_kl(p_t, p_s, labels, gate, self.nontarget),
         }
+        if self.head is not None:
+            terms["teacher_proxy"] = self.teacher_weight * (of_teacher + kl_by_row(p_t.detach(), z_t).mean())
+            terms["teacher_ce"] = functional.cross_entropy(z_t, labels)
+        return terms

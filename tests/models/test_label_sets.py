@@ -5,9 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from models.label_sets import auroc, auroc_within, average_precision, bootstrap_weights, hits, lost, mixed_classes
+from models.label_sets import (
+    auroc,
+    auroc_within,
+    average_precision,
+    bootstrap_weights,
+    f1_at_1,
+    hits,
+    lost,
+    mixed_classes,
+)
 
 TRUTH = torch.tensor([[1, 1, 0], [0, 0, 1], [0, 0, 0]], dtype=torch.bool)
 
@@ -32,6 +41,25 @@ def test_a_hit_is_a_top_class_among_the_labels():
     assert hits(tied, TRUTH).tolist()[:2] == [1, 0], "of equal scores the first counts"
     with pytest.raises(ValueError, match="scores: row 1 of 3 is not finite"):
         hits(scores.index_fill(0, torch.tensor([1]), torch.inf), TRUTH)
+
+
+@pytest.mark.parametrize("decimals", [1, 6])
+def test_f1_at_1_is_scikit_learn_s_micro_f1(decimals: int):
+    random = np.random.default_rng(decimals)
+    scores, truth = random.random((80, 6)).round(decimals), random.random((80, 6)) < 0.3
+    kept = truth.any(1)
+    predicted = np.eye(6, dtype=bool)[scores.argmax(1)]  # of equal scores the first
+    expected = f1_score(truth[kept], predicted[kept], average="micro")
+    assert f1_at_1(torch.from_numpy(scores), torch.from_numpy(truth)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_f1_at_1_is_capped_by_the_number_of_labels():
+    assert f1_at_1(TRUTH.double(), TRUTH) == pytest.approx(2 * 2 / (2 + 3)), "always right, and one label not found"
+    assert f1_at_1(1 - TRUTH.double(), TRUTH) == 0
+    assert f1_at_1(TRUTH[1:2].double(), TRUTH[1:2]) == 1, "one label"
+    assert np.isnan(f1_at_1(torch.rand(2, 3), torch.zeros(2, 3, dtype=torch.bool)))
+    with pytest.raises(ValueError, match="not finite"):
+        f1_at_1(torch.full((3, 3), torch.inf), TRUTH)
 
 
 @pytest.mark.parametrize("decimals", [1, 6])

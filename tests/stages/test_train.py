@@ -42,8 +42,9 @@ RUNS = [
     ("ifd", "ifd-AI"),
     ("xid", "xid"),
     ("dkd", "dkd-standardised"),
-    ("c2kd", "c2kd-frozen"),
+    ("c2kd-head", "c2kd-frozen-head"),
     ("fd_cmkd", "fd_cmkd-permuted"),
+    ("mst_distill", "mst-stored"),
     ("tagging-uni_modal", "tagging-uni_modal"),
     ("tagging-crd", "tagging-crd"),
 ]

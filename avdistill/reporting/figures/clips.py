@@ -15,6 +15,7 @@ from avdistill.reporting import results
 from avdistill.reporting.figures import (
     BLUE,
     GREY,
+    ORANGE,
     RED,
     WIDTH,
     Drawn,
@@ -90,6 +91,31 @@ def contact_sheet(params: Params, dataset: str) -> Drawn:
     if "relevant" in clips.columns:
         caption += SOUND_KINDS
     return Drawn(figure, caption, clips[[c for c in clips.columns if c not in ("status", "reason")]])
+
+
+def loudness(params: Params, dataset: str) -> Drawn:
+    """Draw a histogram of the loudness of the test clips with labels of VGGSounder, with and without background music.
+
+    Its data are the loudness of each clip, in dB: the mean power over all frames and bands of its spectrogram."""
+    index, sounds = index_of(params, dataset), open_store(params, f"spectrogram/{dataset}")
+    if "background_music" not in index:
+        raise NoDataError(f"{dataset} has no labels of VGGSounder")
+    clips = index[(index["background_music"] != "") & index["id"].map(lambda key: key in sounds)]
+    if clips.empty:
+        raise NoDataError("no test clip has both labels of VGGSounder and sound")
+    levels = [10 * np.log10(np.mean(10 ** (sounds[key].astype(np.float64) / 10))) for key in clips["id"]]
+    data = clips[["id", "background_music"]].assign(loudness=np.round(levels, 3))
+    figure, axes = new_figure(2.2)
+    axis, edges = axes[0, 0], np.histogram_bin_edges(data["loudness"], bins=30)
+    for music, color, label in (("no", BLUE, "no background music"), ("yes", ORANGE, "background music")):
+        values = data["loudness"][data["background_music"] == music]
+        share = np.histogram(values, edges)[0] / max(len(values), 1)
+        axis.stairs(share, edges, fill=True, color=color, alpha=0.28)
+        axis.stairs(share, edges, color=color, linewidth=1.3, label=f"{label} ({len(values):,} clips)")
+    axis.set_xlabel("loudness (dB)")
+    axis.set_ylabel("share of clips")
+    axis.legend()
+    return Drawn(figure, "Loudness of the test clips with labels of VGGSounder: mean power of the spectrogram.", data)
 
 
 def film_strip(frames: np.ndarray) -> np.ndarray:

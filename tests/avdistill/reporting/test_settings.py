@@ -92,15 +92,17 @@ def test_the_predictors_are_those_of_test_clips_with_sound(params: Params, table
     expected = predictor_of(*sides, student["labels"][heard], index.loc[ids, "group"].to_numpy(dtype=str))
     row = table.iloc[0]
     assert row["clips"] == heard.sum()
-    for name in ("beyond_label", "margin", "gamma"):
+    for name in ("beyond_label", "margin", "log_odds_margin", "gamma", "cka", "alpha", "beta"):
         assert row[name] == pytest.approx(getattr(expected, name), abs=1e-4, nan_ok=True)
     assert row["I(T;Y)"] == pytest.approx(expected.teacher, abs=1e-4)
+    assert row["I(T;S) nearest"] == pytest.approx(expected.nearest, abs=1e-4)
+    assert row["teacher_accuracy"] == pytest.approx(58)
 
 
 def test_a_sheet_has_one_row_per_setting(params: Params, table: pd.DataFrame):
     sheet = settings_sheet(EvaluatedSuite(params), table, predictors_table(table))
     assert [row[0].text for row in sheet.rows] == ["Main setting", "Only KD"]
-    assert sheet.groups()[1:] == [("no teacher", 2), ("gain", 2), ("predictor", 3)]
+    assert sheet.groups()[1:] == [("no teacher", 2), ("gain", 2), ("predictor", 6)]
     main, part = (row[3:5] for row in sheet.rows)
     assert main[0].text.startswith(MINUS) and "strong" in main[0].look and main[1].text.startswith("+")
     assert part[1].text == "not run"
@@ -116,9 +118,9 @@ def test_settings_without_runs_or_features_are_left_out(tmp_path: Path):
     assert table["setting"].tolist() == ["main", "main"] and table["verdict"].tolist() == ["", "higher"]
     assert table["clips"].tolist() == [0, 0] and table["beyond_label"].isna().all()
     agreement = predictors_table(table)
-    assert agreement.empty
+    assert agreement["predictor"].tolist() == ["teacher_accuracy"], "which needs no features"
     sheet = settings_sheet(EvaluatedSuite(params), table, agreement)
-    assert [cell.text for cell in sheet.rows[0]][3] == "not run" and sheet.rows[0][-1].text == "\N{EN DASH}"
+    assert [cell.text for cell in sheet.rows[0]][3] == "not run" and sheet.rows[0][-2].text == "\N{EN DASH}"
     with pytest.raises(NoDataError, match="no setting"):
         runs.gain_by_setting(params)
     shutil.rmtree(params.path("evaluate", "uni_modal"))
@@ -156,6 +158,7 @@ def made_up(settings: int) -> pd.DataFrame:
         verdict = "higher" if gain > 0 else "not higher" if gain == 0 else "lower"
         rows.append({"setting": str(number), "method": "KD", "gain": gain, "verdict": verdict})
         rows[-1] |= {"beyond_label": max(0.0, gain) / 10, "margin": -gain, "gamma": np.nan if number else 1.0}
+        rows[-1] |= {"log_odds_margin": np.nan, "cka": gain**3, "teacher_accuracy": 58.0}
     rows[-1]["verdict"] = "undecided"
     return pd.DataFrame(rows)
 
@@ -170,6 +173,8 @@ def test_a_predictor_is_right_where_it_has_the_sign_of_the_gain():
     assert notes[0].startswith("Right with beyond label: KD 8 of 8, rho 0.9") and notes[0].endswith("(n = 9).")
     assert notes[1] == f"Right with margin: KD 1 of 8, rho {MINUS}1.00 (n = 9)."
     assert notes[2] == "Right with gamma: KD no claim: fewer than 8 settings."
+    assert notes[3] == "Right with CKA: KD rho 1.00 (n = 9).", "it predicts an order, and no sign"
+    assert notes[4] == "Right with teacher accuracy: KD rho \N{EN DASH} (n = 9).", "all the same"
 
 
 def test_few_settings_claim_nothing():

@@ -5,30 +5,46 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+import torch
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from avdistill.config.schema import Params
 from avdistill.data.files import read_arrays, write_arrays
 from avdistill.data.index import read_index, write_index
+from avdistill.data.packed import Store
 from avdistill.data.sources import vggsounder as labels
 from avdistill.pipeline.errors import UserError
 from avdistill.reporting import vggsounder_tables
+from avdistill.reporting.figures import NoDataError
+from avdistill.reporting.figures.clips import loudness
 from avdistill.reporting.suite import EvaluatedSuite
-from avdistill.reporting.vggsounder_tables import label_sets, relevance, vggsounder_table
-from stages import report
+from avdistill.reporting.vggsounder_tables import (
+    LABEL,
+    MORE_TRUTHS,
+    SPEECH,
+    TRUTHS,
+    label_sets,
+    relevance,
+    vggsounder_table,
+)
+from models.label_sets import f1_at_1, mixed_classes
+from stages import figures, report
 from tests.helpers.synthetic import CLASSES, stage, suite_params, write_suite
 
 UNLABELLED, SILENT = "bouncing/g4_c0", "circling/g4_c0"
-# Of a few clips: class, what is heard, what is seen, music, static image, voice-over; then own, clean, music.
+MAN = "male speech, man speaking"
+# Of a few clips: class, what is heard, what is seen, music, static image, voice-over; then own, clean, music,
+# own_heard, shared, own_speechless, clean_speechless.
 CLIPS = [
-    ("a", "a|b", "a|b|c", "no", "yes", "no", 1, 1, 1),
-    ("a", "a|b", "a", "no", "no", "no", 1, 0, 1),
-    ("a", "a", "a", "yes", "no", "no", 1, 0, 0),
-    ("a", "a", "b", "no", "no", "no", 0, 0, 1),
-    ("b", "a", "a|b", "no", "no", "no", 0, 1, 1),
-    ("b", "a", "a", "no", "no", "yes", None, 0, 1),
-    ("a", "", "a", "no", "no", "no", 0, None, 1),
-    ("a", "", "c", "yes", "no", "no", None, 0, 0),
+    ("a", "a|b", "a|b|c", "no", "yes", "no", 1, 1, 1, 1, 1, 1, 1),
+    ("a", "a|b", "a", "no", "no", "no", 1, 0, 1, 1, 1, 1, 0),
+    ("a", "a", "a", "yes", "no", "no", 1, 0, 0, 1, 1, 1, 0),
+    ("a", "a", "b", "no", "no", "no", 0, 0, 1, 1, 0, 0, 0),
+    ("b", "a", "a|b", "no", "no", "no", 0, 1, 1, 0, 1, 0, 1),
+    ("b", "a", "a", "no", "no", "yes", None, 0, 1, None, 1, None, None),
+    ("a", "", "a", "no", "no", "no", 0, None, 1, 0, 0, 0, None),
+    ("a", "", "c", "yes", "no", "no", None, 0, 0, None, 0, None, 0),
+    ("a", f"a|{MAN}", "a", "no", "no", "no", 1, 0, 1, 1, 1, None, None),
 ]
 
 
@@ -41,12 +57,13 @@ def test_label_sets():
     assert sets["visible"].int().tolist()[:2] == [[1, 0, 1], [1, 0, 0]], "c is no class of the dataset"
     assert sets["audible"].int().tolist()[3:5] == [[1, 0, 0], [1, 0, 0]]
     assert sets["both"].int().tolist()[3:5] == [[0, 0, 0], [1, 0, 0]]
-    assert sets["any"].any(1).tolist() == [True] * 7 + [False]
+    assert sets["any"].any(1).tolist() == [True] * 7 + [False, True]
 
 
 def test_relevance():
     found = relevance(rows_of(CLIPS))
-    for place, name in enumerate(vggsounder_tables.TRUTHS, 6):
+    assert list(found) == [*TRUTHS, *MORE_TRUTHS]
+    for place, name in enumerate(found, 6):
         expected = [np.nan if clip[place] is None else float(clip[place]) for clip in CLIPS]
         np.testing.assert_array_equal(found[name].numpy(), expected, name)
 
@@ -68,8 +85,25 @@ def test_the_real_labels_have_the_known_counts(shared_data: Path):
         "both": (11_998, 21_914),
         "any": (15_069, 37_395),
     }
-    truths = {name: (int((truth == 1).sum()), int((truth == 0).sum())) for name, truth in relevance(clips).items()}
-    assert truths == {"own": (8_481, 3_424), "clean": (5_227, 9_747), "music": (12_014, 3_055)}
+    belongs = relevance(clips)
+    truths = {name: (int((truth == 1).sum()), int((truth == 0).sum())) for name, truth in belongs.items()}
+    assert set(classes) > SPEECH
+    assert truths == {
+        "own": (8_481, 3_424),
+        "clean": (5_227, 9_747),
+        "music": (12_014, 3_055),
+        "own_heard": (11_516, 389),
+        "shared": (11_998, 3_071),
+        "own_speechless": (5_488, 2_324),
+        "clean_speechless": (4_432, 5_006),
+    }
+    labels_of = torch.tensor(clips["class"].map(classes).to_numpy())
+    for name, mixed in (("own", 213), ("music", 181)):
+        known = ~belongs[name].isnan()
+        assert len(mixed_classes(belongs[name][known] == 1, labels_of[known])) == mixed
+    single = f1_at_1(torch.nn.functional.one_hot(labels_of, len(classes)).double(), sets["visible"])
+    assert single == pytest.approx(0.499, abs=5e-4)
+    assert pytest.approx(0.698, abs=5e-4) == 2 * 12_405 / (12_405 + 23_159), "any single label has at most"
     own = sets["visible"][range(len(clips)), clips["class"].map(classes).tolist()]
     assert own[sets["visible"].any(1)].double().mean().item() == pytest.approx(0.715, abs=5e-4)
 
@@ -137,25 +171,30 @@ def truth_of(rows: pd.DataFrame, *columns: str) -> np.ndarray:
 
 
 def test_recognition_by_hand(params: Params, table: pd.DataFrame):
-    hit, precision, lost, repaired = [], [], [], []
+    hit, single, precision, lost, repaired = [], [], [], [], []
     for seed in range(5):
         rows, kd = outputs(params, "kd", seed)
         _, base = outputs(params, "uni_modal", seed)
         seen, either = truth_of(rows, "visible"), truth_of(rows, "visible", "audible")
         kept, every = seen.any(1), range(len(rows))
         hit.append(seen[every, kd.argmax(1)][kept].mean())
+        single.append(f1_score(seen[kept], np.eye(6, dtype=bool)[kd.argmax(1)][kept], average="micro"))
         precision.append(np.mean([average_precision_score(seen[kept, k], kd[kept, k]) for k in range(6)]))
         ours, theirs = either[every, kd.argmax(1)], either[every, base.argmax(1)]
         lost.append((theirs & ~ours)[either.any(1)].mean())
         repaired.append((ours & ~theirs)[either.any(1)].mean())
     found = table.loc["kd"]
-    expected = {("hit@1", "visible"): hit, ("AP", "visible"): precision}
+    expected = {("hit@1", "visible"): hit, ("F1@1", "visible"): single, ("AP", "visible"): precision}
     for key, values in (expected | {("kappa_V", "any"): lost, ("repairs", "any"): repaired}).items():
         assert found.loc[key, "value"] == pytest.approx(np.mean(values), abs=1e-9), key
         assert found.loc[key, "value_seeds"] == 5
     assert found.loc[("hit@1", "visible"), "clips"] == kept.sum() < len(rows)
     assert found.loc[("AP", "visible"), "classes"] == 6
     assert "kappa_V" not in table.loc["uni_modal"].index
+    of_label, own = table.loc[LABEL], seen[every, rows["label"]][kept]
+    assert of_label.loc[("hit@1", "visible"), "value"] == pytest.approx(own.mean())
+    assert of_label.loc[("F1@1", "visible"), "value"] == pytest.approx(2 * own.sum() / (kept.sum() + seen.sum()))
+    assert len(of_label) == 6 and (of_label["value_seeds"] == 0).all()
     clips = found.loc[("kappa_A", "any"), "clips"]
     assert clips == either.any(1).sum() - sum(rows.index == SILENT), "the teacher does not hear one"
 
@@ -215,7 +254,7 @@ def test_the_report_has_a_section(params: Params, monkeypatch: pytest.MonkeyPatc
     page = (folder / "index.html").read_text()
     assert "VGGSounder 1.0 (Zverev et al., ICCV 2025)" in page
     recognised = (folder / "tables/vggsounder.md").read_text()
-    assert recognised.count("\n| ") == 2 + 5, "one row per run"
+    assert recognised.count("\n| ") == 2 + 5 + 1, "one row per run, and one of VGGSound's label"
     sound = (folder / "tables/vggsounder-sound.md").read_text()
     assert (
         "| mnf\\_csc | τ | " in sound and "| mnf\\_csc | mask | " in sound and "| uni\\_modal | cos(s, t) | " in sound
@@ -224,6 +263,45 @@ def test_the_report_has_a_section(params: Params, monkeypatch: pytest.MonkeyPatc
     before = written
     report.main(stage("report", params))
     pd.testing.assert_frame_equal(pd.read_csv(folder / "tables/vggsounder.csv"), before)
+
+
+def test_loudness_is_one_of_the_plain_scores(params: Params):
+    drawn = loudness(params, "made")
+    index = read_index(params.path("split", "made") / "index.csv").set_index("id")
+    store = Store(params.path("spectrogram", "made"))
+    heard = index[(index["background_music"] != "") & (index["audio"] == "yes")]
+    assert sorted(drawn.data["id"]) == sorted(heard.index)
+    for row in drawn.data.to_dict("records")[:5]:
+        power = np.mean(10 ** (np.asarray(store[row["id"]], dtype=float) / 10))
+        assert row["loudness"] == pytest.approx(10 * np.log10(power), abs=1e-3)
+    path = params.path("figures") / "loudness_made.csv"
+    path.parent.mkdir(exist_ok=True)
+    drawn.data.to_csv(path, index=False)
+    try:
+        found = vggsounder_table(EvaluatedSuite(params)).set_index(["run", "measure", "on"])
+    finally:
+        path.unlink()
+    rows, _ = outputs(params, "uni_modal", 0)
+    rows = rows.assign(loudness=drawn.data.set_index("id")["loudness"]).drop(SILENT).dropna()
+    expected = roc_auc_score(rows["background_music"] == "no", rows["loudness"])
+    assert found.loc[("uni_modal", "auroc/loudness", "music"), "value"] == pytest.approx(expected)
+    assert found.loc[("uni_modal", "auroc/loudness", "music"), "clips"] == len(rows)
+
+
+def test_without_labels_there_is_no_loudness(tmp_path: Path):
+    params = suite_params(tmp_path, figures={})
+    write_suite(params)
+    with pytest.raises(NoDataError, match="made has no labels of VGGSounder"):
+        loudness(params, "made")
+
+
+def test_the_loudness_is_drawn_where_the_labels_are():
+    origin = {"kind": "vggsound", "source": "x", "vggsounder": True}
+    params = suite_params(Path("out"))
+    assert "loudness_made" not in figures.wanted(params)
+    raw = params.model_dump(mode="json")
+    raw["datasets"]["made"]["origin"] = origin
+    assert "loudness_made" in figures.wanted(Params.model_validate(raw))
 
 
 def test_runs_on_different_clips_are_not_compared(params: Params):

@@ -12,6 +12,7 @@ from models.distillers import Distiller, build
 from models.outputs import StudentOutput, TeacherBatch
 
 DIM, STAGES, BLOCKS, CLASSES, CLIPS = 16, (2, 4, 8, 16), (3, 5, 7, 9), 5, 40
+SMALL: dict[str, dict[str, Any]] = {"mst_distill": {"hidden": 12}}  # options of methods that would be large
 
 
 def make(name: str, teachers: str = "A", dim: int = DIM, seed: int = 0, **options: Any) -> Distiller:
@@ -24,7 +25,7 @@ def make(name: str, teachers: str = "A", dim: int = DIM, seed: int = 0, **option
         teacher_dims=dict.fromkeys(teachers, dim),
         classes=CLASSES,
         clips=CLIPS,
-        options=options,
+        options=SMALL.get(name, {}) | options,
     )
 
 

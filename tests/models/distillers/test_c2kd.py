@@ -8,8 +8,9 @@ import torch
 from scipy.stats import kendalltau
 
 from models.distillers import build, check_options
-from models.distillers.c2kd import rank_agreement, selected_kl
+from models.distillers.c2kd import fitted_head, rank_agreement, selected_kl
 from models.distillers.logits import kl_by_row, without_label
+from models.outputs import TeacherBatch
 from tests.models.distillers import reference
 from tests.models.distillers.batches import STAGES, Batch, array, hard_batches, make, total
 from tests.models.distillers.numeric import in_double, slopes
@@ -125,6 +126,97 @@ def test_values(options, agreement, tap):
     assert {name: float(value) for name, value in method.measured.items()} == pytest.approx(measured, abs=1e-6)
 
 
+def head_of(method):
+    return array(method.head.weight), array(method.head.bias)
+
+
+@pytest.mark.parametrize("agreement", ["proxies", "predictions"])
+def test_values_with_a_head_that_trains(agreement):
+    batch, method = Batch(dim=16), make("c2kd", dim=16, teacher="head", agreement=agreement, teacher_weight=2)
+    weights, (weight, bias) = {name: array(value) for name, value in method.state_dict().items()}, head_of(method)
+    teacher, labels, z_s = batch.teachers["A"], batch.labels.numpy(), array(batch.logits)
+    z_t = array(teacher.feature) @ weight.T + bias
+    p_s = proxy(weights, "student_proxy", array(batch.stages[2]))
+    p_t = proxy(weights, "teacher_proxy", array(teacher.feature))
+    gate = (tau_b(p_t, p_s) if agreement == "proxies" else tau_b(z_t, z_s)) > 0
+    assert 0 < gate.sum() < 12, "both kinds of clip"
+    expected = {
+        "ce": cross_entropy(z_s, labels),
+        "teacher_ce": cross_entropy(z_t, labels),
+        "student_proxy": kl(p_s, z_s, 1) + kl(z_s, p_s, 1),
+        "teacher_proxy": 2 * (kl(p_t, z_t, 1) + kl(z_t, p_t, 1)),
+        "ofsd": ofsd(p_t, p_s, labels, gate, "removed"),
+    }
+    terms = method(*batch.arguments())
+    assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, rel=1e-4)
+    assert method.measured["head_accuracy"].item() == pytest.approx((z_t.argmax(1) == labels).mean())
+    # Twelve clips with 16 channels: a head that starts from their logits gives them again.
+    fixed = make("c2kd", dim=16, agreement=agreement, teacher_weight=2)(*batch.arguments())
+    assert fixed["ce"] == terms["ce"] and fixed["student_proxy"] == terms["student_proxy"]
+    method.check_teachers(batch.teachers)
+    both = method(*batch.arguments())["teacher_proxy"].item()
+    assert both == pytest.approx(fixed["teacher_proxy"].item() + 2 * kl(array(teacher.logits), p_t, 1), rel=1e-3)
+
+
+def test_written_down_values_of_a_head_that_gives_the_teacher_s_logits():
+    """A head that is the identity on a feature of 5 channels: CE(z^t, y) of the shared example."""
+    x, batch = reference.logits(), Batch(4, dim=5)
+    batch.teachers["A"] = batch.teachers["A"]._replace(feature=x.teacher.float())
+    batch.labels = x.labels
+    method = make("c2kd", dim=5, teacher="head")
+    method.head.weight.data, method.head.bias.data = torch.eye(5), torch.zeros(5)
+    found = method(*batch.arguments())["teacher_ce"].item()
+    assert found == pytest.approx(cross_entropy(array(x.teacher), x.labels.numpy()), abs=1e-6)
+    assert found == pytest.approx(3.644314, abs=1e-6)
+
+
+def test_the_head_starts_from_the_stored_one():
+    rng = torch.Generator().manual_seed(5)
+    feature, weight, bias = (torch.randn(shape, generator=rng) for shape in ((60, 8), (5, 8), (5,)))
+    feature[:, 2] = 3.0  # a channel that says nothing
+    table = TeacherBatch(feature, feature @ weight.T + bias, torch.arange(60) > 4)
+    feature[:5] = torch.nan  # clips without sound
+    method = make("c2kd", dim=8, teacher="head")
+    method.check_teachers({"A": table})
+    rest = [0, 1, 3, 4, 5, 6, 7]
+    torch.testing.assert_close(method.head.weight[:, rest], weight[:, rest], atol=1e-5, rtol=1e-5)
+    assert method.head.weight[:, 2].abs().max() < 1e-12
+    torch.testing.assert_close(method.head.bias, bias + 3 * weight[:, 2], atol=1e-5, rtol=1e-5)
+    before = [value.clone() for value in method.head.parameters()]
+    method.check_teachers({"A": table._replace(mask=torch.zeros(60, dtype=torch.bool))})
+    assert all(map(torch.equal, before, method.head.parameters())), "a teacher that knows no clip"
+
+
+def test_from_logits_out_of_fold_the_head_starts_as_their_least_squares_fit():
+    rng = np.random.default_rng(6)
+    feature, fold = rng.normal(size=(90, 6)), np.arange(90) % 3
+    heads = rng.normal(size=(5, 6)) + 0.1 * rng.normal(size=(3, 5, 6))
+    logits = np.einsum("ncd,nd->nc", heads[fold], feature)
+    weight, bias = fitted_head(torch.from_numpy(feature), torch.from_numpy(logits))
+    expected = np.linalg.lstsq(np.hstack([feature, np.ones((90, 1))]), logits, rcond=None)[0]
+    np.testing.assert_allclose(np.hstack([weight, bias[:, None]]), expected.T, atol=1e-10)
+    few, _ = fitted_head(torch.from_numpy(feature[:4]), torch.from_numpy(logits[:4]))
+    span = np.linalg.svd(feature[:4] - feature[:4].mean(0))[2][:3]
+    np.testing.assert_allclose(few, few.numpy() @ span.T @ span, atol=1e-10)
+
+
+def test_gradient_of_a_head_that_trains():
+    """The head learns from the labels and from KL(sg p_T || z^t); KL(sg z^t || p_T) stops at the proxy."""
+    batch, method = Batch(6, dim=7), make("c2kd", dim=7, teacher="head", teacher_weight=0.5)
+    terms = in_double(method, batch)
+    (terms["teacher_ce"] + terms["teacher_proxy"]).backward()
+    weights, t = {name: array(value) for name, value in method.state_dict().items()}, array(batch.teachers["A"].feature)
+    p_t, bias, labels = proxy(weights, "teacher_proxy", t), weights["head.bias"], batch.labels.numpy()
+
+    def loss(weight):
+        z_t = t @ weight.T + bias
+        return cross_entropy(z_t, labels) + 0.5 * kl(z_t, p_t, 1)
+
+    expected = slopes(loss, weights["head.weight"])
+    np.testing.assert_allclose(method.head.weight.grad, expected, rtol=1e-4, atol=1e-7)
+    assert batch.teachers["A"].feature.grad is None
+
+
 def test_gradient_of_the_proxy_reaches_the_tapped_stage():
     """KL(p_S || z^s) stops at the proxy, so the stage's gradient is that of KL(z^s || p_S) alone."""
     batch, method = Batch(6), make("c2kd")
@@ -170,16 +262,32 @@ def test_who_learns_from_what():
         assert teacher.feature.grad is None and teacher.logits.grad is None
 
 
+def test_who_learns_from_what_with_a_head():
+    """No term joins the student's and the teacher's classifier."""
+    for term, learning in (
+        ("ce", set()),
+        ("student_proxy", {"student_proxy"}),
+        ("teacher_proxy", {"teacher_proxy", "head"}),
+        ("teacher_ce", {"head"}),
+        ("ofsd", {"student_proxy", "teacher_proxy"}),
+    ):
+        batch, method = Batch(), make("c2kd", threshold=-1.0, teacher="head")
+        method(*batch.arguments())[term].backward()
+        assert (batch.logits.grad is not None) is (term in ("ce", "student_proxy")), term
+        assert {name.partition(".")[0] for name, p in method.named_parameters() if p.grad is not None} == learning
+
+
 def test_with_no_clip_chosen_the_selected_kl_is_exactly_zero():
     method, batch = make("c2kd", threshold=1.0), Batch()
     assert method(*batch.arguments())["ofsd"] == 0 and method.measured["chosen"] == 0
 
 
-def test_one_clip_with_sound_is_exactly_zero_and_is_measured_as_none():
-    method = make("c2kd")
+@pytest.mark.parametrize(("teacher", "measured"), [("fixed", 4), ("head", 5)])
+def test_one_clip_with_sound_is_exactly_zero_and_is_measured_as_none(teacher, measured):
+    method = make("c2kd", teacher=teacher)
     terms = method(*hard_batches()["one with sound"].arguments())
     assert all(value == 0 for term, value in terms.items() if term != "ce")
-    assert len(method.measured) == 4 and not any(method.measured.values())
+    assert len(method.measured) == measured and not any(method.measured.values())
     total(terms).backward()
 
 
@@ -199,6 +307,7 @@ def test_widths_are_those_of_the_taps():
         ({"threshold": 1.5}, "threshold"),
         ({"slope": -0.1}, "slope"),
         ({"nontarget": "remove"}, "'removed'"),
+        ({"teacher": "heads"}, "'head'"),
     ],
 )
 def test_options_out_of_range(options, words):

@@ -15,7 +15,13 @@ CASES = [(name, teachers) for name, method in methods().items() for teachers in 
 VARIANTS = {
     "kd": [{"standardise": True}],
     "dkd": [{"standardise": True}],
-    "c2kd": [{"tap": "feature"}, {"agreement": "predictions"}, {"nontarget": "zeroed"}, {"threshold": -1.0}],
+    "c2kd": [
+        {"tap": "feature"},
+        {"agreement": "predictions"},
+        {"nontarget": "zeroed"},
+        {"threshold": -1.0},
+        {"teacher": "head"},
+    ],
     "fd_cmkd": [{"align": "student"}, {"heads": False}, {"permute": True}, {"projector": "linear"}],
     "fitnet": [{"normalise": True}],
     "mnf_csc": [
