@@ -19,7 +19,7 @@ from tests.helpers.servers import free_port
 NODES = ("node1", "node2")
 PATH = f"{os.environ['PATH']}:/usr/sbin"  # where Debian has the daemons
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "squeue")
-SECONDS = 60  # for the nodes to be there, and for cancelled jobs to end
+SECONDS = 120  # for the nodes to be there, and for cancelled jobs to end
 
 # Nodes have the size that deploy/slurm.sbatch asks for, and a device that stands for the GPU.
 CONFIGURATION = """
@@ -78,7 +78,8 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         for name in NODES:
             (folder / name).mkdir()
             start(name, "slurmd", "-D", "-N", name)
-        _wait(folder, lambda: ask(here, "sinfo", "--noheader", "--format=%D %T") == f"{len(NODES)} idle")
+        nodes = ["sinfo", "--noheader", "--format=%D %T"]
+        _wait(folder, lambda: ask(here, *nodes, check=False) == f"{len(NODES)} idle")
         try:
             yield here
         finally:
@@ -86,19 +87,20 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
             _wait(folder, lambda: ask(here, "squeue", "--noheader") == "")
 
 
-def ask(here: Mapping[str, str], *command: str) -> str:
+def ask(here: Mapping[str, str], *command: str, check: bool = True) -> str:
     """Run a command of Slurm and return what it prints."""
-    return subprocess.run(command, env=os.environ | here, stdout=subprocess.PIPE, text=True).stdout.strip()
+    done = subprocess.run(command, env=os.environ | here, stdout=subprocess.PIPE, text=True, check=check)
+    return done.stdout.strip()
 
 
 def job_of(here: Mapping[str, str], stage: str) -> str | None:
-    """The running job in which DVC runs a stage."""
+    """The running job of an array in which DVC runs a stage."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if {"repro", stage} <= set(process.cmdline()):
                 there = process.environ()
                 if there.get("SLURM_CONF") == here["SLURM_CONF"]:
-                    return str(there["SLURM_JOB_ID"])
+                    return f"{there['SLURM_ARRAY_JOB_ID']}_{there['SLURM_ARRAY_TASK_ID']}"
     return None
 
 
