@@ -1,4 +1,4 @@
-"""A Slurm cluster of two nodes on this machine: daemons on loopback with a configuration, key and ports of their own."""
+"""A Slurm cluster of two nodes on this machine: daemons on loopback with a configuration, key and ports of its own."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ GPU = "Name=gpu File=/dev/null\n"
 
 
 def missing() -> list[str]:
-    """The programs of Slurm that this machine lacks."""
+    """Return the programs of Slurm that this machine lacks."""
     return [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]
 
 
 @contextlib.contextmanager
 def slurm(folder: Path) -> Iterator[dict[str, str]]:
-    """Start a cluster with all its state in a folder; the environment that its commands need. All jobs end with it."""
+    """Run a cluster with all its state in a folder, and yield the environment of its commands. Its jobs end with it."""
     configuration = CONFIGURATION.format(folder=folder, port=free_port(), user=getpass.getuser())
     configuration += "".join(NODE.format(name=name, port=free_port()) for name in NODES)
     (folder / "slurm.conf").write_text(configuration)
@@ -94,7 +94,7 @@ def ask(here: Mapping[str, str], *command: str, check: bool = True) -> str:
 
 
 def job_of(here: Mapping[str, str], stage: str) -> str | None:
-    """The running job of an array in which DVC runs a stage."""
+    """Return the job, one of an array, in which DVC runs a stage now."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if {"repro", stage} <= set(process.cmdline()):
