@@ -73,5 +73,7 @@ def test_workers_inside_allocations_make_what_one_machine_makes(suite: Checkout,
             assert first.wait() == 0, (tmp_path / "log").read_text()
         finally:
             first.kill()
+    for job in ended:  # the worker itself ended, before Slurm killed it
+        assert "stopped!" in (home / f"avdistill/slurm-{job}.out").read_text()
     one_machine.join()
     check_as_alone(suite, alone)
