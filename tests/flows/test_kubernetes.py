@@ -50,7 +50,7 @@ def test_the_job_of_a_stage_follows_the_schema(root: Path, version: str) -> None
     """With what flows/pool.py sends."""
     made = job(root, env={"AV_COMMIT": "abc", "AV_REPOSITORY": "ssh://10.0.0.1/srv/avdistill.git"}, gpus=0)
     pod = made["spec"]["template"]["spec"]
-    # Prefect refuses a job without these two, which Kubernetes has one level up and ignores here.
+    # Prefect refuses a job without these two, which Kubernetes has one level up.
     assert (pod.pop("parallelism"), pod.pop("completions")) == (1, 1)
     validate(made, version)
     pod["containers"][0]["resource"] = {}
