@@ -8,7 +8,7 @@ READY   := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro findings study why own paper-quick check-videos power model verify flow serve ui sync bench test test-faults test-e2e graph lint lock audit sbom clean
+.PHONY: help repro findings study why own paper-quick check-videos power model verify flow serve ui sync bench test test-faults test-cluster test-e2e graph lint lock audit sbom clean
 
 help: ## list the commands
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -107,6 +107,16 @@ test: $(READY) ## run all tests, or some: make test [TESTS=tests/models]
 test-faults: $(READY) ## test kills, full disks, damaged files, overload (half an hour), write docs/robustness.md
 	python -m pytest tests/faults tests/flows -m faults -n 0
 	python -m tests.faults.table
+
+# Prefect's worker for Kubernetes and the schemas of its API are not in the lock: they come on top of the environment, in
+# a folder that is deleted afterwards.
+test-cluster: $(READY) ## test a suite on Slurm (needs Debian's slurm-wlm), and the files for Kubernetes (downloads packages)
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && python -m venv "$$folder" && \
+		python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+			> "$$(echo "$$folder"/lib/python*/site-packages)/environment.pth" && \
+		"$$folder/bin/python" -m pip install --quiet prefect-kubernetes==0.8.0 kubernetes-validate==1.37.0 && \
+		"$$folder/bin/python" -m pytest tests/flows/test_kubernetes.py -m cluster -n 0
+	python -m pytest tests/flows/test_slurm.py -m cluster -n 0
 
 test-e2e: $(READY) ## test the pages of MLflow, Prefect and the report in headless Chromium, screenshots in out/browser
 	python -m pytest tests/browser -m browser -n 0

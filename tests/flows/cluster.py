@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import sys
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
+import yaml
 
+from flows.machines import MEDIA, only_missing
 from tests.pipeline.conftest import Checkout
 
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
@@ -63,3 +67,28 @@ def kill(process: psutil.Popen) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     psutil.wait_procs(family, timeout=10)
+
+
+def made(folder: Path) -> dict[str, str]:
+    """The digest of each file that the suite has made in a checkout, without the page, which says when that was."""
+    found = (folder / "out").rglob("*")
+    files = [file for file in found if file.is_file() and "/." not in str(file) and file.name != "index.html"]
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def lock(folder: Path) -> dict[str, object]:
+    """The entries of dvc.lock, without what the report is, whose page says when it was made."""
+    stages: dict[str, dict[str, object]] = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    return {name: {**entry, "outs": []} if name == "report" else entry for name, entry in stages.items()}
+
+
+def check_as_alone(suite: Checkout, alone: Path) -> None:
+    """Check that machines of a pool have made what one machine has made in checkout `alone`, and that only media stay
+    away."""
+    changes = {stage: found for stage, found in json.loads(suite.dvc("status", "--json")).items() if stage != "code"}
+    assert all(map(only_missing, changes.values())), changes
+    assert not any((suite.folder / "out/avsynth" / stage).exists() for stage in MEDIA)
+    suite.dvc("pull")
+    assert set(json.loads(suite.dvc("status", "--json"))) == {"code"}, "which DVC always runs"
+    assert lock(suite.folder) == lock(alone)
+    assert made(suite.folder) == made(alone)
