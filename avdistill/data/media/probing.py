@@ -20,6 +20,7 @@ from avdistill.data.media.container import (
     frame_time,
     open_video,
     quarter_turns,
+    restarts,
     video_stream,
 )
 from avdistill.data.media.frames import has_decord, read_frames, timetable
@@ -127,12 +128,15 @@ def _joined(*remarks: str | None) -> str | None:
 
 
 def _seconds(container: InputContainer, stream: VideoStream, path: Path) -> float:
-    """Length of the pictures, by the first of: stream, container, timestamps of all packets."""
+    """Length of the pictures, by the first of: stream, container, timestamps of all packets.
+
+    Where recordings were joined, stream and container know one of them only."""
     import av
 
-    if stream.duration and stream.time_base:
+    joined = restarts(container)
+    if not joined and stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    if container.duration:
+    if not joined and container.duration:
         return container.duration / av.time_base
     with open_video(path) as again:
         stream = video_stream(again, path)

@@ -107,6 +107,8 @@ def test_a_codec_without_memory(clip: Path, monkeypatch: pytest.MonkeyPatch) -> 
             raise av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory")
 
     class Container:
+        format = av.ContainerFormat("mp4", "r")
+
         def demux(self, stream: object) -> list[Packet]:
             return [Packet(), Packet()]
 
