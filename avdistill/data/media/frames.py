@@ -202,6 +202,16 @@ def _read_pyav(path: Path, fps: float, short_side: int, start: float, end: float
     return np.stack(taken)
 
 
+def lost_packets(path: Path, start: float = 0.0, end: float | None = None) -> Damage:
+    """Decode the frames from `start` to `end`, and return how many packets could not be decoded. Raises MediaError."""
+    damage = Damage()
+    with open_video(path) as container:
+        for time, _ in _frames(path, container, video_stream(container, path), start, damage):
+            if end is not None and time >= end:
+                break
+    return damage
+
+
 def _frames(
     path: Path, container: InputContainer, stream: VideoStream, start: float, damage: Damage
 ) -> Iterator[tuple[float, VideoFrame]]:

@@ -309,4 +309,5 @@ def test_the_public_odd_files(shared_data: Path) -> None:
     for name, seconds in (("audio_gap.mp4", 12.0), ("audio_layout_change.ts", 8.0), ("one_bad_aac_packet.mp4", 12.0)):
         assert len(read_audio(folder / name)) / RATE == pytest.approx(seconds, abs=0.05), name
         assert probe(folder / name).audio == "yes"
-    assert "audio packets cannot be decoded" in probe(folder / "one_bad_aac_packet.mp4").reason
+    for kind, name in (("audio", "one_bad_aac_packet.mp4"), ("video", "three_bad_h264_packets.mp4")):
+        assert f"{kind} packets cannot be decoded" in probe(folder / name).reason
