@@ -81,6 +81,7 @@ own: $(READY) ## run the own/ suite on your videos: make own VIDEOS=/some/folder
 	@test -d "$$VIDEOS" || { echo "error: VIDEOS: '$$VIDEOS' is not a folder; expected make own VIDEOS=/some/folder" >&2; exit 1; }
 	@test -L own/videos || ! test -e own/videos || { echo "error: own/videos is a folder itself; move it away, or use it by: dvc repro own/dvc.yaml" >&2; exit 1; }
 	@ln -sfn -- "$$(realpath -- "$$VIDEOS")" own/videos
+	@python -m avdistill.data.datasets.folder own/videos
 	@test -z "$$TEACHER" || python -m avdistill.config.editing own/params.yaml teachers.audio.weights "$$TEACHER"
 	$(DVC) repro own/dvc.yaml:teachers
 	$(DVC) repro own/dvc.yaml

@@ -90,7 +90,7 @@ def _differences(old: Any, new: Any, keys: tuple[str, ...] = ()) -> Iterator[tup
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
             if key not in old or key not in new:
-                yield (*keys, key), *(_shown(side, key) for side in (old, new))
+                yield (*keys, key), _shown(old, key), _shown(new, key)
             else:
                 yield from _differences(old[key], new[key], (*keys, key))
     elif old != new:

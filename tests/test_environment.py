@@ -51,6 +51,28 @@ def test_a_python_without_venv_gets_the_name_of_the_package(makefile: Path) -> N
     assert not (makefile / ".venv").exists()
 
 
+def test_own_videos_that_are_a_folder_are_left_alone(makefile: Path) -> None:
+    """A link would be made inside of it, and both be trained on."""
+    for folder in (".venv", "own/videos/class", "elsewhere/class"):
+        (makefile / folder).mkdir(parents=True)
+    (makefile / ".venv/.ready").touch()
+    done = run_make(makefile, "own", f"VIDEOS={makefile / 'elsewhere'}")
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert done.returncode and "own/videos is a folder itself; move it away" in line
+    assert [path.name for path in (makefile / "own/videos").iterdir()] == ["class"]
+
+
+def test_the_backend_of_a_notebook_does_no_harm(root: Path) -> None:
+    """MPLBACKEND of a notebook names a module that is not in this environment."""
+    code = (
+        "from avdistill.pipeline import stage; stage.run = lambda arguments: None\n"
+        "import stages.__main__, matplotlib; print(matplotlib.get_backend())"
+    )
+    environment = os.environ | {"MPLBACKEND": "module://of_a_notebook.backend", "AV_WARM": "off"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["agg"], done.stderr
+
+
 def test_prefect_finds_a_place_where_home_has_none(tmp_path: Path, root: Path) -> None:
     blocked = tmp_path / "file"
     blocked.touch()  # a home that is no folder cannot be written by anybody

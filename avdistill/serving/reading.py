@@ -36,12 +36,16 @@ GRACE = 1.0  # s for the kernel to end a process whose time is up
 # Signatures of self-contained video files. All other files are rejected unread, because FFmpeg would treat some text
 # files as playlists and open the files they list.
 SIGNATURES = re.compile(
-    rb".{4}(?:ftyp|moov|mdat|wide|free|skip|pnot)"  # MP4, MOV, 3GP
+    rb".{4}(?:ftyp|styp|moov|moof|sidx|mdat|wide|free|skip|uuid|pnot)"  # MP4, MOV, 3GP
+    rb"|.{4}jP  "  # Motion JPEG 2000
     rb"|\x1aE\xdf\xa3"  # Matroska, WebM
-    rb"|RIFF.{4}AVI "
+    rb"|RIFF.{4}(?:AVI |AMV )"
     rb"|0&\xb2u\x8ef\xcf\x11"  # ASF, WMV
     rb"|FLV\x01|OggS|GIF8[79]a|\x06\x0e\x2b\x34"  # the last: MXF
-    rb"|\x00\x00\x01[\xba\xb3]"  # MPEG program stream, MPEG video
+    rb"|\.RMF|DKIF|YUV4MPEG2|nut/multimedia"  # RealMedia, IVF, YUV4MPEG, NUT
+    rb"|\xb7\xd8\x00\x20\x37\x49\xda\x11|\x1f\x07\x00|\xff\xd8\xff"  # WTV, DV, Motion JPEG
+    rb"|\x00\x00\x01[\xba\xb3\xb0\xb6]"  # MPEG program stream, MPEG video
+    rb"|\x00\x00(?:\x00)?\x01[\x06\x09\x27\x40\x42\x46\x47\x67]"  # H.264, HEVC
     rb"|G.{187}G|.{4}G.{191}G",  # MPEG transport stream, in packets of 188 and 192 bytes
     re.DOTALL,
 )

@@ -8,8 +8,7 @@ The affinities between the clips of a batch, layer by layer, are matched between
     alpha = 1 for the last layer, 100 * 0.7^epoch for the inner ones (a critical period that fades)
 
 alpha is given in the paper. w = 1 is ours, the plain sum with CE. The last layer then has little weight: the mean of J
-over pairs falls as 1 / B, and its gradient at the student's feature was 0.003 times that of CE at B = 32, on Chen's
-audio features of UCF51 with synthetic students.
+over pairs falls as 1 / B. The report's table of gradients has its share beside CE.
 
 Differences from the paper: it trains an auxiliary teacher with the student's layers; here the frozen teacher is used
 directly. The last layer pairs the student's feature with the teacher's. The inner layers pair stage l of the student's

@@ -12,10 +12,10 @@ With teacher S, an earlier student of the same seed and kind whose log-probabili
 
 Defaults: u 0.99, a 0.1, T 20, m 1 for the virtual teacher; a 0.95, T 6, m 0.5 for the earlier student. They are those
 of the authors' program, tuned on CIFAR-100. That program takes the mean of the KL over the C classes, with multipliers
-100 and 50, so its strength falls with C (beside the cross-entropy, 28 at 10 classes against 0.9 at 309); here it is
-what it was at its own C = 100, whatever the number of classes. The program also takes the softmax of the probabilities
-p_i, which at T = 20 is close to uniform. Each variant has options of its own, because their defaults
-differ so much; options of the other one than the run uses are an error, so that none is silently without effect.
+100 and 50, so its strength falls as 1 / C; here it is what it was at its own C = 100, whatever the number of classes.
+The program also takes the softmax of the probabilities p_i, which at T = 20 is close to uniform. Each variant has
+options of its own, because their defaults differ so much; options of the other one than the run uses are an error, so
+that none is silently without effect.
 """
 
 from __future__ import annotations

@@ -103,9 +103,12 @@ def test_damage_is_where_a_user_looks(tmp_path: Path) -> None:
     path = next((tmp_path / "videos").glob("class 2/*g2*.mp4"))
     spoil_packet(path, "video", 10)
     stages = {name: stage(name, "d", tmp_path, origin) for name in ("download", "split", "frames")}
-    for module in (download, split, frames):
-        module.main(stages[module.__name__.removeprefix("stages.")])
     params = stages["frames"].params
+    download.main(stages["download"])
+    split.main(stages["split"])
+    told = check_videos(params, "d")
+    assert f"{path.parent.name}/{path.name}: damaged: 1 video packets cannot be decoded" in told, "before stage frames"
+    frames.main(stages["frames"])
     problems = pd.read_csv(params.path("frames", "d") / "problems.csv")
     (row,) = problems[problems["id"].str.contains("g2")].itertuples()
     assert row.reason == "damaged: 1 video packets cannot be decoded"

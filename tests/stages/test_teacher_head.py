@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,23 +90,39 @@ def test_the_real_ucf51_audio_features(shared_data: Path) -> None:
     assert in_sample > 0.85 and unseen < in_sample - 0.2
 
 
-def heads(folder: Path, tables: list[np.ndarray], **teacher: int) -> tuple[Path, Any]:
+def heads(
+    folder: Path, tables: list[np.ndarray], features: dict[str, int] | None = None, **teacher: int
+) -> tuple[Path, Any]:
     """Run the stage on a features table (N, D) per draw; return the folder of its outputs, and draw 0's metrics."""
     count = len(tables[0])
     rows = [
         {"id": f"c{n}", "file": f"{n}.mp4", "class": f"k{n % 2}", "group": f"g{n // 2}", "split": SPLITS[n % 10]}
         for n in range(count)
     ]
-    entry = {"dataset": "d", "teacher": "t", "input": "spectrogram/d"}
+    entry = {"dataset": "d", "teacher": "t", "input": "spectrogram/d", **(features or {})}
     drawn = {"kind": "cnn14", "weights": "avsynth", **teacher}
     params = suite(folder, index_of(rows), teachers={"t": drawn}, features={"f": entry})
     ids = read_index(params.index("d"))["id"].to_numpy("U")
-    for draw, features in enumerate(tables):
+    for draw, values in enumerate(tables):
         path = params.path("teacher_features", "f") / (f"draw-{draw}" if draw else "") / "features.npz"
-        write_arrays(path, ids=ids, features=features, mask=np.ones(count, dtype=bool))
+        write_arrays(path, ids=ids, features=values, mask=np.ones(count, dtype=bool))
     teacher_head.main(stage(params, "teacher_head", "f"))
     made = params.path("teacher_head", "f")
     return made, json.loads((made / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(("option", "folds"), [({}, 5), ({"cross_fit": 5}, 5), ({"cross_fit": 0}, 0)])
+def test_what_the_stage_hands_over_is_out_of_fold_unless_asked_otherwise(
+    tmp_path: Path, option: dict[str, int], folds: int
+) -> None:
+    table = np.random.default_rng(0).normal(size=(120, 90)).astype(np.float32)
+    folder, summary = heads(tmp_path, [table], features=option)
+    accuracy = summary["accuracy"]
+    assert accuracy["train"] > 0.9 and (accuracy["distilled"] < 0.7 if folds else accuracy["distilled"] > 0.9)
+    head, given = np.load(folder / "head.npz"), np.load(folder / "logits.npz")["logits"]
+    in_sample = np.isclose(given, table @ head["weight"].T + head["bias"], atol=1e-4).all(1)
+    train = (read_index(folder.parents[1] / "split/d/index.csv")["split"] == "train").to_numpy()
+    assert in_sample[~train].all() and in_sample[train].any() == (not folds)
 
 
 def test_each_draw_of_a_teacher_has_a_head(tmp_path: Path) -> None:

@@ -7,12 +7,17 @@ The groups come from the first of these that is given:
 - Neither: each clip is a group of its own, so clips of one recording may be in both train and test.
 
 `<source>/<split>/<class>/<clip>` and `<source>/<class>/<split>/<clip>` give the splits, too. Hidden files, folders of
-the system (`@eaDir`, `__MACOSX`, …), broken links and other types of files are left out and counted.
+the system (`@eaDir`, `__MACOSX`, …), links to folders and other types of files are left out and counted. Broken links
+and `.dvcignore`, at which DVC fails, are errors.
+
+    python -m avdistill.data.datasets.folder FOLDER    end with one line if DVC would fail at the folder
 """
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +31,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VIDEO_TYPES = re.compile(
-    r"\.(3g2|3gp|amv|asf|avi|divx|dv|f4v|flv|gif|ivf|m2ts|m2v|m4v|mj2|mjpe?g|mkv|mod|mov|mp4|mpe?g|mpv|mts|mxf|nut|og[gmv]"
-    r"|qt|rm|rmvb|tod|ts|vob|webm|wmv|wtv|y4m)",
+    r"\.(26[1456]|3g2|3gp|3gpp?2?|amv|apng|asf|av1|avc|avi|cavs|dav|dif|divx|dnxh[dr]|drc|dv|dvd|dvr-ms|evo|f4v|flv|gif|gxf"
+    r"|h26[13456]|hevc|imx|ismv|ivf|k3g|kux|m1v|m2p|m2ts?|m2v|m4v|mj2|mjpe?g|mk3d|mkv|mod|mov|mp4v?|mpe?g?|mpegts|mpg|mpv"
+    r"|mts|mxf|mxg|nsv|nut|obu|og[gmvx]|ps|psp|qt|r[mv]|rmvb|roq|swf|tod|tp|trp|ts|ty|vc1|viv|vob|vro|vvc|webm|wm|wmv|wtv"
+    r"|xmv|xvid|y4m)",
     re.I,
 )
 GROUPS = "groups.csv"
@@ -41,12 +48,24 @@ SPLITS |= {"test": "test", "testing": "test"}
 def check(origin: Folder) -> None:
     """Check the folder and groups.csv. Raises UserError, also if there are videos of fewer than two classes."""
     files, _ = _scan(origin)
+    check_for_dvc(origin.source)
     classes = set(_classes(files)[0])
     if not classes:
         raise UserError(f"source: {origin.source}: expected one folder of videos per class, found none")
     if len(classes) == 1:
         raise UserError(f"source: {origin.source}: expected two or more classes, found only '{classes.pop()}'")
     _listing(origin, files)
+
+
+def check_for_dvc(source: str) -> None:
+    """Raise UserError for the first entry of a folder, at any depth, at which DVC fails when it watches the folder."""
+    for folder, _, names in os.walk(source):
+        for name in sorted(names):
+            path = Path(folder) / name
+            if name == ".dvcignore":
+                raise UserError(f"source: {path}: DVC does not watch a folder with such a file; delete or rename it")
+            if path.is_symlink() and not path.exists():
+                raise UserError(f"source: {path}: a link to {path.readlink()}, which does not exist; delete the link")
 
 
 def videos(origin: Folder, folder: Path) -> Path:
@@ -82,8 +101,8 @@ def _scan(origin: Folder) -> tuple[list[Path], Counter[str]]:
                 left_out["links to folders, which are not followed"] += 1
         elif any(part.startswith(".") or part.lower() in SYSTEM for part in file.parts):
             left_out["hidden files or files of the system"] += 1
-        elif not path.exists():
-            left_out["broken links"] += 1
+        elif not path.is_file():
+            left_out["neither files nor folders"] += 1
         elif not VIDEO_TYPES.fullmatch(path.suffix):
             left_out[f"files of type '{path.suffix.lower()}'"] += 1
         else:
@@ -159,3 +178,12 @@ def _read_groups(origin: Folder, files: list[str]) -> pd.DataFrame:
     for file in table["file"][table["file"].duplicated()]:
         raise UserError(f"{path}: '{file}' occurs twice")
     return table[["file", "group", *(["split"] if "split" in table else [])]]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m avdistill.data.datasets.folder FOLDER")
+    try:
+        check_for_dvc(sys.argv[1])
+    except UserError as problem:
+        sys.exit(f"error: {problem}")

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from avdistill.pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from av import VideoFrame
+    from av import Packet, VideoFrame
     from av.audio.stream import AudioStream
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
 # Formats that are lists of other files or addresses, which FFmpeg would open.
 LISTS = {"avisynth", "concat", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp", "vapoursynth", "webm_dash_manifest"}
+REWIND = 0.1  # s by which the clock of a file goes back, at least, where recordings were joined
 # What a file cannot be blamed for: a library that is missing, or has another interface than this module expects.
 ENVIRONMENT = (ImportError, AttributeError, NameError, TypeError)
 
@@ -44,7 +45,7 @@ def decode(container: InputContainer, stream: Any, damage: Damage) -> Iterator[A
     import av
 
     decoded, problem = False, None
-    for packet in container.demux(stream):
+    for packet in packets(container, stream):
         try:
             frames = packet.decode()
         except MemoryError:  # not the packet's fault
@@ -57,6 +58,50 @@ def decode(container: InputContainer, stream: Any, damage: Damage) -> Iterator[A
         yield from frames
     if problem is not None and not decoded:
         raise problem
+
+
+def restarts(container: InputContainer) -> bool:
+    """Whether the clock may begin anew within a file of this format: MPEG-TS, MPEG-PS, Ogg."""
+    from av.format import Flags
+
+    return Flags.ts_discont in Flags(container.format.flags)
+
+
+def packets(container: InputContainer, stream: Any) -> Iterator[Packet]:
+    """Packets of a stream in the order of the file, the last one empty. Recordings that were joined follow each other.
+
+    At a joint the clock begins anew; all streams go on from the end of the longest one, so they stay together. The last
+    packets of one stream may come behind the first ones of another from the next recording."""
+    if not restarts(container):
+        yield from container.demux(stream)
+        return
+    shift = end = 0.0  # s: what is added to the times of the newest recording, and where that ends so far
+    last: dict[int, float] = {}  # by stream: time of decoding of the last packet, and what is added to its times
+    added: dict[int, float] = {}
+    for packet in container.demux([*container.streams.video, *container.streams.audio]):
+        step, place = float(packet.time_base or 0), packet.stream.index
+        added.setdefault(place, shift)
+        if packet.dts is not None:
+            time, shown = packet.dts * step, (packet.dts if packet.pts is None else packet.pts) * step
+            if time < last.get(place, time) - REWIND:
+                if added[place] == shift:  # the first stream at this joint
+                    shift, end = shift + end - shown, shown
+                added[place] = shift
+            last[place] = time
+            if added[place] == shift:
+                end = max(end, shown + (packet.duration * step if packet.duration else _usual(packet.stream)))
+        if place != stream.index:
+            continue
+        if added[place]:
+            ticks = round(added[place] / step)
+            packet.dts = None if packet.dts is None else packet.dts + ticks
+            packet.pts = None if packet.pts is None else packet.pts + ticks
+        yield packet
+
+
+def _usual(stream: Any) -> float:
+    """How long a packet of a stream lasts where it does not say so, in seconds."""
+    return frame_time(stream) if stream.type == "video" else 0.0
 
 
 def quarter_turns(frame: VideoFrame) -> int:

@@ -17,7 +17,9 @@ from avdistill.data.media.container import (
     media_errors,
     open_video,
     origin_of,
+    packets,
     quarter_turns,
+    restarts,
     video_stream,
 )
 
@@ -80,7 +82,7 @@ def timetable(
 
     Packets that show nothing, empty or to be discarded, have no place in it. `look` is called with every packet."""
     stamps: list[int | None] = []
-    for packet in container.demux(stream):
+    for packet in packets(container, stream):
         if look is not None:
             look(packet)
         if packet.size and not packet.is_discard:
@@ -103,7 +105,8 @@ class _Table(NamedTuple):
 def _table_for_decord(path: Path, short_side: int, checked: bool) -> _Table | None:
     """Return the table of a file; with `checked`, None if decord does not show its right frames.
 
-    It does if that is proven for container and codec, and if the frames are upright."""
+    It does if that is proven for container and codec, the frames are upright, the first one is a key frame, and no
+    frame is shown before the key frame that it follows in the file (open groups of pictures, which decord mixes up)."""
     from av import FFmpegError
 
     with open_video(path) as container:
@@ -115,14 +118,21 @@ def _table_for_decord(path: Path, short_side: int, checked: bool) -> _Table | No
             return None
         size = _scaled_size(stream, short_side)
         first: list[VideoFrame] = []
+        key: int | None = None  # when the last key frame is shown
+        closed = True
 
-        def decode_first(packet: Packet) -> None:
+        def look(packet: Packet) -> None:
+            nonlocal key, closed
             if not first:
                 with suppress(FFmpegError):
                     first.extend(packet.decode())
+            if packet.size and packet.is_keyframe:
+                key = packet.pts
+            elif packet.size and (key is None or packet.pts is None or packet.pts < key):
+                closed = False
 
-        times = timetable(container, stream, decode_first if checked else None)
-        if checked and not (first and quarter_turns(first[0]) == 0):
+        times = timetable(container, stream, look if checked else None)
+        if checked and not (closed and first and quarter_turns(first[0]) == 0):
             return None
         return _Table(times, frame_time(stream), size)
 
@@ -192,6 +202,16 @@ def _read_pyav(path: Path, fps: float, short_side: int, start: float, end: float
     return np.stack(taken)
 
 
+def lost_packets(path: Path, start: float = 0.0, end: float | None = None) -> Damage:
+    """Decode the frames from `start` to `end`, and return how many packets could not be decoded. Raises MediaError."""
+    damage = Damage()
+    with open_video(path) as container:
+        for time, _ in _frames(path, container, video_stream(container, path), start, damage):
+            if end is not None and time >= end:
+                break
+    return damage
+
+
 def _frames(
     path: Path, container: InputContainer, stream: VideoStream, start: float, damage: Damage
 ) -> Iterator[tuple[float, VideoFrame]]:
@@ -213,7 +233,8 @@ def _frames(
                 time = frame.pts * step - origin_of(stream)
             yield time, frame
 
-    if start > 2 and times is None:  # nearer to the beginning, seeking gains nothing
+    # Nearer to the beginning, seeking gains nothing; where the clock begins anew, a time is not one place.
+    if start > 2 and times is None and not restarts(container):
         container.seek(int((start + origin_of(stream)) / step), stream=stream)
         frames = timed()
         first = next(frames, None)

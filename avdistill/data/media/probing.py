@@ -20,9 +20,10 @@ from avdistill.data.media.container import (
     frame_time,
     open_video,
     quarter_turns,
+    restarts,
     video_stream,
 )
-from avdistill.data.media.frames import has_decord, read_frames, timetable
+from avdistill.data.media.frames import has_decord, lost_packets, read_frames, timetable
 from avdistill.data.media.headers import mislabelling, not_a_video, truncation
 from avdistill.data.media.sound import NO_AUDIO, SAMPLE_RATE, SILENCE, read_audio
 from avdistill.data.media.writing import write_video
@@ -59,7 +60,7 @@ class Probe:
 
 
 def probe(path: Path, start: float = 0.0, end: float | None = None) -> Probe:
-    """Look at a file: decode its first frames and the sound from `start` to `end`. Never raises for a bad file.
+    """Look at a file: decode its frames and its sound from `start` to `end`. Never raises for a bad file.
 
     A file of a single frame is no video. Sound is "silent" if no sample of any channel exceeds SILENCE, and "no" where
     there is no stream or none of it can be decoded. `seconds` is the length of the whole file; `width` and `height`
@@ -86,10 +87,12 @@ def probe(path: Path, start: float = 0.0, end: float | None = None) -> Probe:
                 fps=float(stream.average_rate or 0),
                 frames=stream.frames or None,
                 has_video=True,
-                remark=_joined(truncated, damage.text("video"), mislabelling(container, path)),
             )
+            remarks = truncated, mislabelling(container, path)
+        lost_frames = lost_packets(path, start, end) if truncated is None else damage
         audio, no_sound, lost = _audio(path, start, end)
-        return replace(found, audio=audio, no_sound=no_sound, remark=_joined(found.remark, lost))
+        remark = _joined(remarks[0], lost_frames.text("video"), remarks[1], lost)
+        return replace(found, audio=audio, no_sound=no_sound, remark=remark)
     except MediaError as error:
         reason = str(error).removeprefix(f"{path}: ")
         try:
@@ -127,12 +130,15 @@ def _joined(*remarks: str | None) -> str | None:
 
 
 def _seconds(container: InputContainer, stream: VideoStream, path: Path) -> float:
-    """Return the length of the video in seconds, from the first of: stream, container, timestamps of all packets."""
+    """Return the length of the video in seconds, from the first of: stream, container, timestamps of all packets.
+
+    Where recordings were joined, stream and container know one of them only."""
     import av
 
-    if stream.duration and stream.time_base:
+    joined = restarts(container)
+    if not joined and stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    if container.duration:
+    if not joined and container.duration:
         return container.duration / av.time_base
     with open_video(path) as again:
         stream = video_stream(again, path)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avdistill.data.media.container import Damage, MediaError, decode, one_thread, open_video, origin_of
+from avdistill.data.media.container import Damage, MediaError, decode, one_thread, open_video, origin_of, restarts
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -46,7 +46,7 @@ def read_audio(
         stream = container.streams.audio[0]
         one_thread(stream, path)
         origin = origin_of(container.streams.video[0]) if container.streams.video else 0.0
-        if start > 2:  # one second earlier, for codecs whose frames depend on earlier ones
+        if start > 2 and not restarts(container):  # one second earlier, for codecs whose frames depend on earlier ones
             container.seek(int((start - 1 + origin) * av.time_base))
         resampler, kind = None, None
         first: float | None = None

@@ -29,6 +29,12 @@ def test_table_3_leaves_out_the_contrast(suite: Params) -> None:
         assert suite.noise_mixes[suite.features[suite.jobs[suite.runs()[table.rows[row]][0]].A].input.split("/")[1]]
 
 
+def test_the_papers_suite_trains_the_programs_own_student(root: Path) -> None:
+    """With factored shortcuts; the audio student of Xia's Table 4 is a ResNet-50."""
+    suite = load(root / "paper/params.yaml")
+    assert {recipe.student for recipe in suite.recipes.values()} == {"r2plus1d_10_factored", "resnet50_audio"}
+
+
 @pytest.mark.parametrize("file", ["findings/params.yaml", "paper/params.yaml"])
 def test_points_of_a_noise_curve_differ_in_the_sound_alone(root: Path, file: str) -> None:
     suite = load(root / file)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from avdistill.reporting.suite_tables import dataset_sheet, dataset_table
+from avdistill.reporting.suite_tables import dataset_sheet, dataset_table, teachers_sheet
 
 ROWS = [  # split, class, group, seconds, audio, status
     ("train", "a", "a1", 60.0, "yes", "ok"),
@@ -39,3 +39,10 @@ def test_columns_of_what_does_not_occur_are_left_out() -> None:
     some = dataset_sheet("d", dataset_table(index("ok", "unavailable")))
     assert [column.heading for column in some.columns][-2:] == ["corrupt", "unavailable"]
     assert [row[-1].text for row in some.rows] == ["1", "0", "1", "2"]
+
+
+def test_the_teachers_table_says_what_a_weak_teacher_does_to_kd() -> None:
+    row = {"features": "a", "teacher": "t", "kind": "cnn14", "input": "spectrogram/d", "logits": "5 folds", "clips": 4}
+    row |= dict.fromkeys(("in-sample", "distilled", "val", "test", "majority"), 50.0) | {"mlflow": ""}
+    (note,) = (note for note in teachers_sheet(pd.DataFrame([row])).notes if note.startswith("KD with its published"))
+    assert "one below the student's own accuracy pulls it down" in note

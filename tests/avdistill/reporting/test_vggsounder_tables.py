@@ -267,7 +267,7 @@ def test_the_report_has_a_section(params: Params, monkeypatch: pytest.MonkeyPatc
 
 def test_loudness_is_one_of_the_plain_scores(params: Params):
     drawn = loudness(params, "made")
-    index = read_index(params.path("split", "made") / "index.csv").set_index("id")
+    index = read_index(params.index("made")).set_index("id")
     store = Store(params.path("spectrogram", "made"))
     heard = index[(index["background_music"] != "") & (index["audio"] == "yes")]
     assert sorted(drawn.data["id"]) == sorted(heard.index)

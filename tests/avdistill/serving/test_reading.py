@@ -17,6 +17,7 @@ import av
 import numpy as np
 import pytest
 
+from avdistill.data.datasets.folder import VIDEO_TYPES
 from avdistill.data.media import Damage, write_video
 from avdistill.data.media.container import decode, media_errors
 from avdistill.pipeline.errors import UserError
@@ -60,6 +61,38 @@ def test_a_video_is_read_as_a_square(clip: Path) -> None:
     frames = read(Readers(1), clip)
     assert frames.shape == (8, 16, 16, 3) and frames.dtype == np.uint8
     np.testing.assert_array_equal(frames, reading.read(clip, SETTINGS, Limits()))
+
+
+# Ending, codec, frame size: each a format that a folder of videos may have.
+FORMATS: dict[str, tuple[str, int, int]] = {
+    "mp4": ("libx264", 64, 48), "mov": ("libx264", 64, 48), "mkv": ("libx264", 64, 48), "ts": ("libx264", 64, 48),
+    "m2ts": ("libx264", 64, 48), "avi": ("mpeg4", 64, 48), "wmv": ("wmv2", 64, 48), "flv": ("flv", 64, 48),
+    "mpg": ("mpeg2video", 64, 48), "vob": ("mpeg2video", 64, 48), "m2v": ("mpeg2video", 64, 48),
+    "h264": ("libx264", 64, 48), "mjpeg": ("mjpeg", 64, 48), "webm": ("libvpx", 64, 48), "ivf": ("libvpx", 64, 48),
+    "nut": ("mpeg4", 64, 48), "3gp": ("mpeg4", 64, 48), "gif": ("gif", 64, 48), "rm": ("rv10", 64, 48),
+    "dv": ("dvvideo", 720, 576), "mxf": ("mpeg2video", 64, 48), "ogv": ("libtheora", 64, 48), "amv": ("amv", 64, 48),
+    "y4m": ("wrapped_avframe", 64, 48), "hevc": ("libx265", 64, 48),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_what_a_suite_trains_on_is_served(tmp_path: Path, ending: str) -> None:
+    codec, width, height = FORMATS[ending]
+    path = tmp_path / f"clip.{ending}"
+    assert VIDEO_TYPES.fullmatch(path.suffix)
+    try:
+        with av.open(str(path), "w") as container:
+            stream: Any = container.add_stream(codec, rate=25)
+            stream.width, stream.height = width, height
+            stream.pix_fmt = {"mjpeg": "yuvj420p", "amv": "yuvj420p", "gif": "rgb8"}.get(codec, "yuv420p")
+            for level in range(50):
+                grey = np.full((height, width, 3), 4 * level, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+            container.mux(stream.encode(None))
+    except (av.error.FFmpegError, ValueError) as error:
+        pytest.skip(f"not written here: {error}")
+    frames = reading.read(path, SETTINGS, Limits())
+    assert len(frames) in (8, 9) and frames.mean((1, 2, 3)).argsort().tolist() == list(range(len(frames)))
 
 
 def test_where_a_reader_hangs_pyav_reads(clip: Path, trick: Any) -> None:
@@ -107,6 +140,8 @@ def test_a_codec_without_memory(clip: Path, monkeypatch: pytest.MonkeyPatch) -> 
             raise av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory")
 
     class Container:
+        format = av.ContainerFormat("mp4", "r")
+
         def demux(self, stream: object) -> list[Packet]:
             return [Packet(), Packet()]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from unicodedata import normalize
 
@@ -132,23 +133,54 @@ def test_bad_folders(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_out_in_silence(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Hidden and system folders at any depth, broken links, links to folders, other types: counted, with reasons."""
+    """Hidden and system folders at any depth, links to folders, other types: counted, with reasons."""
     for path in (
         "Archery/.ipynb_checkpoints/a.mp4", "Archery/@eaDir/a.mp4", "Archery/deep/__MACOSX/a.mp4",
         "$RECYCLE.BIN/x/a.mp4", "Archery/._a.mp4", "Archery/notes.txt", "readme.md",
     ):  # fmt: skip
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         (source / path).write_text("")
-    (source / "Archery/broken.mp4").symlink_to("nowhere.mp4")
+    os.mkfifo(source / "Archery/pipe.mp4")
     (source / "Archery/elsewhere").symlink_to(source / "naïve class, 2")
     assert len(listed(source, tmp_path)) == 8
     told = capsys.readouterr().out
     assert ": 17 listed or found, 8 clips of 2 classes used; left out: 5 hidden" in told
     for reason in (
-        "5 hidden files or files of the system", "1 broken links", "1 links to folders", "1 files of type '.txt'",
-        "1 files beside the folders of classes",
+        "5 hidden files or files of the system", "1 neither files nor folders", "1 links to folders",
+        "1 files of type '.txt'", "1 files beside the folders of classes",
     ):  # fmt: skip
         assert reason in told, told
+
+
+@pytest.mark.parametrize("place", ["", "Archery", "Archery/deep"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken.mp4", r"broken\.mp4: a link to nowhere\.mp4, which does not exist; delete the link"),
+        (".dvcignore", r"\.dvcignore: DVC does not watch a folder with such a file; delete or rename it"),
+    ],
+)
+def test_what_dvc_fails_at_is_one_line(source: Path, tmp_path: Path, place: str, name: str, message: str) -> None:
+    path = source / place / name
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to("nowhere.mp4") if name == "broken.mp4" else path.write_text("*.avi\n")
+    with pytest.raises(UserError, match=message):
+        listed(source, tmp_path)
+
+
+# Besides those of phones and computers: streams without a container, recorders, discs, cameras, old programs.
+@pytest.mark.parametrize(
+    "ending",
+    [
+        *("264", "h264", "avc", "h265", "hevc", "m1v", "m2v", "m2t", "m2ts", "mts", "mpe", "mpeg", "mpg", "tp", "trp"),
+        *("vob", "dvd", "dif", "dv", "mxf", "gxf", "mk3d", "ogx", "rm", "rv", "viv", "swf", "obu", "ivf", "y4m", "nut"),
+        *("wtv", "3gpp", "3g2", "mp4v", "qt", "asf", "wm", "gif", "mjpg", "mj2", "amv", "f4v", "ismv", "vc1", "dav"),
+    ],
+)
+def test_every_type_of_video_is_used(source: Path, tmp_path: Path, ending: str) -> None:
+    (source / f"Archery/other.{ending.upper()}").write_bytes(b"video")
+    (source / f"Archery/clip.{ending}").write_bytes(b"video")
+    assert len(listed(source, tmp_path)) == 10
 
 
 @pytest.mark.parametrize("layout", ["{split}/{name}/{file}", "{name}/{split}/{file}"])
