@@ -59,7 +59,8 @@ from avdistill.reporting.suite_tables import (
     teachers_sheet,
     teachers_table,
 )
-from avdistill.reporting.vggsounder_tables import vggsounder_sheets, vggsounder_table, vggsounder_text
+from avdistill.reporting.vggsounder_sheets import vggsounder_sheets, vggsounder_text
+from avdistill.reporting.vggsounder_tables import vggsounder_table
 
 PAPER_FIGURES = {
     "xia2023": ("training_curves", "attention"),

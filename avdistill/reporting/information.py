@@ -101,7 +101,7 @@ def predictor_of(
     )
 
 
-class Probe(NamedTuple):
+class LinearProbe(NamedTuple):
     """What linear layers tell of the labels of clips that they were not fitted on.
 
     `information` is I(X; Y) in nats; `log_probabilities` (N, C)."""
@@ -110,7 +110,7 @@ class Probe(NamedTuple):
     log_probabilities: np.ndarray
 
 
-def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> Probe:
+def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> LinearProbe:
     """Predict the labels (N,) of features (N, D) by linear layers in `FOLDS` folds of whole groups (N,).
 
     The weight decay is that for which the cross-entropy is lowest."""
@@ -130,7 +130,7 @@ def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: in
         if error > lowest:
             break
         lowest, best = error, predicted
-    return Probe(max(0.0, float(-share @ np.log(share) - lowest)), best)
+    return LinearProbe(max(0.0, float(-share @ np.log(share) - lowest)), best)
 
 
 def label_information(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> float:

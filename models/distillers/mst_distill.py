@@ -55,7 +55,7 @@ from models.outputs import StudentOutput, TeacherBatch
 LAYERS = 2  # of a teacher that can have a mask
 
 
-class Mask(nn.Module):
+class TeacherMask(nn.Module):
     """Scale the outputs of a layer (N, D), D >= 6, by factors between 0 and 1 that depend on all of them."""
 
     def __init__(self, dim: int) -> None:
@@ -134,7 +134,7 @@ class MstDistill(Distiller):
         dims = {"M": sizes.teachers["A"] + sizes.teachers["I"], "A": sizes.teachers["A"]}
         self.teachers = nn.ModuleDict({name: SmallTeacher(dim, hidden, sizes.classes) for name, dim in dims.items()})
         # One for each teacher and layer, in this order.
-        self.masks = nn.ModuleList(Mask(width) for _ in dims for width in (hidden, hidden // 2))
+        self.masks = nn.ModuleList(TeacherMask(width) for _ in dims for width in (hidden, hidden // 2))
         self.gate = nn.Sequential(
             nn.Linear(sizes.classes, 2 * sizes.classes), nn.Linear(2 * sizes.classes, len(self.masks))
         )

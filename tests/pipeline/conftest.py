@@ -172,9 +172,10 @@ def tiny_checkout(folder: Path, root: Path, *suites: str) -> Checkout:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[Checkout]:
-    """One checkout for a module, with the tiny suite, on a machine that grants little: a locale without UTF-8, a home
-    folder that cannot be written (but by root), temporary files on another disk, files that are the user's alone."""
-    made = tiny_checkout(tmp_path_factory.mktemp("checkout"), root)
+    """One checkout for a module, with the tiny suite, on a machine that grants little: a path with characters that mean
+    something in shells, URLs and patterns, a locale without UTF-8, a home folder that cannot be written (but by root),
+    temporary files on another disk, files that are the user's alone."""
+    made = tiny_checkout(tmp_path_factory.mktemp("checkout") / "50 % of it", root)
     home, temporary = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("temporary")
     home.chmod(0o500)
     with contextlib.suppress(OSError):

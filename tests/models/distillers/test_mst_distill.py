@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.distillers import check_options
-from models.distillers.mst_distill import Mask, balance
+from models.distillers.mst_distill import TeacherMask, balance
 from tests.models.distillers.batches import CLASSES, Batch, all_finite, array, hard_batches, make, total
 from tests.models.distillers.numeric import in_double, slopes
 from tests.models.distillers.test_kd import cross_entropy, kl
@@ -122,7 +122,7 @@ def test_weights_fall_as_in_the_program():
 
 
 def test_masks_lie_between_0_and_1_and_one_that_is_1_changes_nothing():
-    mask, x = Mask(13), torch.randn(5, 13, generator=torch.Generator().manual_seed(1))
+    mask, x = TeacherMask(13), torch.randn(5, 13, generator=torch.Generator().manual_seed(1))
     assert mask.width == 6
     factor = mask(x) / x
     assert factor.min() > 0 and factor.max() < 1 and factor.std() > 0
