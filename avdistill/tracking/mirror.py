@@ -300,7 +300,7 @@ def _client() -> MlflowClient:
     # The mirror retries itself, after checking what has arrived. If the response of a create request is lost, MLflow's
     # own retry would create a second run.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient, set_tracking_uri
 
     uri = tracking_uri()
     if not uri.startswith(SQLITE):
@@ -317,6 +317,9 @@ def _client() -> MlflowClient:
             new = database.with_name(f"{database.name}.new")
             MlflowClient(f"{SQLITE}{new}").search_experiments(max_results=1)
             new.replace(database)
+        # MLflow registers a model by a client of its own. Without this call, that one would open the database of the
+        # working folder, and replace special characters in its path.
+        set_tracking_uri(uri)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
