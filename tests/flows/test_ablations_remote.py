@@ -52,6 +52,7 @@ def test_side_by_side_is_the_same_as_one_after_the_other(suite: Checkout, server
     pd.testing.assert_frame_equal(alone.drop(columns="seconds"), together[:1].drop(columns="seconds"))
 
 
+@pytest.mark.faults  # takes minutes; `make test-faults` runs it beside a suite on two machines
 def test_a_second_machine_runs_a_point_and_its_results_come_back(suite: Checkout, server: str, tmp_path: Path) -> None:
     """The other machine has a worker, a folder of its own, and DVC's configuration; all else comes by the remotes."""
     remotes(suite, tmp_path)

@@ -77,5 +77,6 @@ def test_what_is_no_longer_there_has_no_file(raw: dict[str, Any], tmp_path: Path
     raw["studies"]["noise"]["jobs"].remove("noise_10db")
     for curve in raw["report"]["figures"]["noise"].values():
         del curve["10"]
+    del raw["report"]["settings"]["noise_10db"]
     found = written(raw, tmp_path)
     assert "noise_mixes/avsynth_0db.json" in found and "noise_mixes/avsynth_10db.json" not in found
