@@ -16,16 +16,21 @@ from avdistill.config.types import NO_TEACHER
 from avdistill.pipeline.errors import UserError, nearest
 
 
+def in_graph_of(file: Path, stage: str) -> str:
+    """Return the target of `dvc repro`, run at the root of the repository, for a stage of the suite that has `file`.
+
+    `file` is relative to the root and lies beside the suite's dvc.yaml, as its params file and its dvc.lock do:
+    `train@kd`, or `paper/dvc.yaml:train@kd` for a suite in a folder."""
+    return stage if file.parent == Path() else f"{file.parent.as_posix()}/dvc.yaml:{stage}"
+
+
 def target(params: Params, stage: str, item: str | None = None) -> str:
     """Return the target of `dvc repro`, run at the root of the repository, that makes `<out>/<stage>/<item>`.
 
-    `train@kd`, or `paper/dvc.yaml:train@kd` for a suite in a folder; `train` for all items. The outputs of item `none`
-    are placeholders, which stage check writes."""
-    folder = Path(params.suite.file).parent
-    graph = "" if folder == Path() else f"{folder.as_posix()}/dvc.yaml:"
+    Without an item, all items of the stage. The outputs of item `none` are placeholders, which stage check writes."""
     if item == NO_TEACHER:
-        return f"{graph}check"
-    return f"{graph}{stage}@{item}" if item else f"{graph}{stage}"
+        stage, item = "check", None
+    return in_graph_of(Path(params.suite.file), f"{stage}@{item}" if item else stage)
 
 
 def targets(params: Params, study: str) -> list[str]:

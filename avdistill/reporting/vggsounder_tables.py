@@ -90,8 +90,9 @@ def vggsounder_table(suite: EvaluatedSuite) -> pd.DataFrame:
         for run in suite.evaluated:
             clips = read(run) if suite.job(run).dataset == dataset else {}
             if clips:
-                own = of_label(next(iter(clips.values())), index)
-                labelled = labelled or [{"dataset": dataset, "run": LABEL, **measure} for measure in own]
+                if not labelled:
+                    own = of_label(next(iter(clips.values())), index)
+                    labelled = [{"dataset": dataset, "run": LABEL, **measure} for measure in own]
                 mlflow = {f"mlflow_{stage}": ids for stage, ids in suite.mlflow_ids(run).items()}
                 measures = (*recognition(suite, run, read, index), *detection(suite, run, clips, loudness))
                 rows += [{"dataset": dataset, "run": run, **measure, **mlflow} for measure in measures]

@@ -14,6 +14,7 @@ import os
 import sys
 from pathlib import Path
 
+from avdistill.config.studies import in_graph_of
 from avdistill.pipeline.errors import UserError, redact
 from avdistill.pipeline.provenance import KINDS, NAME, files, folder_md5, locked, md5, packages, trace
 from avdistill.tracking.shared import tracking_uri
@@ -38,9 +39,8 @@ def verify(model: Path, root: Path = Path()) -> tuple[bool, str]:
         return False, f"{model}: changed since its export: {changed}"
     stages = locked(lock)
     if stage not in stages:
-        folder = Path(about["lock"]).parent
-        graph = "" if folder == Path() else f"{folder.as_posix()}/dvc.yaml:"
-        raise UserError(f"{lock}: has no {stage}; run `dvc repro {graph}{stage}`")
+        target = in_graph_of(Path(about["lock"]), stage)
+        raise UserError(f"{lock}: has no {stage}; run `dvc repro {target}`")
     if folder_md5(now | {NAME: md5(model / NAME)}) == stages[stage]["outs"][0]["md5"]:
         return True, f"{model}: {stage} of {lock}; {_counts(recorded)}"
     current = trace(stages, out, [path for kind in KINDS for path in recorded[kind]])

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VIDEO_TYPES = re.compile(
-    r"\.(26[1456]|3g2|3gp|3gpp?2?|amv|apng|asf|av1|avc|avi|cavs|dav|dif|divx|dnxh[dr]|drc|dv|dvd|dvr-ms|evo|f4v|flv|gif|gxf"
-    r"|h26[13456]|hevc|imx|ismv|ivf|k3g|kux|m1v|m2p|m2ts?|m2v|m4v|mj2|mjpe?g|mk3d|mkv|mod|mov|mp4v?|mpe?g?|mpegts|mpg|mpv"
+    r"\.(26[1456]|3g2|3gpp?2?|amv|apng|asf|av1|avc|avi|cavs|dav|dif|divx|dnxh[dr]|drc|dv|dvd|dvr-ms|evo|f4v|flv|gif|gxf"
+    r"|h26[13456]|hevc|imx|ismv|ivf|k3g|kux|m1v|m2p|m2ts?|m2v|m4v|mj2|mjpe?g|mk3d|mkv|mod|mov|mp4v?|mpe?g?|mpegts|mpv"
     r"|mts|mxf|mxg|nsv|nut|obu|og[gmvx]|ps|psp|qt|r[mv]|rmvb|roq|swf|tod|tp|trp|ts|ty|vc1|viv|vob|vro|vvc|webm|wm|wmv|wtv"
     r"|xmv|xvid|y4m)",
     re.I,

@@ -61,17 +61,18 @@ def decode(container: InputContainer, stream: Any, damage: Damage) -> Iterator[A
 
 
 def restarts(container: InputContainer) -> bool:
-    """Whether the clock may begin anew within a file of this format: MPEG-TS, MPEG-PS, Ogg."""
+    """Return whether the clock may begin anew within a file of this format: MPEG-TS, MPEG-PS, Ogg."""
     from av.format import Flags
 
     return Flags.ts_discont in Flags(container.format.flags)
 
 
 def packets(container: InputContainer, stream: Any) -> Iterator[Packet]:
-    """Packets of a stream in the order of the file, the last one empty. Recordings that were joined follow each other.
+    """Yield the packets of a stream in the order of the file, the last one empty.
 
-    At a joint the clock begins anew; all streams go on from the end of the longest one, so they stay together. The last
-    packets of one stream may come behind the first ones of another from the next recording."""
+    Recordings that were joined follow each other. At a joint the clock begins anew; all streams go on from the end of
+    the longest one, so they stay together. The last packets of one stream may come behind the first ones of another
+    from the next recording."""
     if not restarts(container):
         yield from container.demux(stream)
         return
@@ -100,7 +101,7 @@ def packets(container: InputContainer, stream: Any) -> Iterator[Packet]:
 
 
 def _usual(stream: Any) -> float:
-    """How long a packet of a stream lasts where it does not say so, in seconds."""
+    """Return how long a packet lasts that has no duration of its own, in seconds."""
     return frame_time(stream) if stream.type == "video" else 0.0
 
 
