@@ -8,6 +8,7 @@ the backward pass, each rank propagates the gradient of its own shard; the stude
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -102,12 +103,14 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], processes:
     """Run `function(*arguments)` in `processes` ranks of one process group, and wait for all of them.
 
     On `cuda`, rank r uses GPU r. Communication is limited to the loopback interface. If a rank fails, the others are
-    terminated and RuntimeError is raised."""
+    terminated and RuntimeError is raised, with the rank and the exception that came first: those of the other ranks
+    follow from it ("connection closed by peer")."""
     context = multiprocessing.get_context("spawn")
     with TemporaryDirectory() as folder:
+        first_error = Path(folder) / "error"
         store = (Path(folder) / "store").as_uri()
         ranks = [
-            context.Process(target=_run, args=(function, arguments, rank, processes, device, store))
+            context.Process(target=_run, args=(function, arguments, rank, processes, device, store, first_error))
             for rank in range(processes)
         ]
         for process in ranks:
@@ -118,8 +121,10 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], processes:
                 multiprocessing.connection.wait(alive)
                 if any(process.exitcode for process in ranks):
                     break
-            if failed := [process.exitcode for process in ranks if process.exitcode]:
-                raise RuntimeError(f"a training process exited with code {failed[0]}")
+            if failed := {rank: process.exitcode for rank, process in enumerate(ranks) if process.exitcode}:
+                codes = ", ".join(f"rank {rank} exited with code {code}" for rank, code in failed.items())
+                reason = f": {first_error.read_text()}" if first_error.exists() else ""
+                raise RuntimeError(f"training on {processes} processes failed ({codes}){reason}")
         finally:
             for process in ranks:
                 process.terminate()
@@ -127,7 +132,13 @@ def launch(function: Callable[..., None], arguments: tuple[Any, ...], processes:
 
 
 def _run(
-    function: Callable[..., None], arguments: tuple[Any, ...], rank: int, world_size: int, device: str, store: str
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+    rank: int,
+    world_size: int,
+    device: str,
+    store: str,
+    first_error: Path,
 ) -> None:
     end_with_parent()
     loopback = "lo0" if sys.platform == "darwin" else "lo"
@@ -138,5 +149,10 @@ def _run(
         torch.cuda.set_device(rank)
     backend = "gloo" if device == "cpu" else "nccl"
     distributed.init_process_group(backend, init_method=store, rank=rank, world_size=world_size)
-    function(*arguments)
+    try:
+        function(*arguments)
+    except BaseException as error:
+        with contextlib.suppress(FileExistsError), first_error.open("x") as file:
+            file.write(f"rank {rank}: {type(error).__name__}: {error}")
+        raise
     distributed.destroy_process_group()

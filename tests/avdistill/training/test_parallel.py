@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing.connection
+import os
 from pathlib import Path
 
 import pytest
@@ -66,8 +68,25 @@ def fail_in_one() -> None:
 
 
 def test_one_that_fails_ends_all() -> None:
-    with pytest.raises(RuntimeError, match="training process exited with code 1"):
+    with pytest.raises(RuntimeError, match=r"rank 1 exited with code .*: rank 1: ValueError: one of them fails"):
         parallel.launch(fail_in_one, (), 2, "cpu")
+
+
+def follow_the_failure_of_another() -> None:
+    """Rank 0 loses its peer and fails too, and is the first one to be looked at."""
+    if parallel.rank_and_world_size()[0] == 1:
+        raise ValueError("one of them fails")
+    try:
+        parallel.gather(torch.zeros(1))
+    finally:
+        os._exit(6)
+
+
+def test_the_first_error_is_reported_not_one_that_follows_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = multiprocessing.connection.wait
+    monkeypatch.setattr("multiprocessing.connection.wait", lambda alive: [wait([each]) for each in alive])
+    with pytest.raises(RuntimeError, match=r"rank 0 exited .*: rank 1: ValueError"):
+        parallel.launch(follow_the_failure_of_another, (), 2, "cpu")
 
 
 def nothing_to_do() -> None:
