@@ -32,8 +32,7 @@ from avdistill.pipeline.stage import Stage
 from avdistill.training.inference import NotConvergedError, load_student, predict
 from avdistill.training.precision import autocast, make_deterministic
 from avdistill.training.task import Task, task_of
-from avdistill.training.teachers import build_distiller, teacher_tables
-from avdistill.training.trainer import training_clips
+from avdistill.training.teachers import build_distiller, teacher_tables, training_clips
 from models import metrics
 from models.distillers import Distiller, methods
 from models.outputs import TeacherBatch

@@ -1,15 +1,10 @@
-"""Stage teacher_head: a linear layer from a teacher's features to the target classes.
+"""Stage teacher_head: a linear layer from a teacher's features to the target classes, fitted on all training clips.
 
-The classes of the teachers (527 of AudioSet, 1000 of ImageNet) are not the target classes, so methods that need the
-teacher's prediction for the target classes use this layer. Its accuracy measures the teacher's features alone.
+Students that train on all of them distil its logits (avdistill/training/heads.py); for students that train on some
+(`train_groups`), stage train fits a layer on those. Its accuracy measures the teacher's features alone.
 
 Writes to teacher_head/<entry>/: head.npz (weight (C, Dt), bias (C,)), logits.npz (ids, logits (N, C)) and metrics.json;
-for each draw of a teacher with several (avdistill/data/draws.py), whose accuracy the summary averages. The weight decay
-is the one of DECAYS with the highest validation accuracy.
-
-On the clips that it was fitted on, a layer looks far better than it is (on the real UCF51 audio features 80 to 99 %
-right, 46 to 49 % on clips that it has not seen), and a student that distils those logits learns its labels again. So by
-default the logits of training clips are out of fold: from a layer fitted without the clip's group (`cross_fit`).
+for each draw of a teacher with several (avdistill/data/draws.py), whose accuracy the summary averages.
 """
 
 from __future__ import annotations
@@ -20,52 +15,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from avdistill.data.draws import draws_of, of_draw
 from avdistill.data.files import read_arrays, write_arrays, write_json
-from avdistill.data.folds import folds_of
 from avdistill.data.index import read_index
 from avdistill.pipeline.devices import resolve_device
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.stage import Stage
-
-DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
-
-
-def fit_linear(features: Tensor, labels: Tensor, classes: int, decay: float) -> tuple[Tensor, Tensor]:
-    """Return weight (C, D) and bias (C,) that minimise cross-entropy + decay/2·||weight||² on standardised features.
-
-    The problem is convex; L-BFGS from zero finds its minimum, so there is no seed."""
-    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
-    standard = (features - mean) / std
-    weight = torch.zeros(classes, features.shape[1], device=features.device, requires_grad=True)
-    bias = torch.zeros(classes, device=features.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(standard @ weight.T + bias, labels) + decay / 2 * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    folded = weight.detach() / std
-    return folded, bias.detach() - folded @ mean
-
-
-def out_of_fold(features: Tensor, labels: Tensor, groups: np.ndarray, classes: int, decay: float, folds: int) -> Tensor:
-    """Return the logits (N, C) of clips, each from a layer fitted on the folds that do not have the clip's group.
-
-    `features` (N, D), `labels` (N,), `groups` (N,) of at least two values."""
-    fold = torch.from_numpy(folds_of(groups, folds)).to(features.device)
-    logits = features.new_empty(len(features), classes)
-    for number in range(int(fold.max()) + 1):
-        inside = fold == number
-        weight, bias = fit_linear(features[~inside], labels[~inside], classes, decay)
-        logits[inside] = features[inside] @ weight.T + bias
-    return logits
+from avdistill.training.heads import accuracy, fit_head
 
 
 def fit(stage: Stage, path: Path, index: pd.DataFrame, device: str, folder: Path) -> dict[str, Any]:
@@ -86,32 +43,21 @@ def fit(stage: Stage, path: Path, index: pd.DataFrame, device: str, folder: Path
     if not split["train"].any():
         raise UserError(f"{stage.item}: no usable clip of the train split has features; expected at least one")
 
-    def accuracy(head: tuple[Tensor, Tensor], name: str) -> float:
-        rows = split[name]
-        right = (features[rows] @ head[0].T + head[1]).argmax(1) == labels[rows]
-        return float(right.float().mean()) if len(right) else float("nan")
-
-    heads = [fit_linear(features[split["train"]], given[split["train"]], classes, decay) for decay in DECAYS]
-    scores = [accuracy(head, "val") for head in heads]
-    best = int(np.nanargmax(scores)) if not np.isnan(scores).all() else len(DECAYS) // 2
-    weight, bias = heads[best]
-    logits = features @ weight.T + bias
-    by_name = {name: accuracy(heads[best], name) for name in ("train", "val", "test")}
-    train = split["train"]
-    groups = index["group"].to_numpy(dtype=str)[train.cpu().numpy()]
-    if entry.cross_fit and len(set(groups)) > 1:
-        logits[train] = out_of_fold(features[train], given[train], groups, classes, DECAYS[best], entry.cross_fit)
-    by_name["distilled"] = float((logits[train].argmax(1) == labels[train]).float().mean())
+    train, val = split["train"], split["val"]
+    head = fit_head(features, labels, given, train, val, index["group"].to_numpy(dtype=str), entry.cross_fit)
+    in_sample = features @ head.weight.T + head.bias
+    by_name = {name: accuracy(in_sample[rows], labels[rows]) for name, rows in split.items()}
+    by_name["distilled"] = accuracy(head.logits[train], labels[train])
     counts = np.bincount(index["label"][split["test"].cpu().numpy()], minlength=classes)
     summary: dict[str, Any] = {
         "accuracy": by_name,  # `train` in sample; `distilled` of the logits that methods distil on training clips
         "cross_fit": entry.cross_fit,
         "majority": float(counts.max() / max(1, counts.sum())),
         "clips": {name: int(rows.sum()) for name, rows in split.items()},
-        "weight_decay": DECAYS[best],
+        "weight_decay": head.decay,
     }
-    write_arrays(folder / "head.npz", weight=weight.cpu().numpy(), bias=bias.cpu().numpy())
-    write_arrays(folder / "logits.npz", ids=arrays["ids"], logits=logits.cpu().numpy())
+    write_arrays(folder / "head.npz", weight=head.weight.cpu().numpy(), bias=head.bias.cpu().numpy())
+    write_arrays(folder / "logits.npz", ids=arrays["ids"], logits=head.logits.cpu().numpy())
     write_json(folder / "metrics.json", summary)
     return summary
 

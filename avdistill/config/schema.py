@@ -157,7 +157,8 @@ class Recipe(Settings):
     needs frames of one size.
 
     With `train_groups`, students train on so many groups of each class: the first by name, or, with `resample`, groups
-    that are sampled at random for each seed, so that seeds differ by their training clips, too."""
+    that are sampled at random for each seed, so that seeds differ by their training clips, too. The linear layer on a
+    teacher's features is then fitted on the same clips, so that no label of another clip reaches the student."""
 
     student: Literal[
         "r2plus1d_10",

@@ -219,6 +219,8 @@ def teachers_sheet(table: pd.DataFrame) -> Sheet:
         "Accuracy in percent on clips with an input for the teacher. In sample: training clips, by the layer that was "
         "fitted on them. Distilled: training clips, by the logits that methods with teacher logits distil; with folds, "
         "by a layer that has not seen the clip's group. Most frequent class: accuracy of always predicting it.",
+        "These layers are fitted on all training clips. Students that train on some of the groups (train_groups) have "
+        "layers that are fitted on those.",
         "KD with its published weights (0.9 on the teacher, 0.1 on the labels) teaches what the teacher knows: one "
         "below the student's own accuracy pulls it down, also with logits out of fold.",
     ]

@@ -13,10 +13,11 @@ from avdistill.tracking.journal import TrackedRun
 
 
 class TeacherFiles(NamedTuple):
-    """The folders of a teacher's features and of the logits of its head."""
+    """The folders of a teacher's features and of the logits of its head, and the folds that the head is fitted in."""
 
     features: Path
     head: Path
+    cross_fit: int
 
 
 class TrainedStudent(NamedTuple):
@@ -81,7 +82,7 @@ def task_of(params: Params, run: str, seed: int, device: str, folder: Path, trac
         else:
             draw = of_draw(draw_of(params, seed, params.features[taught_by].teacher))
             features, head = (params.path(stage, taught_by) / draw for stage in ("teacher_features", "teacher_head"))
-            teachers[letter] = TeacherFiles(features, head)
+            teachers[letter] = TeacherFiles(features, head, params.features[taught_by].cross_fit)
     first_weights = None
     if job.init != NO_TEACHER:
         first_weights = params.path("teachers", job.init) / of_draw(draw_of(params, seed, job.init)) / "weights.pt"

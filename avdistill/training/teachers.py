@@ -5,29 +5,65 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from avdistill.data.files import read_arrays
+from avdistill.data.index import read_index
 from avdistill.data.loader import ClipSet, teacher_table
+from avdistill.pipeline.errors import UserError
+from avdistill.training.heads import fit_head
 from avdistill.training.inference import load_student, predict
-from avdistill.training.task import Task, TrainedStudent
+from avdistill.training.task import Task, TeacherFiles, TrainedStudent
 from models import distillers
 from models.distillers import Distiller
 from models.outputs import TeacherBatch
 from models.students import Student
 
 
+def training_clips(task: Task) -> ClipSet:
+    """Return the clips that a task trains on."""
+    recipe = task.recipe
+    return ClipSet(task.index, task.store, ("train",), recipe.train_groups, task.seed if recipe.resample else None)
+
+
 def teacher_tables(task: Task, clips: ClipSet, device: torch.device) -> dict[str, TeacherBatch]:
     """Return the outputs of a task's teachers for each clip, on `device`, by letter (A, I or S)."""
     with_blocks = distillers.methods()[task.method].uses_blocks
-    return {
-        letter: (
-            student_table(teacher, clips, device)
-            if isinstance(teacher, TrainedStudent)
-            else teacher_table(teacher.features, teacher.head, clips, with_blocks)
-        ).to(device)
-        for letter, teacher in task.teachers.items()
-    }
+    tables = {}
+    for letter, teacher in task.teachers.items():
+        if isinstance(teacher, TrainedStudent):
+            table = student_table(teacher, clips, device)
+        else:
+            table = teacher_table(teacher.features, teacher.head, clips, with_blocks)
+            if task.recipe.train_groups is not None:
+                table = table._replace(logits=own_logits(task, teacher, clips, device))
+        tables[letter] = table.to(device)
+    return tables
+
+
+def own_logits(task: Task, teacher: TeacherFiles, clips: ClipSet, device: torch.device) -> Tensor:
+    """Return the logits (N, C) for each clip of a head that is fitted on the task's own training clips alone.
+
+    Raises UserError if the teacher knows none of them."""
+    index = read_index(task.index)
+    stored = read_arrays(teacher.features / "features.npz", ("ids", "features", "mask"))
+    rows = index.set_index("id").loc[stored["ids"].tolist()].reset_index()
+    known = stored["mask"] & (rows["status"] == "ok").to_numpy()
+    train = known & rows["id"].isin(training_clips(task).ids).to_numpy()
+    if not train.any():
+        raise UserError(f"{task.place}: {teacher.features} knows none of the training clips of seed {task.seed}")
+    head = fit_head(
+        torch.from_numpy(stored["features"]).to(device),
+        torch.tensor(rows["label"].to_numpy()).to(device),
+        torch.tensor(rows["given" if "given" in rows else "label"].to_numpy()).to(device),
+        torch.from_numpy(train).to(device),
+        torch.from_numpy(known & (rows["split"] == "val").to_numpy()).to(device),
+        rows["group"].to_numpy(dtype=str),
+        teacher.cross_fit,
+    )
+    return head.logits[torch.from_numpy(pd.Index(rows["id"]).get_indexer(clips.ids)).to(device)]
 
 
 def shuffled(

@@ -43,7 +43,7 @@ from avdistill.training.inference import NotFiniteError, predict
 from avdistill.training.precision import autocast, float32_as, make_deterministic
 from avdistill.training.speed import Clock, step_flops
 from avdistill.training.task import Task
-from avdistill.training.teachers import build_distiller, shuffled, teacher_tables
+from avdistill.training.teachers import build_distiller, shuffled, teacher_tables, training_clips
 from avdistill.training.tensors import load_tensors, save_tensors
 from models import students
 from models.distillers import Distiller
@@ -250,12 +250,6 @@ def load_first_weights(student: Student, path: Path) -> None:
     Raises UserError if the file is missing or damaged."""
     state = load_tensors(path)
     student.load_state_dict(student.state_dict() | {k: v for k, v in state.items() if not k.startswith("fc.")})
-
-
-def training_clips(task: Task) -> ClipSet:
-    """Return the clips that a task trains on."""
-    recipe = task.recipe
-    return ClipSet(task.index, task.store, ("train",), recipe.train_groups, task.seed if recipe.resample else None)
 
 
 def selection_split(recipe: Recipe) -> str:

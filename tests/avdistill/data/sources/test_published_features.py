@@ -19,6 +19,7 @@ from avdistill.data.files import read_arrays
 from avdistill.data.index import read_index
 from avdistill.data.sources import published_features
 from avdistill.pipeline.errors import UserError
+from avdistill.training import heads
 from models.metrics import retrieval
 from stages import check, teacher_features, teacher_head
 from tests.helpers.little import logged
@@ -214,7 +215,7 @@ def test_audio_alone_retrieves_at_the_known_rate(ucf51: Params) -> None:
 
 def test_audio_alone_classifies_at_the_known_rate(ucf51: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without a validation split the third of the weight decays is taken; the other heads would be trained for nothing.
-    monkeypatch.setattr(teacher_head, "DECAYS", (teacher_head.DECAYS[2],))
+    monkeypatch.setattr(heads, "DECAYS", (heads.DECAYS[2],))
     teacher_head.main(stage(ucf51, "teacher_head", "f"))
     metrics = json.loads((ucf51.path("teacher_head", "f") / "metrics.json").read_text())
     assert 0.45 <= metrics["accuracy"]["test"] <= 0.47
