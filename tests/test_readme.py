@@ -97,13 +97,16 @@ def test_the_readme_names_every_method_with_its_options(root: Path) -> None:
 def test_the_page_of_methods_has_each_with_its_teachers_and_parameters(root: Path) -> None:
     from models.distillers import build, methods
 
-    rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|.*\| ([\d,]+) \|$", (root / "docs/methods.md").read_text(), re.M)
-    found = {name: (set(teachers.split(", ")), int(number.replace(",", ""))) for name, teachers, number in rows}
+    row = r"^\| `(\w+)` \| ([^|]*) \|[^|]*\|([^|]*)\|.*\| ([\d,]+) \|$"
+    found = {
+        name: (set(teachers.split(", ")), bool(logits.strip()), int(number.replace(",", "")))
+        for name, teachers, logits, number in re.findall(row, (root / "docs/methods.md").read_text(), re.M)
+    }
     widths = {"student_dim": 512, "stage_dims": (64, 128, 256, 512), "classes": 51, "clips": 10}
     known = {}
     for name, method in methods().items():
         teacher_dims = dict.fromkeys(method.accepts[0], 512)
         built = build(name, teacher_dims=teacher_dims, options={}, **widths)
         letters = {letters or "none" for letters in method.accepts}
-        known[name] = (letters, sum(parameter.numel() for parameter in built.parameters()))
+        known[name] = (letters, method.uses_logits, sum(parameter.numel() for parameter in built.parameters()))
     assert found == known

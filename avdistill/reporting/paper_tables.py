@@ -149,6 +149,7 @@ def gains_sheet(suite: EvaluatedSuite, name: str, table: Table, view: View) -> S
     ]
     if any(metric.startswith("mAP") for metric in view.rows["metric"]):
         notes.append("mAP as in the papers: divided by the hits in the top K; queries without a hit are ignored.")
+    notes += suite.logits_note(view.rows["run"])
     legend = "Ring: paper. Diamond and line: here, with its interval. Dashed: zero."
     caption = f"Gain over {table.base}{shown}"
     return Sheet(sheet_name(name, "gains", view), caption, columns, rows, with_dagger(rows, notes), legend)
@@ -189,6 +190,7 @@ def scores_sheet(suite: EvaluatedSuite, name: str, view: View) -> Sheet:
         f"Percent. Here: mean {PLUS_MINUS} half of the 95 % interval over seeds. Difference: here {MINUS} paper, "
         "in points."
     ]
+    notes += suite.logits_note(view.rows["run"])
     caption = f"Scores{shown}"
     return Sheet(sheet_name(name, "scores", view), caption, columns, rows, with_dagger(rows, notes))
 

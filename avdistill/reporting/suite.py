@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from avdistill.config.schema import Job, Params
@@ -78,6 +80,22 @@ class EvaluatedSuite:
         seeds = [job.seeds for job in self.params.jobs.values()]
         shared = any(len({seed % self.draws for seed in several}) < len(several) for several in seeds)
         return f"{covered} (seeds that share one count as one)" if shared else covered
+
+    def logits_note(self, runs: Iterable[str]) -> list[str]:
+        """Return one note that says which predictions for training clips the teachers of some runs give; none if none.
+
+        In sample, a teacher's predictions are almost the labels (avdistill/training/heads.py)."""
+        known = self.params.runs()
+        used = {getattr(self.job(run), letter) for run in runs if run in known for letter in known[run][1].teachers}
+        folds: dict[int, list[str]] = {}
+        for name, entry in self.params.features.items():
+            if name in used:
+                folds.setdefault(entry.cross_fit, []).append(name)
+        said = []
+        for number, names in folds.items():
+            how = f"out of fold ({number} folds)" if number else "in sample"
+            said.append(f"{how} with {listed(names)}" if len(folds) > 1 else how)
+        return [f"Teachers' predictions for training clips: {'; '.join(said)}."] if said else []
 
     def baseline_of(self, run: str) -> str | None:
         """Return the evaluated run without distillation to compare `run` with; None if there is none."""

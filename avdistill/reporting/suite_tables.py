@@ -128,7 +128,7 @@ def runs_sheet(suite: EvaluatedSuite, study: str, table: pd.DataFrame) -> Sheet:
         )
     bases = [base for base in dict.fromkeys(table["baseline"]) if base]
     explained = f"Gain: run {MINUS} baseline ({listed(bases)}), in points of accuracy, paired by seed and clip."
-    notes = [explained] if bases else []
+    notes = ([explained] if bases else []) + suite.logits_note(table["run"])
     name = f"runs-{study}" if study else "runs"
     caption = f"Runs of study {study}" if study else "All runs"
     return Sheet(name, caption, columns, rows, with_dagger(rows, notes))

@@ -30,14 +30,14 @@ def training_clips(task: Task) -> ClipSet:
 
 def teacher_tables(task: Task, clips: ClipSet, device: torch.device) -> dict[str, TeacherBatch]:
     """Return the outputs of a task's teachers for each clip, on `device`, by letter (A, I or S)."""
-    with_blocks = distillers.methods()[task.method].uses_blocks
+    method = distillers.methods()[task.method]
     tables = {}
     for letter, teacher in task.teachers.items():
         if isinstance(teacher, TrainedStudent):
             table = student_table(teacher, clips, device)
         else:
-            table = teacher_table(teacher.features, teacher.head, clips, with_blocks)
-            if task.recipe.train_groups is not None:
+            table = teacher_table(teacher.features, teacher.head, clips, method.uses_blocks)
+            if method.uses_logits and task.recipe.train_groups is not None:
                 table = table._replace(logits=own_logits(task, teacher, clips, device))
         tables[letter] = table.to(device)
     return tables

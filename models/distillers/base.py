@@ -38,6 +38,7 @@ class Distiller(nn.Module, ABC):
 
     accepts: ClassVar[tuple[str, ...]] = ("A", "I", "AI")
     uses_blocks: ClassVar[bool] = False  # whether teachers must provide their blocks, which are large
+    uses_logits: ClassVar[bool] = False  # whether teachers must predict the target classes
     measured: Mapping[str, Tensor] = MappingProxyType({})
 
     def forward(

@@ -102,6 +102,7 @@ class C2kd(Distiller):
     """C2KD with a frozen encoder. Clips that the teacher does not know contribute to the cross-entropy only."""
 
     accepts = ("A", "I")
+    uses_logits = True
 
     def __init__(
         self,

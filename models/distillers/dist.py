@@ -36,6 +36,8 @@ def uncorrelated(student: Tensor, teacher: Tensor) -> Tensor:
 class Dist(Distiller):
     """Correlation with the teacher head. Clips that the teacher does not know contribute to the cross-entropy only."""
 
+    uses_logits = True
+
     def __init__(
         self,
         sizes: Sizes,

@@ -55,6 +55,8 @@ def other_classes(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
 class Dkd(Distiller):
     """Decoupled KD from the teacher head. Clips that the teacher does not know contribute to the cross-entropy only."""
 
+    uses_logits = True
+
     def __init__(
         self,
         sizes: Sizes,

@@ -35,6 +35,8 @@ def tempered_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
 class Kd(Distiller):
     """Tempered KL to the teacher head; with two teachers, one term for each."""
 
+    uses_logits = True
+
     def __init__(
         self,
         sizes: Sizes,

@@ -57,6 +57,7 @@ class KdNoise(Distiller):
     """KL to a virtual teacher, or to an earlier student (teachers: S)."""
 
     accepts = ("", "S")
+    uses_logits = True
 
     def __init__(
         self,

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 
+from avdistill.reporting import results
+from avdistill.reporting.paper_tables import paper_section
+from avdistill.reporting.suite import EvaluatedSuite
 from avdistill.reporting.suite_tables import dataset_sheet, dataset_table, teachers_sheet
+from tests.helpers.synthetic import suite_params, write_suite
 
 ROWS = [  # split, class, group, seconds, audio, status
     ("train", "a", "a1", 60.0, "yes", "ok"),
@@ -46,3 +52,22 @@ def test_the_teachers_table_says_what_a_weak_teacher_does_to_kd() -> None:
     row |= dict.fromkeys(("in-sample", "distilled", "val", "test", "majority"), 50.0) | {"mlflow": ""}
     (note,) = (note for note in teachers_sheet(pd.DataFrame([row])).notes if note.startswith("KD with its published"))
     assert "one below the student's own accuracy pulls it down" in note
+
+
+def test_tables_say_whether_what_teachers_predict_is_out_of_fold(tmp_path: Path) -> None:
+    params = suite_params(tmp_path)
+    write_suite(params)
+    suite = EvaluatedSuite(params)
+    assert suite.logits_note(["uni_modal"]) == []
+    assert suite.logits_note(["uni_modal", "kd", ""]) == [
+        "Teachers' predictions for training clips: out of fold (5 folds)."
+    ]
+    (name,) = {suite.job(run).A for run in ("kd", "mnf_csc")}
+    entry = params.features[name]
+    suite.params = params.model_copy(update={"features": {name: entry.model_copy(update={"cross_fit": 0})}})
+    assert suite.logits_note(["kd"]) == ["Teachers' predictions for training clips: in sample."]
+    table = params.report.tables["xia_1"]
+    compared = results.compare(params, table, suite.measured, suite.gain)
+    section = paper_section(suite, "xia_1", table, compared.assign(verdict=""))
+    sheets = [*section.sheets, *section.folded]
+    assert sheets and all("in sample" in sheet.markdown() for sheet in sheets)

@@ -102,8 +102,8 @@ def training_on(tiny: Params, groups: int | None) -> Params:
 
 def tables_of(params: Params, seed: int, folder: Path) -> tuple[TeacherBatch, ClipSet]:
     """The audio teacher's table for the training clips of a seed."""
-    with start("train", "mnf_csc", params) as tracked:
-        task = task_of(params, "mnf_csc", seed, "cpu", folder, tracked)
+    with start("train", "kd", params) as tracked:
+        task = task_of(params, "kd", seed, "cpu", folder, tracked)
     clips = training_clips(task)
     return teacher_tables(task, clips, torch.device("cpu"))["A"], clips
 
@@ -134,7 +134,7 @@ def test_a_head_sees_no_label_but_those_that_the_student_is_given(tiny: Params, 
 
 def test_students_that_train_on_all_clips_have_the_head_of_the_stage(tiny: Params, tmp_path: Path) -> None:
     params = training_on(tiny, None)
-    teacher_head.main(stage(params, "teacher_head", params.jobs["mnf_csc"].A))
+    teacher_head.main(stage(params, "teacher_head", params.jobs["kd"].A))
     of_the_stage, _ = tables_of(params, 0, tmp_path)
     groups = read_index(params.index("avsynth")).groupby("label")["group"].nunique().max()
     same_clips, _ = tables_of(training_on(tiny, int(groups)), 0, tmp_path)
@@ -143,8 +143,8 @@ def test_students_that_train_on_all_clips_have_the_head_of_the_stage(tiny: Param
 
 def test_a_teacher_that_knows_no_training_clip_names_the_run(tiny: Params, tmp_path: Path) -> None:
     params = training_on(tiny, 1)
-    path = params.path("teacher_features", params.jobs["mnf_csc"].A) / "features.npz"
+    path = params.path("teacher_features", params.jobs["kd"].A) / "features.npz"
     stored = read_arrays(path, ("*",))
     write_arrays(path, **(stored | {"mask": np.zeros_like(stored["mask"])}))
-    with pytest.raises(UserError, match=r"jobs\.mnf_csc\.runs\.mnf_csc: .* knows none of the training clips of seed 0"):
+    with pytest.raises(UserError, match=r"jobs\.kd\.runs\.kd: .* knows none of the training clips of seed 0"):
         tables_of(params, 0, tmp_path)

@@ -98,6 +98,17 @@ def test_without_any_sound_the_other_terms_are_zero(name, teachers, options):
 
 
 @pytest.mark.parametrize(("name", "teachers", "options"), ALL, ids=str)
+def test_only_a_method_that_says_so_uses_the_predictions_of_its_teachers(name, teachers, options):
+    """Stage train fits heads for these methods alone; another one would distil heads that saw other clips' labels."""
+    batch = Batch(teachers=teachers)
+    unknown = {letter: t._replace(logits=torch.full_like(t.logits, torch.nan)) for letter, t in batch.teachers.items()}
+    terms = make(name, teachers, **options)(batch.student, unknown, batch.labels, batch.index)
+    used = not all(value.isfinite() for value in terms.values())
+    declared = bool(teachers) and methods()[name].uses_logits
+    assert used == declared or (declared and options == {"teacher": "head"}), "C2KD's own head uses them at the start"
+
+
+@pytest.mark.parametrize(("name", "teachers", "options"), ALL, ids=str)
 def test_half_precision_changes_little(name, teachers, options):
     full, half = Batch(teachers=teachers), Batch(teachers=teachers)
     student = half.student
