@@ -56,6 +56,12 @@ def room_for(path: Path) -> Iterator[None]:
         raise
 
 
+def check_exists(key: str, name: str, choices: Iterable[str], what: str) -> None:
+    """Raise UserError with the nearest of the choices if the name that a key has is none of them."""
+    if name not in choices:
+        raise UserError(f"{key}: there is no {what} '{name}'; {nearest(name, choices)}")
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return a hint for a wrong name: the nearest valid one, or all of them.
 
