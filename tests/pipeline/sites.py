@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,8 +53,37 @@ ODD: dict[str, dict[str, tuple[str, str, str]]] = {
 }
 
 
+class Labelled(NamedTuple):
+    """VGGSounder's labels of a clip, with their modalities, and what follows from them, by hand: does its sound belong?
+
+    `own`: its class in VGGSound is seen and heard (False: one of the two); `clean`: all that is heard is seen, without
+    music and voice-over (False: it is not). None: it does not count. `speech`: there is a label or voice-over of it."""
+
+    labels: dict[str, str]
+    own: bool | None
+    clean: bool | None
+    music: bool = False
+    voice: bool = False
+    speech: bool = False
+
+
+MARCHING, CHIRPING = "people marching", "bird chirping, tweeting"
+MAN = "male speech, man speaking"  # of the 309 classes, but none of the two that the replica has
+LABELLED = {
+    "marching--6_000002": Labelled({MARCHING: "AV"}, own=True, clean=True),
+    "marching--7_000003": Labelled({MARCHING: "A", CHIRPING: "V"}, own=False, clean=False),
+    "marching--8_000000": Labelled({MARCHING: "AV", CHIRPING: "A", MAN: "A"}, own=True, clean=False, speech=True),
+    "marching--9_000001": Labelled({MARCHING: "V", CHIRPING: "V"}, own=False, clean=None),
+    "chirping--6_000002": Labelled({CHIRPING: "AV"}, own=True, clean=False, music=True),
+    "chirping--8_000000": Labelled({MARCHING: "AV"}, own=None, clean=True),
+    "chirping--9_000001": Labelled({CHIRPING: "A"}, own=False, clean=False, music=True, voice=True, speech=True),
+    "nosound-vid_000001": Labelled({MARCHING: "V"}, own=False, clean=None),
+}  # of the other two test clips one has no labels, and the video of the other one is gone
+
+
 class Sites:
-    """`clips`: the ids that each dataset has to have; `checksums`: of the teachers, where params have to give them."""
+    """`clips`: the ids that each dataset has to have; `checksums`: of the teachers, where params have to give them, and
+    of VGGSounder's wheel."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -67,7 +96,7 @@ class Sites:
             "kinetics_sounds": self.kinetics(),
             "vggsound": self.vggsound(),
         }
-        self.checksums = self.teachers()
+        self.checksums = self.teachers() | {"vggsounder": self.vggsounder()}
 
     def encoded(self, sound: np.ndarray | None, seconds: int = 2) -> bytes:
         """A video of 4 pictures a second."""
@@ -143,18 +172,27 @@ class Sites:
         return {kinetics_name(name, start) for _, name, start in listed}
 
     def vggsound(self) -> set[str]:
-        """Whole videos of 14 s, out of which the clips are to be cut."""
-        labels = {"marching---": "people marching", "chirping---": "bird chirping, tweeting"}
-        splits = ["train"] * 6 + ["test"] * 2
-        rows = [(f"{id_[:-1]}{n}", n % 4, label, splits[n]) for id_, label in labels.items() for n in range(8)]
-        odd = {"_gone-video": 4, "short-video": 30, "nosound-vid": 1}  # the last one is as long as ActivityNet's
-        rows += [(name, start, "people marching", "train") for name, start in odd.items()]
-        whole = self.encoded(tone(14), 14)
-        for name, *_ in rows:
-            if name not in ("_gone-video", "nosound-vid"):
-                (self.folder / f"watch/{name}.mp4").write_bytes(whole)
+        """Whole videos of 14 s, out of which the clips are to be cut; each sounds otherwise."""
+        labels = {"marching---": MARCHING, "chirping---": CHIRPING}
+        splits = ["train"] * 6 + ["test"] * 4
+        rows = [(f"{id_[:-1]}{n}", n % 4, label, splits[n]) for id_, label in labels.items() for n in range(10)]
+        for place, (name, *_) in enumerate(rows):
+            sound = tone(14, 200 + 60 * place, 0.7 - 0.03 * place)
+            (self.folder / f"watch/{name}.mp4").write_bytes(self.encoded(sound, 14))
+        # A gone video, one that ends before the clip, and one without sound, as long as ActivityNet's.
+        odd = {"_gone-video": (4, "test"), "short-video": (30, "train"), "nosound-vid": (1, "test")}
+        rows += [(name, start, MARCHING, split) for name, (start, split) in odd.items()]
+        (self.folder / "watch/short-video.mp4").write_bytes(self.encoded(tone(14), 14))
         replicas.write_vggsound(self.folder / "vggsound/vggsound.csv", rows)
         return {f"{name}_{start:06}" for name, start, *_ in rows}
+
+    def vggsounder(self) -> str:
+        """The wheel of VGGSounder, beside VGGSound's list; returns its checksum."""
+        rows = [("_gone-video_000004", MARCHING, "AV", False, False, False)]
+        for name, clip in LABELLED.items():
+            rows += [(name, label, modality, clip.music, False, clip.voice) for label, modality in clip.labels.items()]
+        path = replicas.write_vggsounder(self.folder / "vggsound", rows)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
 
     def teachers(self) -> dict[str, str]:
         """Narrow networks in the layouts of PANNs, whose checksum is in Zenodo's record, and of torchvision."""

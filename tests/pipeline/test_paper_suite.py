@@ -1,4 +1,5 @@
-"""The paper suite on replicas of its four datasets, of the teachers and of the published features, with the real DVC.
+"""The paper suite on replicas of its four datasets, of the teachers, the published features and VGGSounder, with the
+real DVC.
 
 One web server has what the official sites have: real names, layouts, archives and lists, with little made videos.
 The tests of this file go on from each other's state, in the order in which they stand."""
@@ -15,18 +16,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from avdistill.data.datasets import ucf51
-from avdistill.data.sources import archives
+from avdistill.data.sources import archives, vggsounder
 from tests.helpers.packed import write_rar
 from tests.helpers.serving import Server, serve
 from tests.pipeline.conftest import Checkout, keep_jobs, tiny_checkout
-from tests.pipeline.sites import CCL, CNN14, ODD, WIDTH, Sites
+from tests.pipeline.sites import CCL, CHIRPING, CNN14, LABELLED, MARCHING, ODD, WIDTH, Sites
 
 pytestmark = pytest.mark.e2e
 
 # Of both papers, on every dataset, with features that are computed, published, of noisy sound and of pictures.
 JOBS = ("uni_modal", "mnf_csc", "noise_0db", "activitynet-kd", "tagging-kd", "chen-ccl", "large-crd")
+JOBS += ("large-uni_modal", "large-mnf_csc")
 RUNS = {"mnf_csc": ("mnf_csc",), "chen-ccl": ("chen-ccl-A", "chen-ccl-no_jsd-A")}
 FEATURES = ("ucf51_audio", "ucf51_audio_0db", "ucf51_published", "activitynet_audio", "kinetics_image")
 FEATURES += ("vggsound_audio", "vggsound_image")
@@ -44,7 +47,6 @@ def replica_params(raw: dict[str, Any], url: str, checksums: dict[str, str]) -> 
         origin["mirror"] = f"{url}/{places.get(name, name)}"
         if name in ("activitynet", "vggsound"):
             origin |= {"video_url": f"{url}/watch/{{id}}.mp4", "pause": 0}
-    origins["vggsound"]["vggsounder"] = False  # the sites have no wheel with the right checksum
     for name, teacher in raw["teachers"].items():
         teacher |= {"mirror": url, "width": WIDTH} | ({"checksum": checksums[name]} if name in checksums else {})
     raw["features"] = {name: raw["features"][name] for name in FEATURES}
@@ -83,6 +85,9 @@ def paper(tmp_path_factory: pytest.TempPathFactory, root: Path, sites: Sites, we
     made.environment["AV_TRACKING"] = "off"
     raw = yaml.safe_load((made.folder / "paper/params.yaml").read_text())
     replica_params(raw, web.url, sites.checksums)
+    # The checksum of the one official wheel is in the code; this copy of the code has the replica's.
+    code = made.folder / "avdistill/data/sources/vggsounder.py"
+    code.write_text(code.read_text().replace(vggsounder.SHA256, sites.checksums["vggsounder"]))
     (made.folder / "paper/params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     return made
 
@@ -118,6 +123,7 @@ def test_from_download_to_report(paper: Checkout, web: Server) -> None:
     paper.repro("paper/dvc.yaml")
     asked = [wanted for path, wanted in web.requests if path == archive]
     assert asked == [None, f"bytes={half}-"], "the download did not go on where the connection had ended"
+    assert web.count(f"/vggsound/{vggsounder.WHEEL}") == 1
     assert not list((paper.folder / "out/paper/.partial").glob("*"))
 
 
@@ -148,7 +154,90 @@ def test_the_report_has_the_tables(paper: Checkout, web: Server) -> None:
         assert set(metrics["run"]) == set(job["runs"])
         assert metrics[metrics["metric"] == "accuracy"]["value"].between(0, 1).all()
     counts = pd.read_csv(out / "report/tables/dataset-vggsound.csv").set_index("split")
-    assert counts.loc["all", ["clips", "unavailable"]].tolist() == [19, 2]
+    assert counts.loc["all", ["clips", "unavailable"]].tolist() == [23, 2]
+
+
+def clip_array(path: Path, name: str) -> pd.DataFrame:
+    """An array that a stage wrote, of the clips with VGGSounder's labels: one row a clip."""
+    with np.load(path) as arrays:
+        return pd.DataFrame(arrays[name], index=arrays["ids"]).loc[list(LABELLED)].astype(float)
+
+
+def truth_of(*modalities: str) -> np.ndarray:
+    """Which of the two classes are labels of a clip with one of the modalities: one row a clip."""
+    classes = (CHIRPING, MARCHING)
+    return np.array([[clip.labels.get(name) in modalities for name in classes] for clip in LABELLED.values()])
+
+
+def hit(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Whether the class with the largest score of each clip is true."""
+    return truth[range(len(truth)), scores.argmax(1)]
+
+
+def expect(paper: Checkout, expected: dict[tuple[str, str, str], tuple[float, int]]) -> None:
+    """Compare the report's table with values and counts of clips, by run, measure and label set or truth."""
+    table = pd.read_csv(paper.folder / "out/paper/report/tables/vggsounder.csv").set_index(["run", "measure", "on"])
+    found = table.loc[list(expected), ["value", "clips"]]
+    np.testing.assert_allclose(found, list(expected.values()), atol=1e-6, err_msg=str(found))
+
+
+def test_recognition_is_measured_on_vggsounders_labels(paper: Checkout) -> None:
+    """What the labels in sites.py make of the probabilities that stage evaluate wrote."""
+    out = paper.folder / "out/paper"
+    base = "large-uni_modal"
+    runs = (base, "large-crd", "large-mnf_csc")
+    made = {run: clip_array(out / f"evaluate/{run}/{run}/seed-0.npz", "probabilities").to_numpy() for run in runs}
+    made["head"] = clip_array(out / "teacher_head/vggsound_audio/logits.npz", "logits").to_numpy()
+
+    expected = {}
+    # By hand: how often VGGSound's own label is right, the clips, their labels.
+    own = {"visible": (5, 7, 8), "audible": (5, 6, 7), "both": (3, 4, 4)}
+    for (on, (right, clips, labels)), kinds in zip(own.items(), (("V", "AV"), ("A", "AV"), ("AV",)), strict=True):
+        truth, kept = truth_of(*kinds), truth_of(*kinds).any(1)
+        for run in runs:
+            expected[run, "AP", on] = average_precision_score(truth[kept], made[run][kept]), clips
+        for run, hits in {"VGGSound's label": right, **{run: hit(made[run], truth).sum() for run in runs}}.items():
+            expected[run, "hit@1", on] = hits / clips, clips
+            expected[run, "F1@1", on] = 2 * hits / (clips + labels), clips
+    correct = {name: hit(scores, truth_of("A", "V", "AV")) for name, scores in made.items()}
+    heard = [name != "nosound-vid_000001" for name in LABELLED]
+    for run in runs[1:]:
+        expected[run, "kappa_V", "any"] = (correct[base] & ~correct[run]).mean(), 8
+        expected[run, "repairs", "any"] = (correct[run] & ~correct[base]).mean(), 8
+        expected[run, "kappa_A", "any"] = (correct["head"] & ~correct[run])[heard].mean(), 7
+    expect(paper, expected)
+    shown = (out / "report/tables/vggsounder.md").read_text()
+    assert "| VGGSound's label | 71.4 | 83.3 | 75.0 | 66.7 | 76.9 | 75.0 |" in shown
+
+
+def test_clip_scores_are_compared_with_whether_the_sound_belongs(paper: Checkout) -> None:
+    """What the truths in sites.py make of the scores, features and loudness that other stages wrote."""
+    out, run = paper.folder / "out/paper", "large-mnf_csc"
+    heard = [name for name in LABELLED if name != "nosound-vid_000001"]
+    scores = pd.read_csv(out / f"evaluate/{run}/scores.csv").set_index("id").loc[heard, ["tau", "mask"]]
+    student = clip_array(out / f"evaluate/{run}/{run}/seed-0.npz", "features")
+    teacher = clip_array(out / "teacher_features/vggsound_audio/features.npz", "features")
+    lengths = np.linalg.norm(student, axis=1) * np.linalg.norm(teacher, axis=1)
+    scores["cosine"] = (student * teacher).sum(axis=1) / lengths
+    scores["loudness"] = pd.read_csv(out / "figures/loudness_vggsound.csv").set_index("id")["loudness"]
+    assert scores.nunique().min() > 4, "clips whose scores are equal tell nothing"
+
+    clips = pd.DataFrame(LABELLED.values(), index=LABELLED).loc[heard]
+    truths = {"own": clips["own"], "clean": clips["clean"], "music": ~clips["music"]}
+    truths |= {f"{name}_speechless": clips[name][~clips["speech"]] for name in ("own", "clean")}
+    counts = {"own": 6, "clean": 6, "music": 7, "own_speechless": 4, "clean_speechless": 4}
+    expected = {}
+    for on, truth in truths.items():
+        known = truth.dropna().astype(bool)
+        for name, values in scores.items():
+            expected[run, f"auroc/{name}", on] = roc_auc_score(known, values[known.index]), counts[on]
+    expect(paper, expected)
+    page = (out / "report/index.html").read_text()
+    assert "VGGSounder 1.0" in page and "Does the sound belong?" in page
+    shown = (out / "report/tables/vggsounder-sound.md").read_text().replace("**", "")
+    for name, symbol in {"tau": "τ", "mask": "mask", "cosine": "cos(s, t)"}.items():
+        area = expected[run, f"auroc/{name}", "own"][0]
+        assert f"| large-mnf\\_csc | {symbol} | {area:.2f}" in shown
 
 
 def test_the_teachers_are_those_of_the_sites(paper: Checkout, web: Server, sites: Sites) -> None:
