@@ -48,7 +48,7 @@ def read_frames(
 
     The shorter side is scaled (bilinear) to `short_side` pixels, the ratio of the sides is kept. Times come from the
     file's timestamps, so a variable frame rate is sampled evenly. `auto` is decord where it is installed and reads the
-    file's kind exactly (DECORD_READS), else PyAV. Packets that cannot be decoded are counted in `damage`.
+    file's kind exactly (DECORD_READS), else PyAV. What PyAV finds damaged is counted in `damage`.
     Raises MediaError if nothing can be decoded or `start` is beyond the end of the file.
     """
     damage = damage if damage is not None else Damage()
@@ -202,8 +202,8 @@ def _read_pyav(path: Path, fps: float, short_side: int, start: float, end: float
     return np.stack(taken)
 
 
-def lost_packets(path: Path, start: float = 0.0, end: float | None = None) -> Damage:
-    """Decode the frames from `start` to `end`, and return how many packets could not be decoded. Raises MediaError."""
+def damage_between(path: Path, start: float = 0.0, end: float | None = None) -> Damage:
+    """Decode the frames from `start` to `end`, and return what of them is damaged. Raises MediaError."""
     damage = Damage()
     with open_video(path) as container:
         for time, _ in _frames(path, container, video_stream(container, path), start, damage):
@@ -243,5 +243,5 @@ def _frames(
             yield from frames
             return
         container.seek(0)  # some formats have no index and land too late
-        damage.packets = 0
+        damage.packets = damage.frames = 0
     yield from timed()
