@@ -73,6 +73,13 @@ def restarts(container: InputContainer) -> bool:
     return Flags.ts_discont in Flags(container.format.flags)
 
 
+def has_times(container: InputContainer) -> bool:
+    """Return whether files of this format store times; streams without a container (.h264, .hevc) do not."""
+    from av.format import Flags
+
+    return Flags.no_timestamps not in Flags(container.format.flags)
+
+
 def packets(container: InputContainer, stream: Any) -> Iterator[Packet]:
     """Yield the packets of a stream in the order of the file, the last one empty.
 

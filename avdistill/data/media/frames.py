@@ -14,6 +14,7 @@ from avdistill.data.media.container import (
     MediaError,
     decode,
     frame_time,
+    has_times,
     media_errors,
     open_video,
     origin_of,
@@ -218,6 +219,7 @@ def _frames(
     """Time and frame, from the one on screen at `start` or an earlier one."""
     step = float(stream.time_base or 0)
     times: np.ndarray | None = None
+    stored = has_times(container)
     if _lacks_timestamps(container):
         with open_video(path) as again:
             times = timetable(again, video_stream(again, path))
@@ -227,14 +229,14 @@ def _frames(
         for number, frame in enumerate(decode(container, stream, damage)):
             if times is not None and number < len(times):
                 time = float(times[number])
-            elif times is not None or frame.pts is None:
+            elif times is not None or frame.pts is None or not stored:
                 time += frame_time(stream)
             else:
                 time = frame.pts * step - origin_of(stream)
             yield time, frame
 
     # Nearer to the beginning, seeking gains nothing; where the clock begins anew, a time is not one place.
-    if start > 2 and times is None and not restarts(container):
+    if start > 2 and times is None and stored and not restarts(container):
         container.seek(int((start + origin_of(stream)) / step), stream=stream)
         frames = timed()
         first = next(frames, None)

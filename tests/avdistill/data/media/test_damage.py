@@ -9,8 +9,12 @@ import av
 import numpy as np
 import pytest
 
+from avdistill.config.schema import Frames
 from avdistill.data import media
+from avdistill.data.datasets import Clip
 from avdistill.data.media import probe, read_frames
+from avdistill.data.packing import Damaged
+from stages import frames as stages
 from tests.helpers.little import flip_bytes
 
 CODECS = {"mp4": "libx264", "ts": "libx264", "mkv": "libx264", "avi": "mpeg4", "mpg": "mpeg2video", "flv": "flv"}
@@ -41,6 +45,8 @@ def test_frames_with_hidden_errors_are_counted_and_kept(clip: Path) -> None:
     assert frames.shape == whole.shape and not np.array_equal(frames, whole)
     assert (damage.packets, damage.frames) == (0, 2)
     assert probe(clip).remark == "damaged: 2 video frames have errors"
+    stored = stages.read(Frames(dataset="d", reader="pyav"), Clip("clip", clip, 0.0, None))
+    assert isinstance(stored, Damaged) and stored.reason == "damaged: 2 video frames have errors"
     assert probe(clip, 0.0, 0.3).remark is None, "behind the part that is used"
 
 
