@@ -34,7 +34,8 @@ def read(frames: Frames, clip: datasets.Clip) -> np.ndarray | Damaged[np.ndarray
     damage = media.Damage()
     decoded = media.read_frames(clip.path, frames.fps, frames.short_side, clip.start, clip.end, frames.reader, damage)
     data = encode(decoded, frames.quality) if frames.encoding == "jpeg" else decoded
-    return Damaged(data, damage.text("video")) if damage.packets else data
+    reason = damage.text("video")
+    return Damaged(data, reason) if reason else data
 
 
 def patience(clip: datasets.Clip) -> float:

@@ -56,6 +56,18 @@ def spoil_packet(path: Path, kind: str, number: int) -> None:
     path.write_bytes(content)
 
 
+def flip_bytes(path: Path, numbers: tuple[int, ...]) -> None:
+    """Change 16 bytes amid some packets of video, so that they are decoded with errors, which the decoder hides."""
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+        places = [(packets[number].pos, packets[number].size) for number in numbers]
+    content = bytearray(path.read_bytes())
+    for place, size in places:
+        middle = place + size // 2
+        content[middle : middle + 16] = bytes(value ^ 0x5A for value in content[middle : middle + 16])
+    path.write_bytes(content)
+
+
 class Recorder:
     """Stands for a tracked run: remembers what was logged."""
 

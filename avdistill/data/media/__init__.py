@@ -5,7 +5,9 @@ sequential decode, at the times that the packets carry, upright where the file h
 by itself and scales while it decodes, is used for the containers and codecs in which it was shown to give the same
 (DECORD_READS); elsewhere it shifts or mixes up frames, or never returns. Pixels are taken to be square.
 
-Damage costs what is damaged: packets that cannot be decoded are left out and counted.
+Damage costs what is damaged: packets that cannot be decoded are left out and counted, and frames in which a decoder
+hides errors are kept and counted, by PyAV only: decord does not tell. What no decoder notices is not counted: HEVC, VP8
+and VP9 make a picture of any bytes, and H.264 of some; nor are later frames, which refer to a damaged one.
 """
 
 from avdistill.data.media.container import Damage, MediaError, frame_size

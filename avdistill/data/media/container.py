@@ -29,18 +29,22 @@ class MediaError(UserError):
 
 @dataclass
 class Damage:
-    """How many packets of a stream could not be decoded."""
+    """How many packets of a stream could not be decoded, and how many frames were decoded with errors."""
 
     packets: int = 0
+    frames: int = 0
 
     def text(self, stream: str) -> str:
         """The damage in words; empty where there is none."""
-        return f"damaged: {self.packets} {stream} packets cannot be decoded" if self.packets else ""
+        lost = f"{self.packets} {stream} packets cannot be decoded" if self.packets else ""
+        hidden = f"{self.frames} {stream} frames have errors" if self.frames else ""
+        return f"damaged: {', '.join(filter(None, (lost, hidden)))}" if lost or hidden else ""
 
 
 def decode(container: InputContainer, stream: Any, damage: Damage) -> Iterator[Any]:
     """Frames of a stream in the order of display. Packets that cannot be decoded are left out and counted.
 
+    So are frames in which the decoder hides errors, which are kept. What they damage in later frames is not counted.
     Raises what the last one raised if no packet at all can be decoded."""
     import av
 
@@ -55,7 +59,9 @@ def decode(container: InputContainer, stream: Any, damage: Damage) -> Iterator[A
             problem = error
             continue
         decoded = decoded or bool(frames)
-        yield from frames
+        for frame in frames:
+            damage.frames += bool(frame.is_corrupt)
+            yield frame
     if problem is not None and not decoded:
         raise problem
 
@@ -65,6 +71,13 @@ def restarts(container: InputContainer) -> bool:
     from av.format import Flags
 
     return Flags.ts_discont in Flags(container.format.flags)
+
+
+def has_times(container: InputContainer) -> bool:
+    """Return whether files of this format store times; streams without a container (.h264, .hevc) do not."""
+    from av.format import Flags
+
+    return Flags.no_timestamps not in Flags(container.format.flags)
 
 
 def packets(container: InputContainer, stream: Any) -> Iterator[Packet]:

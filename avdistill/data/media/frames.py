@@ -14,6 +14,7 @@ from avdistill.data.media.container import (
     MediaError,
     decode,
     frame_time,
+    has_times,
     media_errors,
     open_video,
     origin_of,
@@ -48,7 +49,7 @@ def read_frames(
 
     The shorter side is scaled (bilinear) to `short_side` pixels, the ratio of the sides is kept. Times come from the
     file's timestamps, so a variable frame rate is sampled evenly. `auto` is decord where it is installed and reads the
-    file's kind exactly (DECORD_READS), else PyAV. Packets that cannot be decoded are counted in `damage`.
+    file's kind exactly (DECORD_READS), else PyAV. What PyAV finds damaged is counted in `damage`.
     Raises MediaError if nothing can be decoded or `start` is beyond the end of the file.
     """
     damage = damage if damage is not None else Damage()
@@ -202,8 +203,8 @@ def _read_pyav(path: Path, fps: float, short_side: int, start: float, end: float
     return np.stack(taken)
 
 
-def lost_packets(path: Path, start: float = 0.0, end: float | None = None) -> Damage:
-    """Decode the frames from `start` to `end`, and return how many packets could not be decoded. Raises MediaError."""
+def damage_between(path: Path, start: float = 0.0, end: float | None = None) -> Damage:
+    """Decode the frames from `start` to `end`, and return what of them is damaged. Raises MediaError."""
     damage = Damage()
     with open_video(path) as container:
         for time, _ in _frames(path, container, video_stream(container, path), start, damage):
@@ -218,6 +219,7 @@ def _frames(
     """Time and frame, from the one on screen at `start` or an earlier one."""
     step = float(stream.time_base or 0)
     times: np.ndarray | None = None
+    stored = has_times(container)
     if _lacks_timestamps(container):
         with open_video(path) as again:
             times = timetable(again, video_stream(again, path))
@@ -227,14 +229,14 @@ def _frames(
         for number, frame in enumerate(decode(container, stream, damage)):
             if times is not None and number < len(times):
                 time = float(times[number])
-            elif times is not None or frame.pts is None:
+            elif times is not None or frame.pts is None or not stored:
                 time += frame_time(stream)
             else:
                 time = frame.pts * step - origin_of(stream)
             yield time, frame
 
     # Nearer to the beginning, seeking gains nothing; where the clock begins anew, a time is not one place.
-    if start > 2 and times is None and not restarts(container):
+    if start > 2 and times is None and stored and not restarts(container):
         container.seek(int((start + origin_of(stream)) / step), stream=stream)
         frames = timed()
         first = next(frames, None)
@@ -243,5 +245,5 @@ def _frames(
             yield from frames
             return
         container.seek(0)  # some formats have no index and land too late
-        damage.packets = 0
+        damage.packets = damage.frames = 0
     yield from timed()

@@ -23,7 +23,7 @@ from avdistill.data.media.container import (
     restarts,
     video_stream,
 )
-from avdistill.data.media.frames import has_decord, lost_packets, read_frames, timetable
+from avdistill.data.media.frames import damage_between, has_decord, read_frames, timetable
 from avdistill.data.media.headers import mislabelling, not_a_video, truncation
 from avdistill.data.media.sound import NO_AUDIO, SAMPLE_RATE, SILENCE, read_audio
 from avdistill.data.media.writing import write_video
@@ -89,7 +89,7 @@ def probe(path: Path, start: float = 0.0, end: float | None = None) -> Probe:
                 has_video=True,
             )
             remarks = truncated, mislabelling(container, path)
-        lost_frames = lost_packets(path, start, end) if truncated is None else damage
+        lost_frames = damage_between(path, start, end) if truncated is None else damage
         audio, no_sound, lost = _audio(path, start, end)
         remark = _joined(remarks[0], lost_frames.text("video"), remarks[1], lost)
         return replace(found, audio=audio, no_sound=no_sound, remark=remark)
