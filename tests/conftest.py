@@ -29,7 +29,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take minutes come first, so that no core is idle while another one works through the last."""
-    slowest = ("test_paper_suite.py", "test_suite.py", "test_ablations_remote.py")
+    slowest = ("test_paper_suite.py", "test_suite.py", "test_ablations_remote.py", "test_paper_more.py")
     rank = {name: number for number, name in enumerate(slowest)}
     items.sort(key=lambda item: (item.get_closest_marker("e2e") is None, rank.get(item.path.name, len(rank))))
 

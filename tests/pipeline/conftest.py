@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -168,6 +169,23 @@ def tiny_checkout(folder: Path, root: Path, *suites: str) -> Checkout:
     tiny_params(raw)
     (made.folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     return made
+
+
+def paper_checkout(folder: Path, root: Path, change: Callable[[dict[str, Any]], None]) -> Checkout:
+    """A checkout with the paper suite, after a change of its params, and with a cache of checkpoints of its own."""
+    made = tiny_checkout(folder, root, "paper")
+    made.environment |= {"AV_TRACKING": "off", "AV_CACHE": str(made.folder / "cache")}
+    path = made.folder / "paper/params.yaml"
+    raw = yaml.safe_load(path.read_text())
+    change(raw)
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    return made
+
+
+def index_of(paper: Checkout, dataset: str) -> pd.DataFrame:
+    """The paper suite's table of a dataset's clips, by their ids."""
+    path = paper.folder / f"out/paper/split/{dataset}/index.csv"
+    return pd.read_csv(path, dtype={"id": str, "group": str}, keep_default_na=False).set_index("id")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""The official sites that the paper suite downloads from, in one folder: a few dozen little clips of each dataset."""
+"""The official sites that the papers' data and the teachers come from, in one folder: a few dozen little clips of each
+dataset. And the paper suite's params, so that it takes seconds."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from tests.helpers import replicas
 from tests.helpers.little import ramp, tone
 from tests.helpers.replicas import kinetics_name, ucf101_name
 from tests.helpers.teaching import cnn14, save_panns
+from tests.pipeline.conftest import keep_jobs
 
 WIDTH = 1 / 16  # of the teachers and of the students
 FEATURES = 32  # length of what students and teachers make of a clip, 512 in full width
@@ -81,6 +83,60 @@ LABELLED = {
 }  # of the other two test clips one has no labels, and the video of the other one is gone
 
 
+def write_teachers(folder: Path) -> dict[str, str]:
+    """Narrow networks in the layouts of PANNs, whose checksum is in Zenodo's record, and of torchvision.
+
+    Returns the checksums that params have to give."""
+    content = save_panns(cnn14(embedding=FEATURES), folder / CNN14.lstrip("/")).read_bytes()
+    record = {"files": [{"key": Path(CNN14).name, "checksum": f"md5:{hashlib.md5(content).hexdigest()}"}]}
+    (folder / "api/records").mkdir(parents=True)
+    (folder / f"api/records/{weights.RECORD}").write_text(json.dumps(record))
+    (folder / "models").mkdir()
+    checksums = {}
+    for kind in ("resnet34", "resnet50"):
+        torch.manual_seed(0)
+        path = folder / weights.CHECKPOINTS[f"torchvision:{kind}"].path.lstrip("/")
+        torch.save(build_teacher(kind, 1000, WIDTH).state_dict(), path)
+        checksums[kind] = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    return checksums
+
+
+def shrink(
+    raw: dict[str, Any],
+    url: str,
+    checksums: dict[str, str],
+    jobs: tuple[str, ...],
+    runs: dict[str, tuple[str, ...]] | None = None,
+) -> None:
+    """Keep `jobs` of the paper suite, of which some keep only certain `runs`, and what they use, with little to do.
+
+    Teachers come from `url`, and each dataset from the folder of its name there."""
+    raw["device"] = "cpu"
+    keep_jobs(raw, jobs, runs or {})
+    kept = list(raw["jobs"].values())
+    features = {job[letter] for job in kept for letter in "AI"}
+    raw["features"] = {name: entry for name, entry in raw["features"].items() if name in features}
+    teachers = {entry["teacher"] for entry in raw["features"].values()}
+    raw["teachers"] = {name: entry for name, entry in raw["teachers"].items() if name in teachers}
+    inputs = {entry["input"] for entry in (*kept, *raw["features"].values())}
+    for stage, section in (("frames", "frames"), ("mix_noise", "noise_mixes")):
+        raw[section] = {name: entry for name, entry in raw[section].items() if f"{stage}/{name}" in inputs}
+    datasets = {job["dataset"] for job in kept}
+    raw["datasets"] = {name: entry for name, entry in raw["datasets"].items() if name in datasets}
+    for name, dataset in raw["datasets"].items():
+        dataset["origin"]["mirror"] = f"{url}/{name}"
+    for name, teacher in raw["teachers"].items():
+        teacher |= {"mirror": url, "width": WIDTH} | ({"checksum": checksums[name]} if name in checksums else {})
+    for frames in raw["frames"].values():
+        frames |= {"fps": 4, "short_side": 32}
+    for recipe in raw["recipes"].values():
+        recipe |= {"width": WIDTH, "frames": 4, "stride": 4, "size": 24, "batch": 4, "epochs": 2, "milestones": [1]}
+        recipe |= {"precision": "float32", "compile": False, "loader_workers": 0}
+    for job in kept:
+        job["seeds"] = [0]
+    raw["exports"] = []
+
+
 class Sites:
     """`clips`: the ids that each dataset has to have; `checksums`: of the teachers, where params have to give them, and
     of VGGSounder's wheel."""
@@ -96,7 +152,7 @@ class Sites:
             "kinetics_sounds": self.kinetics(),
             "vggsound": self.vggsound(),
         }
-        self.checksums = self.teachers() | {"vggsounder": self.vggsounder()}
+        self.checksums = write_teachers(folder) | {"vggsounder": self.vggsounder()}
 
     def encoded(self, sound: np.ndarray | None, seconds: int = 2) -> bytes:
         """A video of 4 pictures a second."""
@@ -193,18 +249,3 @@ class Sites:
             rows += [(name, label, modality, clip.music, False, clip.voice) for label, modality in clip.labels.items()]
         path = replicas.write_vggsounder(self.folder / "vggsound", rows)
         return hashlib.sha256(path.read_bytes()).hexdigest()
-
-    def teachers(self) -> dict[str, str]:
-        """Narrow networks in the layouts of PANNs, whose checksum is in Zenodo's record, and of torchvision."""
-        content = save_panns(cnn14(embedding=FEATURES), self.folder / CNN14.lstrip("/")).read_bytes()
-        record = {"files": [{"key": Path(CNN14).name, "checksum": f"md5:{hashlib.md5(content).hexdigest()}"}]}
-        (self.folder / "api/records").mkdir(parents=True)
-        (self.folder / f"api/records/{weights.RECORD}").write_text(json.dumps(record))
-        (self.folder / "models").mkdir()
-        checksums = {}
-        for kind in ("resnet34", "resnet50"):
-            torch.manual_seed(0)
-            path = self.folder / weights.CHECKPOINTS[f"torchvision:{kind}"].path.lstrip("/")
-            torch.save(build_teacher(kind, 1000, WIDTH).state_dict(), path)
-            checksums[kind] = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
-        return checksums

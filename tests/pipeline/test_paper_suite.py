@@ -1,5 +1,5 @@
-"""The paper suite on replicas of its four datasets, of the teachers, the published features and VGGSounder, with the
-real DVC.
+"""The paper suite on replicas of the papers' four datasets, of the teachers, the published features and VGGSounder,
+with the real DVC. test_paper_more.py has its further datasets.
 
 One web server has what the official sites have: real names, layouts, archives and lists, with little made videos.
 The tests of this file go on from each other's state, in the order in which they stand."""
@@ -22,8 +22,8 @@ from avdistill.data.datasets import ucf51
 from avdistill.data.sources import archives, vggsounder
 from tests.helpers.packed import write_rar
 from tests.helpers.serving import Server, serve
-from tests.pipeline.conftest import Checkout, keep_jobs, tiny_checkout
-from tests.pipeline.sites import CCL, CHIRPING, CNN14, LABELLED, MARCHING, ODD, WIDTH, Sites
+from tests.pipeline.conftest import Checkout, index_of, paper_checkout
+from tests.pipeline.sites import CCL, CHIRPING, CNN14, LABELLED, MARCHING, ODD, Sites, shrink
 
 pytestmark = pytest.mark.e2e
 
@@ -31,39 +31,18 @@ pytestmark = pytest.mark.e2e
 JOBS = ("uni_modal", "mnf_csc", "noise_0db", "activitynet-kd", "tagging-kd", "chen-ccl", "large-crd")
 JOBS += ("large-uni_modal", "large-mnf_csc")
 RUNS = {"mnf_csc": ("mnf_csc",), "chen-ccl": ("chen-ccl-A", "chen-ccl-no_jsd-A")}
-FEATURES = ("ucf51_audio", "ucf51_audio_0db", "ucf51_published", "activitynet_audio", "kinetics_image")
-FEATURES += ("vggsound_audio", "vggsound_image")
-ELSEWHERE = ("crema_d", "ave", "ravdess")  # datasets of neither paper; tests/avdistill/data/datasets has their replicas
 
 
 def replica_params(raw: dict[str, Any], url: str, checksums: dict[str, str]) -> None:
     """The real params with mirrors on loopback, fewer jobs and little to do."""
-    raw["device"] = "cpu"
-    for section in ("datasets", "frames"):
-        raw[section] = {name: entry for name, entry in raw[section].items() if name not in ELSEWHERE}
-    origins = {name: dataset["origin"] for name, dataset in raw["datasets"].items()}
-    places = {"ucf51": "ucf101", "kinetics_sounds": "kinetics/400"}
-    for name, origin in origins.items():
-        origin["mirror"] = f"{url}/{places.get(name, name)}"
-        if name in ("activitynet", "vggsound"):
-            origin |= {"video_url": f"{url}/watch/{{id}}.mp4", "pause": 0}
-    for name, teacher in raw["teachers"].items():
-        teacher |= {"mirror": url, "width": WIDTH} | ({"checksum": checksums[name]} if name in checksums else {})
-    raw["features"] = {name: raw["features"][name] for name in FEATURES}
-    raw["features"]["ucf51_published"]["source"] = f"{url}{CCL}"
-    raw["noise_mixes"] = {"ucf51_0db": raw["noise_mixes"]["ucf51_0db"]}
-    del raw["frames"]["activitynet_native"]
-    for frames in raw["frames"].values():
-        frames |= {"fps": 4, "short_side": 32}
-    for recipe in raw["recipes"].values():
-        recipe |= {"width": WIDTH, "frames": 4, "stride": 4, "size": 24, "batch": 4, "epochs": 2, "milestones": [1]}
-        recipe |= {"precision": "float32", "compile": False, "loader_workers": 0}
-    raw["recipes"]["xia_kinetics"] |= {"frames": 64, "stride": 64}
-    keep_jobs(raw, JOBS, RUNS)
-    for job in raw["jobs"].values():
-        job["seeds"] = [0]
     raw["jobs"]["chen-ccl"]["I"] = "none"
-    raw["exports"] = []
+    shrink(raw, url, checksums, JOBS, RUNS)
+    for name, place in {"ucf51": "ucf101", "kinetics_sounds": "kinetics/400"}.items():
+        raw["datasets"][name]["origin"]["mirror"] = f"{url}/{place}"
+    for name in ("activitynet", "vggsound"):
+        raw["datasets"][name]["origin"] |= {"video_url": f"{url}/watch/{{id}}.mp4", "pause": 0}
+    raw["features"]["ucf51_published"]["source"] = f"{url}{CCL}"
+    raw["recipes"]["xia_kinetics"] |= {"frames": 64, "stride": 64}
     raw["report"]["cost"] = ["mnf_csc"]
     raw["report"]["figures"] = {"attention": {"run": "mnf_csc", "clips": 2}, "heard": "ucf51_audio"}
 
@@ -81,24 +60,18 @@ def web(sites: Sites) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory, root: Path, sites: Sites, web: Server) -> Checkout:
-    made = tiny_checkout(tmp_path_factory.mktemp("checkout"), root, "paper")
-    made.environment["AV_TRACKING"] = "off"
-    raw = yaml.safe_load((made.folder / "paper/params.yaml").read_text())
-    replica_params(raw, web.url, sites.checksums)
+    made = paper_checkout(
+        tmp_path_factory.mktemp("checkout"), root, lambda raw: replica_params(raw, web.url, sites.checksums)
+    )
     # The checksum of the one official wheel is in the code; this copy of the code has the replica's.
     code = made.folder / "avdistill/data/sources/vggsounder.py"
     code.write_text(code.read_text().replace(vggsounder.SHA256, sites.checksums["vggsounder"]))
-    (made.folder / "paper/params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     return made
 
 
 def ran(output: str) -> set[str]:
     """Stages that DVC ran, except the one that it always runs."""
     return set(re.findall(r"Running stage 'paper/dvc\.yaml:([^']+)'", output)) - {"code"}
-
-
-def index_of(paper: Checkout, dataset: str) -> pd.DataFrame:
-    return pd.read_csv(paper.folder / f"out/paper/split/{dataset}/index.csv", keep_default_na=False).set_index("id")
 
 
 def test_a_checkpoint_with_a_wrong_checksum_is_refused(paper: Checkout, web: Server) -> None:

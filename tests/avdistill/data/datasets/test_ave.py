@@ -5,45 +5,20 @@ from pathlib import Path
 import pytest
 
 from avdistill.config.origins import Ave
-from avdistill.data import datasets, media
+from avdistill.data import datasets
 from avdistill.data.datasets import ave
 from avdistill.data.index import read_index
 from avdistill.data.sources import google_drive
 from avdistill.pipeline.errors import UserError
 from stages import download, split
-from tests.helpers.little import logged, ramp, stage, tone
-from tests.helpers.replicas import ave_members, write_zip
+from tests.helpers.little import logged, stage
+from tests.helpers.more_sites import AVE_LISTS, AVE_MISSING, AVE_VIDEOS, BELL, SPEECH, ave_archive, ave_site
 from tests.helpers.serving import Server, serve
 
-BELL, SPEECH = "Church bell", "Male speech, man speaking"
-LISTS = {
-    "train": [
-        f"{BELL}&RUhOCu3LNXM&good&0&10",
-        f"{BELL}&VWi2ENBuTbw&good&0&0",  # an event without length
-        f"{BELL}&-J2WJaG1Dd4&good&0&10",
-        f"{BELL}&gjCew0Kp0iM&good&0&10",
-        f"{SPEECH}&0giAfYq9oVM&good&3&9",
-        f"{SPEECH}&--HuBNHXu9I&good&0&10",
-        f"{SPEECH}&RUhOCu3LNXM&good&2&6",  # two labels in one list
-        f"{SPEECH}&0_p7OHdHpiM&good&0&5",
-    ],
-    "val": [f"{BELL}&c---zaDCTaE&good&0&10", f"{SPEECH}&17PmRIJG9BQ&good&3&10", f"{SPEECH}&gjCew0Kp0iM&good&1&4"],
-    "test": [f"{BELL}&_QQP43H56TA&good&0&10", f"{SPEECH}&-J2WJaG1Dd4&good&5&10", f"{BELL}&-J2WJaG1Dd4&good&0&10"],
-}
-VIDEOS = {row.split("&")[1] for rows in LISTS.values() for row in rows}
-MISSING = "0_p7OHdHpiM"
-
 
 @pytest.fixture
-def members(tmp_path: Path) -> dict[str, bytes]:
-    media.write_video(tmp_path / "video.mp4", ramp(10), 5, tone(2))
-    video = (tmp_path / "video.mp4").read_bytes()
-    return ave_members(LISTS, dict.fromkeys(sorted(VIDEOS - {MISSING}), video))
-
-
-@pytest.fixture
-def site(members: dict[str, bytes], tmp_path: Path) -> Path:
-    return write_zip(tmp_path / f"web/{ave.ARCHIVE}", members).parent
+def site(tmp_path: Path) -> Path:
+    return ave_site(tmp_path / "web")
 
 
 def origin(web: Server, **changes: str | bool) -> dict[str, str | bool]:
@@ -56,22 +31,22 @@ def test_from_the_archive_to_the_index(site: Path, tmp_path: Path, capsys: pytes
         printed = capsys.readouterr()
         reasons = "2 another label of its video; 1 event without length; 1 its video is in the test split; "
         reasons += "1 its video is in the val split; 1 not in the folder of videos"
-        assert printed.out == f"ave: 14 listed or found, 8 clips of 2 classes used; left out: {reasons}\n"
+        assert printed.out == f"ave: 18 listed or found, 12 clips of 2 classes used; left out: {reasons}\n"
         assert "warning" not in printed.err
         split.main(stage("split", "d", tmp_path, origin(web)))
     assert not list((tmp_path / "out/download").rglob("*.zip"))
     index = read_index(tmp_path / "out/split/d/index.csv").set_index("id")
     ok = index[index["status"] == "ok"]
-    assert ok["group"].is_unique and set(ok["group"]) == VIDEOS - {MISSING, "VWi2ENBuTbw"}
+    assert ok["group"].is_unique and set(ok["group"]) == AVE_VIDEOS - {AVE_MISSING, "VWi2ENBuTbw"}
     assert index.loc["VWi2ENBuTbw", ["status", "reason"]].tolist() == ["excluded", "event without length"]
-    assert index.loc[MISSING, "status"] == "unavailable"
+    assert index.loc[AVE_MISSING, "status"] == "unavailable"
     shared = index[index["group"] == "-J2WJaG1Dd4"]
     assert shared["status"].tolist().count("ok") == 1
     assert shared[shared["status"] == "ok"]["class"].tolist() == [SPEECH], "the first label in the test list"
     assert ok.loc["gjCew0Kp0iM", ["class", "split"]].tolist() == [SPEECH, "val"]
     assert ok.loc["RUhOCu3LNXM", ["class", "split", "event_start", "event_end"]].tolist() == [BELL, "train", 0, 10]
     assert ok["seconds"].to_numpy() == pytest.approx(2, abs=0.01)
-    assert split.summarise(index)["status"] == {"ok": 8, "corrupt": 0, "unavailable": 1, "excluded": 5}
+    assert split.summarise(index)["status"] == {"ok": 12, "corrupt": 0, "unavailable": 1, "excluded": 5}
 
 
 def test_the_published_split_warns_and_downloads_nothing_again(
@@ -83,14 +58,14 @@ def test_the_published_split_warns_and_downloads_nothing_again(
         download.main(stage("download", "d", tmp_path, origin(web, split="published")))
         warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
         assert [line.partition(", so")[0] for line in warnings] == [
-            "ave: warning: in the published split, 1 of the 3 videos of val are also among the 6 of train",
-            "ave: warning: in the published split, 1 of the 2 videos of test are also among the 6 of train",
+            "ave: warning: in the published split, 1 of the 3 videos of val are also among the 8 of train",
+            "ave: warning: in the published split, 1 of the 4 videos of test are also among the 8 of train",
         ]
         assert web.count(f"/{ave.ARCHIVE}") == 1
         made = stage("split", "d", tmp_path, origin(web, split="published"))
         split.main(made)
     index = read_index(tmp_path / "out/split/d/index.csv")
-    assert index["split"].value_counts().to_dict() == {name: len(rows) for name, rows in LISTS.items()}
+    assert index["split"].value_counts().to_dict() == {name: len(rows) for name, rows in AVE_LISTS.items()}
     assert index["id"].is_unique
     assert logged(made)["expected_clips.train"] == 3741 and logged(made)["expected_clips.test"] == 402
     assert (index["status"] == "excluded").sum() == 1
@@ -120,7 +95,7 @@ def test_google_drive(page: bool, site: Path, tmp_path: Path, monkeypatch: pytes
         unmirrored = {name: value for name, value in origin(web).items() if name != "mirror"}
         download.main(stage("download", "d", tmp_path, unmirrored))
         assert [path for path, _ in web.requests] == [f"/{first}", f"/{confirmed}"][: 1 + page]
-    assert len(datasets.clips(tmp_path / "out/download/d")) == 14
+    assert len(datasets.clips(tmp_path / "out/download/d")) == 18
 
 
 @pytest.mark.parametrize("answer", [b"<html>Sorry, too many users have viewed or downloaded this file recently", None])
@@ -145,13 +120,13 @@ def test_an_archive_that_was_brought_by_hand(site: Path, tmp_path: Path) -> None
     (tmp_path / "out").mkdir()
     ave.download(own, tmp_path / "out")
     ave.download(own, tmp_path / "out")
-    assert len(datasets.clips(tmp_path / "out")) == 14
+    assert len(datasets.clips(tmp_path / "out")) == 18
     assert (site / ave.ARCHIVE).exists()
 
 
 @pytest.mark.parametrize("videos", ["AVE_Dataset", "AVE_Dataset/AVE"])
-def test_a_folder_that_the_user_has_is_used_in_place(videos: str, members: dict[str, bytes], tmp_path: Path) -> None:
-    for name, content in members.items():
+def test_a_folder_that_the_user_has_is_used_in_place(videos: str, tmp_path: Path) -> None:
+    for name, content in ave_archive(tmp_path).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     before = sorted(tmp_path.rglob("*"))

@@ -10,29 +10,15 @@ from avdistill.data.datasets import crema_d
 from avdistill.data.index import read_index
 from avdistill.pipeline.errors import UserError
 from stages import download, split
-from tests.helpers.little import logged, ramp, stage, tone
-from tests.helpers.replicas import lfs_pointer, write_crema_d, write_flv, write_zip
+from tests.helpers.little import logged, stage
+from tests.helpers.more_sites import CREMA_D_ACTORS, CREMA_D_CLIPS, CREMA_D_PUBLISHED, CREMA_D_SILENT, crema_d_site
+from tests.helpers.replicas import lfs_pointer, write_zip
 from tests.helpers.serving import Server, serve
-
-ACTORS = ("1001", "1002", "1064", "1076", "1091")
-NAMES = [f"{actor}_MTI_{emotion}_XX" for actor in ACTORS for emotion in crema_d.EMOTIONS]
-NAMES += ["1064_IEO_DIS_MD", "1064_TIE_SAD_XX"]
-SILENT = "1001_MTI_ANG_XX"  # no audio stream, as 28 clips had before December 2020
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """The zip of the repository, the videos, and the published lists: every actor is in both."""
-    folder = tmp_path / "web"
-    folder.mkdir()
-    video = write_flv(tmp_path / "video.flv", ramp(10), 5, tone(2))
-    silent = write_flv(tmp_path / "silent.flv", ramp(10), 5, None)
-    clips = {name: silent if name == SILENT else video for name in NAMES}
-    write_crema_d(folder, clips | {"1064_TIE_SAD_XX": b"no duration"})
-    for file, names in {"train.csv": [n for n in NAMES if "HAP" not in n], "test.csv": NAMES[3::6]}.items():
-        rows = [f"{name},{name.split('_')[2]}\n" for name in names]
-        (folder / file).write_text("".join(rows))
-    return folder
+    return crema_d_site(tmp_path / "web")
 
 
 def origin(web: Server, **changes: str | bool) -> dict[str, str | bool]:
@@ -48,15 +34,15 @@ def test_from_the_repository_to_the_index(site: Path, tmp_path: Path, capsys: py
         split.main(stage("split", "d", tmp_path, origin(web)))
         assert not any("csv" in path or "Audio" in path for path, _ in web.requests)
     index = read_index(tmp_path / "out/split/d/index.csv").set_index("id")
-    assert set(index.index) == set(NAMES)
+    assert set(index.index) == set(CREMA_D_CLIPS)
     bad = index[index["status"] != "ok"]
     assert bad["reason"].to_dict() == crema_d.BAD
     assert set(bad["status"]) == {"excluded"}
-    assert index.loc[SILENT, ["status", "audio", "reason"]].tolist() == ["ok", "no", "no audio stream"]
+    assert index.loc[CREMA_D_SILENT, ["status", "audio", "reason"]].tolist() == ["ok", "no", "no audio stream"]
     assert index.drop(bad.index)["seconds"].to_numpy() == pytest.approx(2, abs=0.3)
     assert index.groupby("group")["split"].nunique().max() == 1, "an actor is in two splits"
     assert set(index["split"]) == {"train", "val", "test"}
-    assert set(index["group"]) == set(ACTORS)
+    assert set(index["group"]) == set(CREMA_D_ACTORS)
     assert set(index["class"]) == set(crema_d.EMOTIONS.values())
     assert index.loc["1091_MTI_NEU_XX", "class"] == "neutral"
     assert split.summarise(index)["status"] == {"ok": 28, "corrupt": 0, "unavailable": 0, "excluded": 4}
@@ -73,16 +59,16 @@ def test_the_published_split_warns_and_downloads_nothing_again(
             "crema_d: warning: in the published split, 5 of the 5 actors of test are also among the 5 of train, so its "
             "accuracy is not that on new actors\n"
         ) in capsys.readouterr().err
-        assert web.count(f"/VideoFlash/{SILENT}.flv") == 1
+        assert web.count(f"/VideoFlash/{CREMA_D_SILENT}.flv") == 1
         made = stage("split", "d", tmp_path, origin(web, split="published"))
         split.main(made)
     index = read_index(tmp_path / "out/split/d/index.csv").set_index("id")
-    assert set(index.index[index["split"] == "test"]) == set(NAMES[3::6])
+    assert set(index.index[index["split"] == "test"]) == set(CREMA_D_PUBLISHED["test.csv"])
     assert logged(made)["expected_clips.train"] == 6698 and logged(made)["expected_clips.test"] == 744
 
 
 def test_an_interrupted_download_goes_on(site: Path, tmp_path: Path) -> None:
-    path = site / f"VideoFlash/{NAMES[-1]}.flv"
+    path = site / f"VideoFlash/{CREMA_D_CLIPS[-1]}.flv"
     content = path.read_bytes()
     with serve(site) as web:
         path.write_bytes(b"other bytes")
@@ -93,14 +79,14 @@ def test_an_interrupted_download_goes_on(site: Path, tmp_path: Path) -> None:
             download.main(stage("download", "d", tmp_path, origin(web)))
         path.write_bytes(content)
         download.main(stage("download", "d", tmp_path, origin(web)))
-        assert web.count(f"/VideoFlash/{NAMES[0]}.flv") == 1
+        assert web.count(f"/VideoFlash/{CREMA_D_CLIPS[0]}.flv") == 1
         assert web.count("/master.zip") == 1
-    assert len(datasets.clips(tmp_path / "out/download/d")) == len(NAMES)
+    assert len(datasets.clips(tmp_path / "out/download/d")) == len(CREMA_D_CLIPS)
 
 
 @pytest.mark.parametrize("layout", ["VideoFlash/{name}.flv", "{name}.mp4"])
 def test_a_folder_that_the_user_has_is_used_in_place(layout: str, site: Path, tmp_path: Path) -> None:
-    for name in NAMES[:-1]:
+    for name in CREMA_D_CLIPS[:-1]:
         path = tmp_path / "own" / layout.format(name=name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"video")
@@ -110,19 +96,20 @@ def test_a_folder_that_the_user_has_is_used_in_place(layout: str, site: Path, tm
     (tmp_path / "out").mkdir()
     crema_d.download(own, tmp_path / "out")
     table = datasets.clips(tmp_path / "out").set_index("id")
-    assert set(table.index) == set(NAMES)
+    assert set(table.index) == set(CREMA_D_CLIPS)
     assert (table["unavailable"] == "").all(), "the missing clip is excluded, so it is not needed"
     assert table.loc["1001_MTI_ANG_XX", "file"] == layout.format(name="1001_MTI_ANG_XX")
 
 
 def test_an_archive_that_the_user_has_is_unpacked(tmp_path: Path) -> None:
-    own = write_zip(tmp_path / "c.zip", {f"C/VideoFlash/{name}.flv": b"video" for name in NAMES} | {"C/a.txt": b""})
+    members = {f"C/VideoFlash/{name}.flv": b"video" for name in CREMA_D_CLIPS} | {"C/a.txt": b""}
+    own = write_zip(tmp_path / "c.zip", members)
     archive = CremaD(kind="crema_d", source=str(own), videos=str(own))
     crema_d.check(archive)
     (tmp_path / "out").mkdir()
     crema_d.download(archive, tmp_path / "out")
     clips = datasets.locate(datasets.clips(tmp_path / "out"), crema_d.videos(archive, tmp_path / "out"))
-    assert len(clips) == len(NAMES) and all(clip.path.read_bytes() == b"video" for clip in clips)
+    assert len(clips) == len(CREMA_D_CLIPS) and all(clip.path.read_bytes() == b"video" for clip in clips)
     assert own.exists()
 
 

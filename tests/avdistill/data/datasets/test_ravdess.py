@@ -5,34 +5,20 @@ from pathlib import Path
 import pytest
 
 from avdistill.config.origins import Ravdess
-from avdistill.data import datasets, media
+from avdistill.data import datasets
 from avdistill.data.datasets import ravdess
 from avdistill.data.index import read_index
 from avdistill.pipeline.errors import UserError
 from stages import download, split
-from tests.helpers.little import ramp, stage, tone
-from tests.helpers.replicas import write_ravdess, write_zip
+from tests.helpers.little import stage
+from tests.helpers.more_sites import RAVDESS_MISSING, ravdess_clips, ravdess_site
+from tests.helpers.replicas import write_zip
 from tests.helpers.serving import Server, serve
-
-ACTORS = ("01", "02", "03", "24")
-MISSING = "01-01-03-02-01-02-24"
-STEMS = ravdess.listed()["id"].tolist()
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The archives of four actors, one statement and repetition of each emotion, and the record with their MD5."""
-    monkeypatch.setattr(ravdess, "ACTORS", list(ACTORS))
-    media.write_video(tmp_path / "video.mp4", ramp(10), 5, tone(2))
-    media.write_video(tmp_path / "silent.mp4", ramp(10), 5, None)
-    content = {kind: (tmp_path / f"{name}.mp4").read_bytes() for kind, name in (("01", "video"), ("02", "silent"))}
-    archives = {
-        actor: {f"{stem}.mp4": content[stem[:2]] for stem in STEMS if stem.endswith(f"-01-02-{actor}")}
-        for actor in ACTORS
-    }
-    del archives["24"][f"{MISSING}.mp4"]
-    write_ravdess(tmp_path / "web", archives)
-    return tmp_path / "web"
+def site(tmp_path: Path) -> Path:
+    return ravdess_site(tmp_path / "web")
 
 
 def origin(web: Server, **changes: str | bool) -> dict[str, str | bool]:
@@ -56,8 +42,8 @@ def test_from_the_archives_to_the_index(site: Path, tmp_path: Path, capsys: pyte
         download.main(stage("download", "d", tmp_path, origin(web)))
         out = capsys.readouterr().out
         assert out == (
-            "ravdess: 480 listed or found, 59 clips of 8 classes used; left out: 240 recording without sound; "
-            "181 not in the archive of its actor\n"
+            "ravdess: 2880 listed or found, 40 clips of 8 classes used; left out: 1440 recording without sound; "
+            "1400 not in the archive of its actor\n"
         )
         split.main(stage("split", "d", tmp_path, origin(web)))
     videos = tmp_path / "out/download/d/videos"
@@ -65,14 +51,15 @@ def test_from_the_archives_to_the_index(site: Path, tmp_path: Path, capsys: pyte
     assert not list(videos.rglob("02-*.mp4")), "the recordings without sound were unpacked"
     index = read_index(tmp_path / "out/split/d/index.csv").set_index("id")
     ok = index[index["status"] == "ok"]
-    assert len(ok) == 59 and set(ok["audio"]) == {"yes"} and set(ok["class"]) == set(ravdess.EMOTIONS)
+    assert set(ok.index) == set(ravdess_clips())
+    assert set(ok["audio"]) == {"yes"} and set(ok["class"]) == set(ravdess.EMOTIONS)
     silent = index[index.index.str.startswith("02-")]
     assert set(silent["status"]) == {"excluded"} and set(silent["reason"]) == {"recording without sound"}
-    missing = index.loc[MISSING, ["status", "reason"]].tolist()
+    missing = index.loc[RAVDESS_MISSING, ["status", "reason"]].tolist()
     assert missing == ["unavailable", "not in the archive of its actor"]
     assert index.groupby("group")["split"].nunique().max() == 1, "an actor is in two splits"
     assert set(index["split"]) == {"train", "val", "test"}
-    assert split.summarise(index)["groups"] == {"train": 2, "val": 1, "test": 1}
+    assert split.summarise(index)["groups"] == {"train": 3, "val": 1, "test": 1}
 
 
 def test_an_interrupted_download_goes_on_and_checksums_count(site: Path, tmp_path: Path) -> None:
@@ -96,7 +83,7 @@ def test_a_record_without_the_checksum(site: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_or_archive_that_the_user_has_is_used(tmp_path: Path) -> None:
-    names = [stem for stem in STEMS if stem.endswith("-01-01-07")]
+    names = [stem for stem in ravdess.listed()["id"] if stem.endswith("-01-01-07")]
     for name in names:
         path = tmp_path / f"own/Actor_07/{name}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
