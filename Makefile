@@ -106,7 +106,7 @@ test: $(READY) ## run all tests, or some: make test [TESTS=tests/models]
 	python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-faults: $(READY) ## test kills, full disks, damaged files, overload (half an hour), write docs/robustness.md
-	python -m pytest tests/faults tests/flows -m faults -n 0
+	python -m pytest tests/faults tests/flows tests/pipeline -m faults -n 0
 	python -m tests.faults.table
 
 # Prefect's worker for Kubernetes and the schemas of its API are not in the lock: they come on top of the environment, in

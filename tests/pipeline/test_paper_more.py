@@ -29,7 +29,7 @@ from tests.helpers.serving import Server, serve
 from tests.pipeline.conftest import Checkout, index_of, paper_checkout
 from tests.pipeline.sites import shrink, write_teachers
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.faults]  # takes minutes: `make test-faults` runs it
 
 CLASSES = {"crema_d": set(crema_d.EMOTIONS.values()), "ave": {BELL, SPEECH}, "ravdess": set(ravdess.EMOTIONS)}
 USABLE = {
