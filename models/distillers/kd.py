@@ -8,7 +8,8 @@ r_i = r + a, so that it is not learned at a tenth of the rate of the others, but
 Defaults T = 4, r = 0.1, a = 0.9 are those of mdistiller and of the CRD benchmark (Tian 2020), tuned on CIFAR-100. The
 paper itself recommends a small weight on the labels. The teacher's logits come from its head on the target classes.
 With these weights the student learns what its teacher knows: a teacher below the student's own accuracy pulls it down.
-A teacher about as good as the student needs a smaller `weight`, chosen on the validation split (docs/findings.md).
+A teacher about as good as the student, or worse, needs a smaller `weight`, chosen on the validation split
+(docs/findings.md).
 
 `standardise: true` replaces both logits in the KL by Z(z) of models/distillers/logits.py (Sun et al., CVPR 2024). Their
 program then has `temperature: 2`, `label_weight: 0.1`, `weight: 9`, tuned on CIFAR-100; set them beside it.
