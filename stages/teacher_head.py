@@ -31,24 +31,17 @@ def fit(stage: Stage, path: Path, index: pd.DataFrame, device: str, folder: Path
     Raises UserError if no clip of the training split has features."""
     entry = stage.params.features[stage.item or ""]
     arrays = read_arrays(path, ("ids", "features", "mask"))
-    features = torch.from_numpy(arrays["features"]).to(device)
-    labels = torch.tensor(index["label"].to_numpy()).to(device)
-    given = torch.tensor(index["given"].to_numpy()).to(device) if "given" in index else labels
-    classes = int(labels.max()) + 1
     usable = arrays["mask"] & (index["status"] == "ok").to_numpy()
-    split = {
-        name: torch.from_numpy(usable & (index["split"] == name).to_numpy()).to(device)
-        for name in ("train", "val", "test")
-    }
+    split = {name: usable & (index["split"] == name).to_numpy() for name in ("train", "val", "test")}
     if not split["train"].any():
         raise UserError(f"{stage.item}: no usable clip of the train split has features; expected at least one")
 
-    train, val = split["train"], split["val"]
-    head = fit_head(features, labels, given, train, val, index["group"].to_numpy(dtype=str), entry.cross_fit)
-    in_sample = features @ head.weight.T + head.bias
+    head = fit_head(arrays["features"], index, split["train"], split["val"], entry.cross_fit, device)
+    labels = torch.tensor(index["label"].to_numpy()).to(device)
+    in_sample = torch.from_numpy(arrays["features"]).to(device) @ head.weight.T + head.bias
     by_name = {name: accuracy(in_sample[rows], labels[rows]) for name, rows in split.items()}
-    by_name["distilled"] = accuracy(head.logits[train], labels[train])
-    counts = np.bincount(index["label"][split["test"].cpu().numpy()], minlength=classes)
+    by_name["distilled"] = accuracy(head.logits[split["train"]], labels[split["train"]])
+    counts = np.bincount(index["label"][split["test"]], minlength=head.logits.shape[1])
     summary: dict[str, Any] = {
         "accuracy": by_name,  # `train` in sample; `distilled` of the logits that methods distil on training clips
         "cross_fit": entry.cross_fit,

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,21 +34,24 @@ class Head(NamedTuple):
 
 
 def fit_head(
-    features: Tensor, labels: Tensor, given: Tensor, train: Tensor, val: Tensor, groups: np.ndarray, folds: int
+    stored: np.ndarray, clips: pd.DataFrame, train: np.ndarray, val: np.ndarray, folds: int, device: str | torch.device
 ) -> Head:
     """Fit the layer on the clips of `train`, with that weight decay of DECAYS that is most accurate on those of `val`.
 
-    `features` (N, D), `labels` (N,), the labels `given` in training (N,), `train` and `val` (N,) bool, `groups` (N,).
-    The logits of training clips are out of fold if there are `folds` (0: in sample) and at least two groups."""
+    `stored` (N, D) are a teacher's features, `clips` the clips' N rows of the index, `train` and `val` (N,) bool. The
+    labels are those that training is given. The logits of training clips are out of fold if there are `folds` (0: in
+    sample) and at least two groups."""
+    features, labels = torch.from_numpy(stored).to(device), torch.tensor(clips["label"].to_numpy()).to(device)
+    given = torch.tensor(clips["given"].to_numpy()).to(device) if "given" in clips else labels
     classes = int(labels.max()) + 1
     layers = [fit_linear(features[train], given[train], classes, decay) for decay in DECAYS]
     scores = [accuracy(features[val] @ weight.T + bias, labels[val]) for weight, bias in layers]
     best = int(np.nanargmax(scores)) if val.any() else len(DECAYS) // 2
     weight, bias = layers[best]
     logits = features @ weight.T + bias
-    own = groups[train.cpu().numpy()]
-    if folds and len(set(own)) > 1:
-        logits[train] = out_of_fold(features[train], given[train], own, classes, DECAYS[best], folds)
+    groups = clips["group"].to_numpy(dtype=str)[train]
+    if folds and len(set(groups)) > 1:
+        logits[train] = out_of_fold(features[train], given[train], groups, classes, DECAYS[best], folds)
     return Head(weight, bias, DECAYS[best], logits)
 
 

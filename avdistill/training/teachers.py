@@ -54,15 +54,8 @@ def own_logits(task: Task, teacher: TeacherFiles, clips: ClipSet, device: torch.
     train = known & rows["id"].isin(training_clips(task).ids).to_numpy()
     if not train.any():
         raise UserError(f"{task.place}: {teacher.features} knows none of the training clips of seed {task.seed}")
-    head = fit_head(
-        torch.from_numpy(stored["features"]).to(device),
-        torch.tensor(rows["label"].to_numpy()).to(device),
-        torch.tensor(rows["given" if "given" in rows else "label"].to_numpy()).to(device),
-        torch.from_numpy(train).to(device),
-        torch.from_numpy(known & (rows["split"] == "val").to_numpy()).to(device),
-        rows["group"].to_numpy(dtype=str),
-        teacher.cross_fit,
-    )
+    val = known & (rows["split"] == "val").to_numpy()
+    head = fit_head(stored["features"], rows, train, val, teacher.cross_fit, device)
     return head.logits[torch.from_numpy(pd.Index(rows["id"]).get_indexer(clips.ids)).to(device)]
 
 
