@@ -147,21 +147,22 @@ def sample_groups(clips: pd.DataFrame, fraction: float, seed: list[int], keep: i
                 f"class '{name}' has {len(groups[name])} groups with usable clips, expected at least {keep + 1} for "
                 "disjoint splits; add clips, or set split.test or split.val to 0"
             )
-    missing = dict(wanted)
     owners = clips.groupby("group")["class"].agg(set).to_dict()
-    taken = set()
-    for group in np.random.default_rng(seed).permutation(sorted(set(clips["group"]))):
-        if all(missing[name] for name in owners[group]):
-            taken.add(str(group))
-            for name in owners[group]:
-                missing[name] -= 1
-    for name, number in missing.items():
-        if number == wanted[name]:
-            raise UserError(
-                f"class '{name}': all its groups also have clips of classes that have enough groups in this split; "
-                "add a group with clips of this class only"
-            )
-    return taken
+    random = np.random.default_rng(seed)
+    for _ in range(100):  # a group of several classes can take the place of the only ones of another class
+        missing, taken = dict(wanted), set()
+        for group in random.permutation(sorted(owners)):
+            if all(missing[name] for name in owners[group]):
+                taken.add(str(group))
+                for name in owners[group]:
+                    missing[name] -= 1
+        without = [name for name, number in missing.items() if number == wanted[name]]
+        if not without:
+            return taken
+    raise UserError(
+        f"class '{without[0]}': all its groups also have clips of classes that have enough groups in this split; "
+        "add a group with clips of this class only"
+    )
 
 
 def summarise(index: pd.DataFrame) -> dict[str, Any]:

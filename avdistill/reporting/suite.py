@@ -82,11 +82,14 @@ class EvaluatedSuite:
         return f"{covered} (seeds that share one count as one)" if shared else covered
 
     def logits_note(self, runs: Iterable[str]) -> list[str]:
-        """Return one note that says which predictions for training clips the teachers of some runs give; none if none.
+        """Return one note that says which predictions for training clips some runs' methods use; none if none.
 
         In sample, a teacher's predictions are almost the labels (avdistill/training/heads.py)."""
-        known = self.params.runs()
-        used = {getattr(self.job(run), letter) for run in runs if run in known for letter in known[run][1].teachers}
+        from models.distillers import methods
+
+        known, uses = self.params.runs(), {name for name, method in methods().items() if method.uses_logits}
+        following = [run for run in runs if run in known and self.job(run).method in uses]
+        used = {getattr(self.job(run), letter) for run in following for letter in known[run][1].teachers}
         folds: dict[int, list[str]] = {}
         for name, entry in self.params.features.items():
             if name in used:

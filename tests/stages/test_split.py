@@ -69,6 +69,20 @@ def test_a_group_that_classes_share_stays_whole(own: list[set[int]], test: float
     assert (splits_of_groups(index)[["train", "val", "test"]] > 0).all(axis=None)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_split_that_exists_is_found(seed: int) -> None:
+    """Of the groups below, b_c alone fills the test split of b and c, and then leaves no group for a."""
+    clips = table({"a": ["a_b", "a_c"], "b": ["a_b", "b", "b_c"], "c": ["a_c", "c", "b_c"]})
+    index = split.assign(clips, Split(test=0.3, val=0, seed=seed))
+    assert (splits_of_groups(index)[["train", "test"]] > 0).all(axis=None)
+
+
+def test_a_split_that_does_not_exist_names_the_class() -> None:
+    clips = table({"a": ["a_b", "a_c"], "b": ["a_b", "b_c"], "c": ["a_c", "b_c"]})
+    with pytest.raises(UserError, match=r"class '[abc]': all its groups also have clips of classes that have enough"):
+        split.assign(clips, Split(test=0.3, val=0))
+
+
 def test_groups_that_all_classes_have_go_to_the_same_part() -> None:
     index = split.assign(table({name: [f"g{n}" for n in range(10)] for name in "abcd"}), Split())
     assert splits_of_groups(index)[["val", "test", "train"]].to_numpy().tolist() == [[1, 3, 6]] * 4

@@ -130,19 +130,22 @@ def _joined(*remarks: str | None) -> str | None:
 
 
 def _seconds(container: InputContainer, stream: VideoStream, path: Path) -> float:
-    """Return the length of the video in seconds, from the first of: stream, container, timestamps of all packets.
+    """Return the length of the video in seconds: what its header states, and no less than its packets reach.
 
-    Where recordings were joined, stream and container know one of them only."""
+    Headers that were never completed state less (IVF, AVI). Where recordings were joined, they know only one of them.
+    """
     import av
 
-    joined = restarts(container)
-    if not joined and stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    if not joined and container.duration:
-        return container.duration / av.time_base
+    stated = 0.0
+    if not restarts(container):
+        if stream.duration and stream.time_base:
+            stated = float(stream.duration * stream.time_base)
+        elif container.duration:
+            stated = container.duration / av.time_base
     with open_video(path) as again:
         stream = video_stream(again, path)
-        return float(timetable(again, stream)[-1] + frame_time(stream))
+        times = timetable(again, stream)
+        return max(stated, float(times[-1] + (np.median(np.diff(times)) if len(times) > 1 else frame_time(stream))))
 
 
 def _audio(path: Path, start: float, end: float | None) -> tuple[Audio, str | None, str]:

@@ -59,6 +59,7 @@ def test_tables_say_whether_what_teachers_predict_is_out_of_fold(tmp_path: Path)
     write_suite(params)
     suite = EvaluatedSuite(params)
     assert suite.logits_note(["uni_modal"]) == []
+    assert suite.logits_note(["mnf_csc"]) == [], "it uses the features of its teacher, not the predictions"
     assert suite.logits_note(["uni_modal", "kd", ""]) == [
         "Teachers' predictions for training clips: out of fold (5 folds)."
     ]

@@ -193,6 +193,29 @@ def test_probe(clip: Path, tmp_path: Path) -> None:
     assert probe(tmp_path / "half.mp4", 1.1, 2.0).audio == "yes"
 
 
+@pytest.mark.parametrize(
+    ("ending", "codec", "field"),
+    [("ivf", "libvpx", 24), ("avi", "mpeg4", None)],  # where the number of frames stands; AVI: behind a name
+)
+def test_a_header_that_states_too_few_frames_is_not_believed(
+    tmp_path: Path, ending: str, codec: str, field: int | None
+) -> None:
+    path = tmp_path / f"short.{ending}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for _ in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode(None))
+    data = bytearray(path.read_bytes())
+    for at in [field] if field else [data.index(b"avih") + 24, data.index(b"strh") + 40]:
+        data[at : at + 4] = (10).to_bytes(4, "little")
+    path.write_bytes(data)
+    end = probe(path).seconds
+    assert end == pytest.approx(4, abs=0.15)
+    assert len(read_frames(path, 10, 48, end=end)) == pytest.approx(40, abs=1)
+
+
 def test_bad_files_get_a_reason(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("no video")
