@@ -10,8 +10,9 @@ The settings are `report.settings` of params. A gain is a contrast between runs 
 
 The predictors (avdistill/reporting/information.py) use the features of the setting's teacher and those of the student
 without a teacher, of its first seed, on test clips, which no student was trained on. Of a teacher with several draws,
-the features are those of draw 0. The accuracy of the teacher's linear layer, averaged over its draws, is the predictor
-that Xue et al. (ICLR 2023) reject.
+the features are those of draw 0. The share of wrong labels is estimated from the teacher alone
+(avdistill/reporting/wrong_labels.py). The accuracy of the teacher's linear layer is the predictor that Xue et al. (ICLR
+2023) reject. Both are averaged over the teacher's draws.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from avdistill.reporting.results import holm, interval_columns, interval_of
 from avdistill.reporting.significance import ALPHA
 from avdistill.reporting.suite import EvaluatedSuite
 from avdistill.reporting.suite_tables import teachers_table
+from avdistill.reporting.wrong_labels import WRONG, wrong_labels
 
 BOUND = 1.0  # points; a smaller gain counts as none, as in a claim that nothing is gained
 FEWEST = 8  # settings, for a statement about the predictors
@@ -55,6 +57,7 @@ PREDICTORS = {
     "log_odds_margin": 0.0,
     "gamma": 0.0,
     "cka": np.nan,
+    "wrong_labels": WRONG,
     "teacher_accuracy": np.nan,
 }
 WORDS = {"cka": "CKA"}
@@ -134,8 +137,8 @@ def predictors(params: Params, entry: ComparedSetting) -> dict[str, float]:
     found = predictor_of(*clips) if clips else Predictor(*[np.nan] * len(Predictor._fields))
     values = {"I(T;Y)": found.teacher, "I(S;Y)": found.student, "I(TS;Y)": found.both, "I(T;S)": found.shared}
     values |= {f"I(T;S) {name}": getattr(found, name) for name in ("log_odds", "nearest", "contrastive")}
-    names = (*(name for name in PREDICTORS if name != "teacher_accuracy"), "alpha", "beta")
-    values |= {name: getattr(found, name) for name in names}
+    names = [name for name in (*PREDICTORS, "alpha", "beta") if hasattr(Predictor, name)]
+    values |= {name: getattr(found, name) for name in names} | {"wrong_labels": wrong_labels(params, entry)}
     return {"clips": len(clips.labels) if clips else 0, **{name: round(values[name], DECIMALS) for name in values}}
 
 
@@ -213,8 +216,10 @@ def settings_sheet(suite: EvaluatedSuite, table: pd.DataFrame, agreement: pd.Dat
         f"{NOISE:g}, which independent features do not reach). Margin: I(T;S) {MINUS} I(S;Y), in nats (Xie 2025). "
         "Log odds margin: the same with the log-odds that linear layers on T and S give, as in Xie's theorem for two "
         "classes. Gamma: the share of I(T,S;Y) that both T and S have (Xue 2023; negative: they tell more together). "
-        "CKA: similarity of T and S, 0 to 1. Teacher accuracy: of the linear layer on T, in percent. The last two have "
-        "no value above which they would predict a gain. settings.csv has further estimates of I(T;S).",
+        "CKA: similarity of T and S, 0 to 1. Wrong labels: the share of wrong labels among training clips, estimated "
+        "from how much less often the teacher's predictions agree with them than with those of test clips (a gain is "
+        f"predicted above {WRONG:g}). Teacher accuracy: of the linear layer on T, in percent. CKA and teacher accuracy "
+        "have no value above which they would predict a gain. settings.csv has further estimates of I(T;S).",
         *agreement_notes(agreement),
     ]
     return Sheet("settings", "Gain by setting", columns, rows, with_dagger(rows, notes))

@@ -96,13 +96,13 @@ def test_the_predictors_are_those_of_test_clips_with_sound(params: Params, table
         assert row[name] == pytest.approx(getattr(expected, name), abs=1e-4, nan_ok=True)
     assert row["I(T;Y)"] == pytest.approx(expected.teacher, abs=1e-4)
     assert row["I(T;S) nearest"] == pytest.approx(expected.nearest, abs=1e-4)
-    assert row["teacher_accuracy"] == pytest.approx(58)
+    assert row["teacher_accuracy"] == pytest.approx(58) and np.isnan(row["wrong_labels"]), "there are no predictions"
 
 
 def test_a_sheet_has_one_row_per_setting(params: Params, table: pd.DataFrame):
     sheet = settings_sheet(EvaluatedSuite(params), table, predictors_table(table))
     assert [row[0].text for row in sheet.rows] == ["Main setting", "Only KD"]
-    assert sheet.groups()[1:] == [("no teacher", 2), ("gain", 2), ("predictor", 6)]
+    assert sheet.groups()[1:] == [("no teacher", 2), ("gain", 2), ("predictor", 7)]
     main, part = (row[3:5] for row in sheet.rows)
     assert main[0].text.startswith(MINUS) and "strong" in main[0].look and main[1].text.startswith("+")
     assert part[1].text == "not run"
@@ -158,7 +158,7 @@ def made_up(settings: int) -> pd.DataFrame:
         verdict = "higher" if gain > 0 else "not higher" if gain == 0 else "lower"
         rows.append({"setting": str(number), "method": "KD", "gain": gain, "verdict": verdict})
         rows[-1] |= {"beyond_label": max(0.0, gain) / 10, "margin": -gain, "gamma": np.nan if number else 1.0}
-        rows[-1] |= {"log_odds_margin": np.nan, "cka": gain**3, "teacher_accuracy": 58.0}
+        rows[-1] |= {"log_odds_margin": np.nan, "cka": gain**3, "wrong_labels": np.nan, "teacher_accuracy": 58.0}
     rows[-1]["verdict"] = "undecided"
     return pd.DataFrame(rows)
 
