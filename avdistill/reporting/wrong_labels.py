@@ -27,7 +27,7 @@ def estimated_share(agreement: float, accuracy: float, classes: int) -> float:
 def wrong_labels(params: Params, entry: ComparedSetting) -> float:
     """Return the share of wrong labels in a setting, by its teacher's out-of-fold predictions, averaged over draws.
 
-    The accuracy is that on test clips, whose labels count as right. NaN without predictions, or with those in sample."""
+    The accuracy is that on test clips, whose labels count as right. NaN without those, or in sample."""
     features, job = params.features[entry.A], params.runs()[entry.baseline][0]
     index = read_index(params.index(params.jobs[job].dataset)).set_index("id")
     shares = []
