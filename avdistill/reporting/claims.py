@@ -145,14 +145,15 @@ def level_of(findings: Iterable[Finding | None]) -> float:
 
 
 def claims_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
-    """Return the sheet of the claims: the paper's contrast, ours, and the verdict."""
+    """Return the sheet of the claims: the paper's contrast, ours, and the verdict; those that are decided first."""
     columns = [Column("", number=False), Column("claim", number=False), Column("paper", number=False, first=True)]
     columns += [Column("here", first=True), Column("", number=False), Column("could find", first=True)]
     columns += [Column("verdict", number=False, first=True)]
     entries = suite.params.report.claims
     reach = reach_of(table, entries)
     rows, places = [], []
-    for row in table.to_dict("records"):
+    decided = table["verdict"].isin([HOLDS, FAILS])
+    for row in pd.concat([table[decided], table[~decided]]).to_dict("records"):
         reported, interval = entries[row["id"]].reported, interval_of(row, "difference")
         sides = [runs for runs in (row["runs"].split(), row["minus"].split()) if runs]
         title = f"{f' {MINUS} '.join(map(listed, sides))}\n{suite.tooltip(*(run for runs in sides for run in runs))}"
@@ -214,11 +215,11 @@ def what_decides(row: dict[str, Any], interval: Interval) -> str:
 
 
 def reach_of(table: pd.DataFrame, entries: dict[str, Claim]) -> float:
-    """Return the end (points) of the axis that all plots share: what three quarters of the numbers do not exceed."""
+    """Return the end (points) of the axis that all plots share: what nine tenths of the numbers do not exceed."""
     numbers = np.abs(table[["difference", "difference_low", "difference_high"]].to_numpy(dtype=float)).ravel()
     numbers = np.concatenate([numbers, [abs(value) for entry in entries.values() for value in entry.reported.values()]])
     numbers = numbers[~np.isnan(numbers)]
-    return max(2.0, float(np.ceil(np.quantile(numbers, 0.75)))) if len(numbers) else 2.0
+    return max(2.0, float(np.ceil(np.quantile(numbers, 0.9)))) if len(numbers) else 2.0
 
 
 def contrast_plot(interval: Interval, reported: tuple[float, ...], reach: float) -> Plot:

@@ -106,6 +106,8 @@ def test_verdicts(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows.caption == (
         "Claims: 9 hold, 6 do not hold, 1 undecided. Intervals that exclude the paper's numbers: 1 of 1"
     )
+    decided = [row[-1].text in {"holds", "does not hold"} for row in rows.rows]
+    assert decided == sorted(decided, reverse=True) and sum(decided) == 15
     assert [row[-1].detail for row in rows.rows if row[0].text == "absent"] == ["one seed"]
     assert rows.rows[0][2].text == "UCF51\N{NO-BREAK SPACE}+6.4, ActivityNet\N{NO-BREAK SPACE}+2.9"
     assert len(rows.rows[0][4].plot.reported) == 2
