@@ -53,5 +53,10 @@ def read_index(path: Path) -> pd.DataFrame:
     return index
 
 
+def given_labels(clips: pd.DataFrame) -> pd.Series:
+    """Return the labels that training is given (N,), which differ from the labels where the split has wrong ones."""
+    return clips["given"] if "given" in clips else clips["label"]
+
+
 def _checksum_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")

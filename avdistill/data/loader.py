@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from avdistill.config.schema import Recipe
 from avdistill.data.files import read_arrays
-from avdistill.data.index import read_index
+from avdistill.data.index import given_labels, read_index
 from avdistill.data.jpeg import JpegClip
 from avdistill.data.packed import Store
 from avdistill.pipeline.errors import UserError
@@ -77,9 +77,7 @@ class ClipSet:
         self.rows: pd.DataFrame = rows.reset_index(drop=True)
         self.ids: list[str] = self.rows["id"].tolist()
         self.labels = torch.tensor(self.rows["label"].to_numpy(), dtype=torch.int64)
-        # What training is told, which differs from the labels where the split has wrong ones.
-        given = self.rows["given"] if "given" in self.rows else self.rows["label"]
-        self.given = torch.tensor(given.to_numpy(), dtype=torch.int64)
+        self.given = torch.tensor(given_labels(self.rows).to_numpy(), dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.ids)

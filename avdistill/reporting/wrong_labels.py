@@ -1,47 +1,48 @@
-"""The share of wrong labels among training clips, as a teacher's predictions tell it before a student is trained."""
+"""Estimate the share of wrong labels among training clips from a teacher's predictions, before a student is trained."""
 
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
 from avdistill.config.report import ComparedSetting
 from avdistill.config.schema import Params
 from avdistill.data.draws import draws_of, of_draw
 from avdistill.data.files import read_arrays
-from avdistill.data.index import read_index
+from avdistill.data.index import given_labels, read_index
 
-WRONG = 0.1  # share of wrong labels from which a gain is predicted: with right labels the estimate rarely reaches it
+WRONG = 0.1  # a gain is predicted above this share
 
 
 def estimated_share(agreement: float, accuracy: float, classes: int) -> float:
-    """Return the share r of wrong labels that lets predictions agree so rarely with the labels of training clips.
+    """Return the estimated share r of wrong labels, each replaced by a random other class of C.
 
-    Predictions that are right on a share q (`accuracy`) of clips with right labels agree with q (1 - r) +
-    (1 - q) r / (C - 1) of labels of which r are wrong, each to a random other class; `agreement` is that share. Below 0
-    if they agree more often than q. NaN if the predictions are no better than chance."""
+    Predictions that are right for a share q (`accuracy`) of the clips with right labels agree with a share
+    q (1 - r) + (1 - q) r / (C - 1) (`agreement`) of the labels in question. The estimate is negative if the agreement
+    exceeds q, and NaN if the predictions are no better than chance."""
     chance = (1 - accuracy) / (classes - 1)
     return (accuracy - agreement) / (accuracy - chance) if accuracy > 1 / classes else np.nan
 
 
 def wrong_labels(params: Params, entry: ComparedSetting) -> float:
-    """Return the share of wrong labels in a setting, by its teacher's out-of-fold predictions, averaged over draws.
+    """Return the estimated share of wrong labels among a setting's training clips, averaged over the teacher's draws.
 
-    The accuracy is that on test clips, whose labels count as right. NaN without those, or in sample."""
+    The predictions for training clips are out of fold; the accuracy is measured on test clips, whose labels are taken
+    as right. Return NaN if predictions are missing, or in sample."""
     features, job = params.features[entry.A], params.runs()[entry.baseline][0]
+    if not features.cross_fit:
+        return np.nan
     index = read_index(params.index(params.jobs[job].dataset)).set_index("id")
     shares = []
     for draw in map(of_draw, range(draws_of(params, features.teacher))):
         logits = params.path("teacher_head", entry.A) / draw / "logits.npz"
         stored = params.path("teacher_features", entry.A) / draw / "features.npz"
-        if not features.cross_fit or not logits.exists() or not stored.exists():
+        if not logits.exists() or not stored.exists():
             return np.nan
         arrays = read_arrays(logits, ("ids", "logits"))
         clips = index.loc[arrays["ids"]]
         usable = clips["status"].eq("ok").to_numpy() & read_arrays(stored, ("mask",))["mask"]
         predicted = arrays["logits"].argmax(1)
         train, test = (usable & clips["split"].eq(split).to_numpy() for split in ("train", "test"))
-        given = (clips["given"] if "given" in clips else clips["label"]).to_numpy()
-        right, agreeing = predicted == clips["label"].to_numpy(), predicted == given
+        right, agreeing = (predicted == labels.to_numpy() for labels in (clips["label"], given_labels(clips)))
         shares.append(estimated_share(agreeing[train].mean(), right[test].mean(), arrays["logits"].shape[1]))
-    return float(pd.Series(shares).mean())
+    return float(np.mean(shares))

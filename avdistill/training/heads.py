@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avdistill.data.folds import folds_of
+from avdistill.data.index import given_labels
 
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -42,7 +43,7 @@ def fit_head(
     labels are those that training is given. The logits of training clips are out of fold if there are `folds` (0: in
     sample) and at least two groups."""
     features, labels = torch.from_numpy(stored).to(device), torch.tensor(clips["label"].to_numpy()).to(device)
-    given = torch.tensor(clips["given"].to_numpy()).to(device) if "given" in clips else labels
+    given = torch.tensor(given_labels(clips).to_numpy()).to(device)
     classes = int(labels.max()) + 1
     layers = [fit_linear(features[train], given[train], classes, decay) for decay in DECAYS]
     scores = [accuracy(features[val] @ weight.T + bias, labels[val]) for weight, bias in layers]
