@@ -18,7 +18,7 @@ import torch
 
 from avdistill.data.draws import draws_of, of_draw
 from avdistill.data.files import read_arrays, write_arrays, write_json
-from avdistill.data.index import read_index
+from avdistill.data.index import given_labels, read_index
 from avdistill.pipeline.devices import resolve_device
 from avdistill.pipeline.errors import UserError
 from avdistill.pipeline.stage import Stage
@@ -41,9 +41,12 @@ def fit(stage: Stage, path: Path, index: pd.DataFrame, device: str, folder: Path
     in_sample = torch.from_numpy(arrays["features"]).to(device) @ head.weight.T + head.bias
     by_name = {name: accuracy(in_sample[rows], labels[rows]) for name, rows in split.items()}
     by_name["distilled"] = accuracy(head.logits[split["train"]], labels[split["train"]])
+    given = torch.tensor(given_labels(index).to_numpy()).to(device)
     counts = np.bincount(index["label"][split["test"]], minlength=head.logits.shape[1])
     summary: dict[str, Any] = {
         "accuracy": by_name,  # `train` in sample; `distilled` of the logits that methods distil on training clips
+        "agreement": accuracy(head.logits[split["train"]], given[split["train"]]),  # with the labels training is given
+        "classes": head.logits.shape[1],
         "cross_fit": entry.cross_fit,
         "majority": float(counts.max() / max(1, counts.sum())),
         "clips": {name: int(rows.sum()) for name, rows in split.items()},

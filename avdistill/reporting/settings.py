@@ -11,8 +11,8 @@ The settings are `report.settings` of params. A gain is a contrast between runs 
 The predictors (avdistill/reporting/information.py) use the features of the setting's teacher and those of the student
 without a teacher, of its first seed, on test clips, which no student was trained on. Of a teacher with several draws,
 the features are those of draw 0. The share of wrong labels is estimated from the teacher alone
-(avdistill/reporting/wrong_labels.py). The accuracy of the teacher's linear layer is the predictor that Xue et al. (ICLR
-2023) reject. Both are averaged over the teacher's draws.
+(avdistill/reporting/teacher_heads.py). The accuracy of the teacher's linear layer is the predictor that Xue et al.
+(ICLR 2023) reject. Both are averaged over the teacher's draws.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from avdistill.reporting.results import holm, interval_columns, interval_of
 from avdistill.reporting.significance import ALPHA
 from avdistill.reporting.suite import EvaluatedSuite
 from avdistill.reporting.suite_tables import teachers_table
-from avdistill.reporting.wrong_labels import WRONG, wrong_labels
+from avdistill.reporting.teacher_heads import WRONG, wrong_labels
 
 BOUND = 1.0  # points; a smaller gain counts as none, as in a claim that nothing is gained
 FEWEST = 8  # settings, for a statement about the predictors
@@ -138,7 +138,7 @@ def predictors(params: Params, entry: ComparedSetting) -> dict[str, float]:
     values = {"I(T;Y)": found.teacher, "I(S;Y)": found.student, "I(TS;Y)": found.both, "I(T;S)": found.shared}
     values |= {f"I(T;S) {name}": getattr(found, name) for name in ("log_odds", "nearest", "contrastive")}
     names = [name for name in (*PREDICTORS, "alpha", "beta") if hasattr(Predictor, name)]
-    values |= {name: getattr(found, name) for name in names} | {"wrong_labels": wrong_labels(params, entry)}
+    values |= {name: getattr(found, name) for name in names} | {"wrong_labels": wrong_labels(params, entry.A)}
     return {"clips": len(clips.labels) if clips else 0, **{name: round(values[name], DECIMALS) for name in values}}
 
 

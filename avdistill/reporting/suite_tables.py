@@ -13,7 +13,6 @@ import pandas as pd
 
 from avdistill.config.schema import Params
 from avdistill.config.types import NO_TEACHER
-from avdistill.data.draws import draws_of, of_draw
 from avdistill.reporting.page import (
     EMPTY,
     MINUS,
@@ -29,6 +28,7 @@ from avdistill.reporting.page import (
 )
 from avdistill.reporting.results import interval_columns, interval_of
 from avdistill.reporting.suite import EvaluatedSuite
+from avdistill.reporting.teacher_heads import head_metrics, wrong_labels
 
 METRICS = ("accuracy", "R@1", "mAP@100/released", "mAP@100/hits", "mAP@100/standard", "mAP@500/released")
 
@@ -164,11 +164,9 @@ def teachers_table(suite: EvaluatedSuite) -> pd.DataFrame:
     """Return the accuracy (percent) of a linear layer on each teacher's features, averaged over its draws."""
     rows = []
     for name, entry in suite.params.features.items():
-        folder = suite.params.path("teacher_head", name)
-        paths = [folder / of_draw(draw) / "metrics.json" for draw in range(draws_of(suite.params, entry.teacher))]
-        if not paths[0].exists():
+        each = head_metrics(suite.params, name)
+        if not each:
             continue
-        each = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         found = each[0] | {"accuracy": pd.DataFrame([one["accuracy"] for one in each]).mean().to_dict()}
         rows.append(
             {
@@ -182,6 +180,7 @@ def teachers_table(suite: EvaluatedSuite) -> pd.DataFrame:
                 "val": 100 * found["accuracy"].get("val", np.nan),
                 "test": 100 * found["accuracy"].get("test", np.nan),
                 "majority": 100 * found.get("majority", np.nan),
+                "wrong labels": 100 * wrong_labels(suite.params, name),
                 "clips": found.get("clips", {}).get("test", 0),
                 "mlflow": suite.ledger.get(("teacher_head", name)) or "",
             }
@@ -199,8 +198,9 @@ def teachers_sheet(table: pd.DataFrame) -> Sheet:
         Column("val", "accuracy"),
         Column("test", "accuracy"),
         Column("most frequent class", first=True),
+        Column("wrong labels, estimated", first=True),
+        Column("test clips", first=True),
     ]
-    columns.append(Column("test clips"))
     rows = [
         [
             TableCell(row["features"]),
@@ -209,7 +209,7 @@ def teachers_sheet(table: pd.DataFrame) -> Sheet:
             TableCell(row["logits"]),
             *(
                 TableCell(plain(row[key]), row["mlflow"])
-                for key in ("in-sample", "distilled", "val", "test", "majority")
+                for key in ("in-sample", "distilled", "val", "test", "majority", "wrong labels")
             ),
             TableCell(f"{row['clips']:,}"),
         ]
@@ -219,6 +219,8 @@ def teachers_sheet(table: pd.DataFrame) -> Sheet:
         "Accuracy in percent on clips with an input for the teacher. In sample: training clips, by the layer that was "
         "fitted on them. Distilled: training clips, by the logits that methods with teacher logits distil; with folds, "
         "by a layer that has not seen the clip's group. Most frequent class: accuracy of always predicting it.",
+        "Wrong labels: the estimated share of training clips, from how much less often predictions out of fold agree "
+        "with their labels than with those of test clips, which are taken as right.",
         "These layers are fitted on all training clips. Students that train on some of the groups (train_groups) have "
         "layers that are fitted on those.",
         "KD with its published weights (0.9 on the teacher, 0.1 on the labels) teaches what the teacher knows: one "

@@ -119,6 +119,8 @@ def write_suite(params: Params) -> None:
         params.path("teacher_head", "made_A") / "metrics.json",
         {
             "accuracy": {"train": 0.9, "distilled": 0.6, "val": 0.61, "test": 0.58},
+            "agreement": 0.5,
+            "classes": 6,
             "majority": 0.17,
             "clips": {"val": 40, "test": 60},
         },

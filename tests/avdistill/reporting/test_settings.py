@@ -22,6 +22,7 @@ from avdistill.reporting.settings import (
     verdict_of,
 )
 from avdistill.reporting.suite import EvaluatedSuite
+from avdistill.reporting.teacher_heads import estimated_share
 from tests.helpers.synthetic import suite_params, write_suite
 
 MAIN = {
@@ -96,7 +97,8 @@ def test_the_predictors_are_those_of_test_clips_with_sound(params: Params, table
         assert row[name] == pytest.approx(getattr(expected, name), abs=1e-4, nan_ok=True)
     assert row["I(T;Y)"] == pytest.approx(expected.teacher, abs=1e-4)
     assert row["I(T;S) nearest"] == pytest.approx(expected.nearest, abs=1e-4)
-    assert row["teacher_accuracy"] == pytest.approx(58) and np.isnan(row["wrong_labels"]), "there are no predictions"
+    assert row["teacher_accuracy"] == pytest.approx(58)
+    assert row["wrong_labels"] == pytest.approx(estimated_share(0.5, 0.58, 6), abs=1e-4)
 
 
 def test_a_sheet_has_one_row_per_setting(params: Params, table: pd.DataFrame):
@@ -118,9 +120,9 @@ def test_settings_without_runs_or_features_are_left_out(tmp_path: Path):
     assert table["setting"].tolist() == ["main", "main"] and table["verdict"].tolist() == ["", "higher"]
     assert table["clips"].tolist() == [0, 0] and table["beyond_label"].isna().all()
     agreement = predictors_table(table)
-    assert agreement["predictor"].tolist() == ["teacher_accuracy"], "which needs no features"
+    assert agreement["predictor"].tolist() == ["wrong_labels", "teacher_accuracy"], "which need no features"
     sheet = settings_sheet(EvaluatedSuite(params), table, agreement)
-    assert [cell.text for cell in sheet.rows[0]][3] == "not run" and sheet.rows[0][-2].text == "\N{EN DASH}"
+    assert sheet.rows[0][3].text == "not run" and sheet.rows[0][-3].text == "\N{EN DASH}"
     with pytest.raises(NoDataError, match="no setting"):
         runs.gain_by_setting(params)
     shutil.rmtree(params.path("evaluate", "uni_modal"))

@@ -1,0 +1,41 @@
+"""What stage teacher_head found, and the share of wrong labels that it tells of before a student is trained."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from avdistill.config.schema import Params
+from avdistill.data.draws import draws_of, of_draw
+
+WRONG = 0.1  # a gain is predicted above this share
+
+
+def head_metrics(params: Params, features: str) -> list[dict[str, Any]]:
+    """Return the metrics of an entry of `features` by draw of its teacher; an empty list if the stage has not run."""
+    folder = params.path("teacher_head", features)
+    draws = range(draws_of(params, params.features[features].teacher))
+    paths = [folder / of_draw(draw) / "metrics.json" for draw in draws]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+
+
+def wrong_labels(params: Params, features: str) -> float:
+    """Return the estimated share of wrong labels among training clips, averaged over the teacher's draws.
+
+    NaN if the stage has not run, or its predictions for training clips are in sample."""
+    found = head_metrics(params, features) if params.features[features].cross_fit else []
+    shares = [estimated_share(each["agreement"], each["accuracy"]["test"], each["classes"]) for each in found]
+    return float(np.mean(shares)) if shares else np.nan
+
+
+def estimated_share(agreement: float, accuracy: float, classes: int) -> float:
+    """Return the estimated share r of wrong labels, each replaced by a random other class of C.
+
+    Predictions that are right for a share q (`accuracy`) of the clips with right labels agree with a share
+    q (1 - r) + (1 - q) r / (C - 1) (`agreement`) of the labels in question. `agreement` is that of predictions out of
+    fold with the labels of training clips; `accuracy` is measured on test clips, whose labels are taken as right. The
+    estimate is negative if the agreement exceeds q, and NaN if the predictions are no better than chance."""
+    chance = (1 - accuracy) / (classes - 1)
+    return (accuracy - agreement) / (accuracy - chance) if accuracy > 1 / classes else np.nan
