@@ -89,7 +89,7 @@ def test_make_own_makes_a_report_of_anybodys_videos(checkout: Checkout, tmp_path
     assert not list(checkout.folder.rglob("harm"))
     listed = checkout.make("check-videos", "SUITE=own")
     assert "a b_g0_c9.avi" in listed and "corrupt" in listed
-    for job in ("uni_modal", "mnf_csc"):
+    for job in ("uni_modal", "mnf_csc", "xid"):
         metrics = pd.read_csv(out / "evaluate" / job / "metrics.csv")
         assert metrics[metrics["metric"] == "accuracy"]["value"].between(0, 1).all()
     page = (out / "report/index.html").read_text()

@@ -27,7 +27,8 @@ def test_the_suites_of_the_repository_are_valid_and_name_their_own_file(root: Pa
 
 
 def test_the_params_of_a_document_are_valid(root: Path) -> None:
-    assert load(root / "docs/three_classes/params.yaml").suite.file == "own/params.yaml"
+    for name in ("params", "wrong_labels"):
+        assert load(root / f"docs/three_classes/{name}.yaml").suite.file == "own/params.yaml"
 
 
 def test_outputs_lie_under_stage_and_item(root: Path) -> None:
