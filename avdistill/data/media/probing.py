@@ -145,7 +145,8 @@ def _seconds(container: InputContainer, stream: VideoStream, path: Path) -> floa
     with open_video(path) as again:
         stream = video_stream(again, path)
         times = timetable(again, stream)
-        return max(stated, float(times[-1] + (np.median(np.diff(times)) if len(times) > 1 else frame_time(stream))))
+        usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+        return max(stated, float(times[-1]) + max(usual, frame_time(stream)))  # read_frames shows the last one as long
 
 
 def _audio(path: Path, start: float, end: float | None) -> tuple[Audio, str | None, str]:
