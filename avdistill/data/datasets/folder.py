@@ -8,9 +8,9 @@ The groups come from the first of these that is given:
 
 `<source>/<split>/<class>/<clip>` and `<source>/<class>/<split>/<clip>` give the splits, too. Hidden files, folders of
 the system (`@eaDir`, `__MACOSX`, …), links to folders and other types of files are left out and counted. Broken links
-and `.dvcignore`, at which DVC fails, are errors.
+and `.dvcignore`, at which DVC fails, are errors, and so are classes that are links, in which it notices no change.
 
-    python -m avdistill.data.datasets.folder FOLDER    end with one line if DVC would fail at the folder
+    python -m avdistill.data.datasets.folder FOLDER    end with one line if DVC cannot watch the folder
 """
 
 from __future__ import annotations
@@ -58,7 +58,12 @@ def check(origin: Folder) -> None:
 
 
 def check_for_dvc(source: str) -> None:
-    """Raise UserError for the first entry of a folder, at any depth, at which DVC fails when it watches the folder."""
+    """Raise UserError for the first entry of a folder, at any depth, which DVC cannot watch."""
+    for path in sorted(Path(source).iterdir()):
+        if path.is_symlink() and path.is_dir() and not _left_out(path.name):
+            raise UserError(
+                f"source: {path}: a link to a folder, in which DVC notices no change; put the folder itself there"
+            )
     for folder, _, names in os.walk(source):
         for name in sorted(names):
             path = Path(folder) / name
@@ -87,6 +92,11 @@ def download(origin: Folder, folder: Path) -> None:
     print_counts(origin.source, listing, left_out)
 
 
+def _left_out(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden or the system's."""
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
 def _scan(origin: Folder) -> tuple[list[Path], Counter[str]]:
     """Return the video files relative to the source, sorted, and how many files were left out for which reason."""
     source = Path(origin.source)
@@ -99,7 +109,7 @@ def _scan(origin: Folder) -> tuple[list[Path], Counter[str]]:
         if path.is_dir():
             if path.is_symlink():
                 left_out["links to folders, which are not followed"] += 1
-        elif any(part.startswith(".") or part.lower() in SYSTEM for part in file.parts):
+        elif any(map(_left_out, file.parts)):
             left_out["hidden files or files of the system"] += 1
         elif not path.is_file():
             left_out["neither files nor folders"] += 1

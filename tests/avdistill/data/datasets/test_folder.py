@@ -168,6 +168,17 @@ def test_what_dvc_fails_at_is_one_line(source: Path, tmp_path: Path, place: str,
         listed(source, tmp_path)
 
 
+def test_a_class_that_is_a_link_is_one_line(source: Path, tmp_path: Path) -> None:
+    """DVC watches nothing behind it, so a change there would go unnoticed. The source itself may be a link."""
+    (tmp_path / "elsewhere").mkdir()
+    (source / ".hidden").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "link").symlink_to(source)
+    assert len(listed(tmp_path / "link", tmp_path)) == 8
+    (source / "Diving").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"Diving: a link to a folder, in which DVC notices no change; put the folder"):
+        listed(source, tmp_path)
+
+
 # Besides those of phones and computers: streams without a container, recorders, discs, cameras, old programs.
 @pytest.mark.parametrize(
     "ending",
