@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 from prefect import Flow
+from prefect.settings import PREFECT_CLOUD_API_URL
 
 from avdistill.pipeline.errors import redact
 
@@ -35,7 +36,10 @@ def check_server() -> None:
     if not url:
         return
     try:
-        httpx.get(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS)
+        answer = httpx.get(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS, follow_redirects=True)
+        # A proxy or another program may answer in its place. Of a wrong password, Prefect itself tells.
+        if answer.status_code not in (401, 403) and not url.startswith(PREFECT_CLOUD_API_URL.value()):
+            answer.raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         sys.exit(
             f"error: PREFECT_API_URL: no server answers at {redact(url)} ({type(error).__name__}); start one with "

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.serving import serve
+
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/api", "http://user:secret@127.0.0.1:9/api", "nonsense"])
 @pytest.mark.parametrize("command", [["flows.paper"], ["flows.ablations", "delta"]])
@@ -26,6 +28,22 @@ def test_a_server_that_does_not_answer_is_one_line_with_the_remedy(root: Path, u
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: PREFECT_API_URL: no server answers") and "make serve" in line
     assert "secret" not in line
+
+
+def test_a_server_that_is_not_prefect_s_is_one_line_too(root: Path, tmp_path: Path) -> None:
+    """As a proxy answers in place of a server that is not there."""
+    with serve(tmp_path) as server:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.paper"],
+            cwd=root,
+            env=os.environ | {"PREFECT_API_URL": f"{server.url}/api"},
+            capture_output=True,
+            text=True,
+        )
+        assert server.count("/api/health") == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: PREFECT_API_URL: no server answers") and "make serve" in line
+    assert done.returncode == 1
 
 
 def test_a_proxy_is_not_asked_for_this_machine(root: Path) -> None:
