@@ -184,6 +184,9 @@ def write_suite(params: Params) -> None:
         ends = {"relative_low": 0.99 + 0.02 * number, "relative_high": 1.01 + 0.02 * number}
         rows.append(about | size | step | ends | {"memory": 18_000_000.0, "memory_relative": 1.0})
     write_csv(params.path("cost") / "cost.csv", pd.DataFrame(rows))
+    terms = [("uni_modal", "ce", 1.0, 1.0), ("kd", "kd", 0.9, 0.25), ("crd-A", "crd", 0.004, np.nan)]
+    gradients = pd.DataFrame(terms, columns=["run", "term", "start", "end"])
+    write_csv(params.path("cost") / "gradients.csv", gradients)
 
 
 def _index() -> pd.DataFrame:

@@ -42,6 +42,8 @@ def test_each_run_has_its_cost(stage: Stage) -> None:
     assert table["added_parameters"]["mnf_csc"] > 0
     assert table["memory_relative"]["uni_modal"] == pytest.approx(1, abs=1e-3)
     assert table["memory_relative"]["mnf_csc"] > table["memory_relative"]["kd"] > 1
+    gradients = pd.read_csv(stage.params.path("cost") / "gradients.csv").set_index(["run", "term"])["start"]
+    assert tuple(gradients.index.unique("run")) == RUNS and gradients["uni_modal", "ce"] == pytest.approx(1, rel=1e-4)
 
 
 def test_parameters_are_those_of_the_trained_networks(stage: Stage) -> None:

@@ -76,14 +76,16 @@ def test_a_student_that_answers_with_nan_names_the_clip(tiny: Params) -> None:
         predict(student, clips, tiny.recipes["small"], torch.device("cpu"))
 
 
-def test_features_that_are_not_finite_name_file_and_clip(tiny: Params, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["features", "logits"])
+def test_what_a_teacher_knows_that_is_not_finite_names_file_and_clip(tiny: Params, name: str) -> None:
     clips = ClipSet(tiny.index("avsynth"), tiny.path("frames", "avsynth"), ("train",))
     features, head = tiny.path("teacher_features", "avsynth_audio"), tiny.path("teacher_head", "avsynth_audio")
-    arrays = read_arrays(features / "features.npz")
-    row = int(np.flatnonzero((arrays["ids"] == clips.ids[3]) & arrays["mask"])[0])
-    arrays["features"][row, 5] = np.nan
-    write_arrays(features / "features.npz", **arrays)
-    with pytest.raises(UserError, match=rf"features\.npz: features of clip '{clips.ids[3]}' are not finite \(1 clip"):
+    file = {"features": features, "logits": head}[name] / f"{name}.npz"
+    stored, changed = read_arrays(features / "features.npz"), read_arrays(file)
+    row = int(np.flatnonzero((stored["ids"] == clips.ids[3]) & stored["mask"])[0])
+    changed[name][row, -1] = np.nan
+    write_arrays(file, **changed)
+    with pytest.raises(UserError, match=rf"{name}\.npz: {name} of clip '{clips.ids[3]}' are not finite \(1 clip"):
         teacher_table(features, head, clips)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -335,3 +336,7 @@ def test_noise_and_cost(both: tuple[Params, Path]):
     cost = (folder / "tables" / "cost.md").read_text()
     assert "| crd-A | crd | A | uni\\_modal | 8,576 | 3.8 | 26.0 | **1.04** | 1.03 to 1.05 | 17.2 | 1.00 |" in cost
     assert "one thread" in cost and "autograd" in cost
+    gradients = (folder / "tables" / "gradients.md").read_text()
+    assert "| kd | kd | 0.9 | 0.25 |" in gradients and f"| crd-A | crd | 0.004 | {page.EMPTY} |" in gradients
+    assert "relative to the plain cross-entropy's" in gradients
+    assert re.search(r'<td class="[^"]*\bdim\b[^"]*"[^>]*>0\.004<', (folder / "index.html").read_text()), "in fact off"

@@ -29,6 +29,23 @@ def test_table_3_leaves_out_the_contrast(suite: Params) -> None:
         assert suite.noise_mixes[suite.features[suite.jobs[suite.runs()[table.rows[row]][0]].A].input.split("/")[1]]
 
 
+def test_claims_on_mixed_sound_leave_out_the_contrast(suite: Params) -> None:
+    """X7 and X8 are about Table 3 and its clean point, "the second line of Table 2"."""
+    claims = [claim for name, claim in suite.report.claims.items() if name.rstrip("abc") in ("X7", "X8")]
+    assert len(claims) >= 2
+    for claim in claims:
+        assert all(run_of(suite, run).options.get("contrast") is False for run in (*claim.runs, *claim.minus))
+
+
+def test_kd_is_judged_at_the_published_weight_and_at_one_for_a_weak_teacher(root: Path) -> None:
+    suite = load(root / "findings/params.yaml")
+    claims = suite.report.claims
+    assert "kd" in claims["X2"].minus and run_of(suite, "kd").options == {}, "the published weight is the default"
+    weights = {run_of(suite, run).options["weight"] for run in claims["N7a"].runs}
+    tried = {run.options["weight"] for run in suite.jobs["kd-weights"].runs.values()}
+    assert weights < tried and max(weights) < 0.9 and claims["N7a"].minus == ("uni_modal",)
+
+
 def test_the_papers_suite_trains_the_programs_own_student(root: Path) -> None:
     """With factored shortcuts; the audio student of Xia's Table 4 is a ResNet-50."""
     suite = load(root / "paper/params.yaml")

@@ -78,19 +78,27 @@ def test_groups_stay_whole_and_folds_are_as_many_as_asked(names: list[str], fold
 
 
 def test_the_real_ucf51_audio_features(shared_data: Path) -> None:
-    """In sample 80 % of the training clips are right, out of fold 49 % (three classes of 51 would be too easy)."""
+    """In sample 80 % of the clips are right, and 47 % of the test clips; out of fold looks like the latter.
+
+    Out of fold on 12 classes, in a quarter of the time: 87 % in sample there."""
     with np.load(shared_data / "features/ucf51_cnn14_emb512.npz") as stored:
-        chosen = stored["subset"].astype(str) == "training"
-        features, names = torch.from_numpy(stored["feature"][chosen]), stored["video"].astype(str)[chosen]
-        classes, labels = np.unique(stored["label"].astype(str)[chosen], return_inverse=True)
-    keep = labels < 12  # a quarter of the classes, in a quarter of the time
-    features, labels = features[torch.from_numpy(keep)], torch.from_numpy(labels[keep])
-    groups = np.array([name.rpartition("_c")[0] for name in names[keep]])
-    weight, bias = fit_linear(features, labels, 12, 1e-2)
-    in_sample = float(((features @ weight.T + bias).argmax(1) == labels).float().mean())
-    unseen = float((out_of_fold(features, labels, groups, 12, 1e-2, 5).argmax(1) == labels).float().mean())
+        subset, names = stored["subset"].astype(str), stored["video"].astype(str)
+        classes, numbers = np.unique(stored["label"].astype(str), return_inverse=True)
+        features, labels = torch.from_numpy(stored["feature"]), torch.from_numpy(numbers)
     assert len(classes) == 51
-    assert in_sample > 0.85 and unseen < in_sample - 0.2
+    train, test = (torch.from_numpy(subset == name) for name in ("training", "validation"))
+
+    def accuracies(chosen: torch.Tensor) -> list[float]:
+        weight, bias = fit_linear(features[train & chosen], labels[train & chosen], int(labels[chosen].max()) + 1, 1e-2)
+        right = (features @ weight.T + bias).argmax(1) == labels
+        return [float(right[rows & chosen].float().mean()) for rows in (train, test)]
+
+    assert accuracies(labels < 51) == pytest.approx([0.80, 0.47], abs=0.01)
+    few = train & (labels < 12)
+    groups = np.array([name.rpartition("_c")[0] for name in names[few]])
+    unseen = out_of_fold(features[few], labels[few], groups, 12, 1e-2, 5).argmax(1) == labels[few]
+    in_sample, of_test = accuracies(labels < 12)
+    assert float(unseen.float().mean()) == pytest.approx(of_test, abs=0.06) and in_sample > of_test + 0.2
 
 
 def training_on(tiny: Params, groups: int | None) -> Params:

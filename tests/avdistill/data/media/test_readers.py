@@ -182,9 +182,9 @@ def test_rotation_flags_are_followed(tmp_path: Path, turns: int, reader: media.R
     assert (probe(path).width, probe(path).height) == (expected.shape[1], expected.shape[0])
 
 
-def beeps(seconds: float) -> np.ndarray:
+def beeps(seconds: float, rate: int = RATE) -> np.ndarray:
     """A tone of 0.1 s at every whole second."""
-    time = np.arange(round(seconds * RATE)) / RATE
+    time = np.arange(round(seconds * rate)) / rate
     return (0.5 * np.sin(2 * np.pi * 1000 * time) * (time % 1 < 0.1)).astype(np.float32)
 
 
@@ -229,11 +229,14 @@ def test_sound_without_a_gap_has_no_silence_put_in(tmp_path: Path) -> None:
     assert (np.abs(sound).max(axis=1) > 0.4).all()
 
 
-def test_a_change_of_layout_midway_keeps_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("layout", "rate"), [("mono", RATE), ("stereo", 48_000)])
+def test_a_change_of_layout_or_rate_midway_keeps_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, rate: int
+) -> None:
     monkeypatch.setattr(sound_module, "GAP", 9.0)  # the change alone, not the short gap at the joint
-    parts = [tmp_path / "stereo.ts", tmp_path / "mono.ts"]
+    parts = [tmp_path / "first.ts", tmp_path / "second.ts"]
     write_sound(parts[0], np.stack([beeps(6), beeps(6)]), "stereo")
-    write_sound(parts[1], beeps(6)[None], "mono")
+    write_sound(parts[1], np.stack([beeps(6, rate)] * (2 if layout == "stereo" else 1)), layout, rate)
     path = joined(tmp_path / "both.ts", *parts)
     assert heard(read_audio(path)) == pytest.approx(list(range(12)), abs=0.11)
     assert probe(path).audio == "yes"
