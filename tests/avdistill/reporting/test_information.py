@@ -100,7 +100,7 @@ def test_neighbours_are_counted_as_in_the_definition():
     assert kraskov(first, second) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize(("dims", "expected"), [(2, 0.45), (4, 0.77), (8, 0.82)])
+@pytest.mark.parametrize(("dims", "expected"), [(2, 0.45), (4, 0.77), (8, 0.82), (32, 0.72)])
 def test_neighbours_see_too_little_in_many_dimensions(dims: int, expected: float):
     """Of 0.223 nats per dimension, with 1000 samples; the expected values are of another program for this estimate."""
     pairs = ([pair(9 * seed + number, 1000, 0.6) for number in range(dims)] for seed in range(5))
@@ -165,7 +165,17 @@ def mfh(seed: int, clips: int, shared: int) -> tuple[np.ndarray, np.ndarray, np.
     return x[:, 10 - shared : 20 - shared], x[:, :10], (x.sum(1) > 0).astype(int)
 
 
-@pytest.mark.parametrize(("shared", "gamma", "margin"), [(0, -0.443, -0.193), (4, 0.035, -0.106), (8, 0.582, 0.318)])
+@pytest.mark.parametrize(
+    ("shared", "gamma", "margin"),
+    [
+        (0, -0.443, -0.193),
+        (2, -0.171, -0.173),
+        (4, 0.035, -0.106),
+        (6, 0.276, 0.030),
+        (8, 0.582, 0.318),
+        (10, 1, np.inf),
+    ],
+)
 def test_mfh_example(shared: int, gamma: float, margin: float):
     """The values are exact: the log-odds of both sides have the correlation shared / 10."""
     teacher, student, labels = mfh(4, 12000, shared)
@@ -175,7 +185,7 @@ def test_mfh_example(shared: int, gamma: float, margin: float):
     assert right.information == pytest.approx(np.log(2) - 0.5, abs=0.01)
     assert (left.information + right.information) / both - 1 == pytest.approx(gamma, abs=0.02)
     found = log_odds_information(left.log_probabilities, right.log_probabilities) - right.information
-    assert found == pytest.approx(margin, abs=0.02)
+    assert found > 1 if shared == 10 else found == pytest.approx(margin, abs=0.02)
     assert label_information(student, labels, groups) == right.information
 
 
@@ -187,6 +197,23 @@ def test_shares_add_up_to_one():
     assert found.alpha == pytest.approx(1 - found.student / found.both) and found.alpha > 0.3
 
 
+def test_each_estimate_of_a_predictor_is_that_of_its_name():
+    teacher, student, labels = mfh(4, 600, 4)
+    groups = np.arange(600) // 2
+    left, right = (probe(features, labels, groups) for features in (teacher, student))
+    assert predictor_of(teacher, student, labels, groups)._asdict() == {
+        "teacher": left.information,
+        "student": right.information,
+        "both": label_information(np.hstack([teacher, student]), labels, groups),
+        "shared": shared_information(teacher, student, groups),
+        "beyond_label": shared_beyond(teacher, student, labels, groups),
+        "log_odds": log_odds_information(left.log_probabilities, right.log_probabilities),
+        "nearest": nearest_information(teacher, student, groups),
+        "contrastive": contrastive_information(teacher, student, groups),
+        "cka": cka(teacher, student),
+    }
+
+
 def test_log_odds_of_two_classes_count_once():
     teacher, student, labels = mfh(1, 600, 6)
     sides = [probe(features, labels, np.arange(600)).log_probabilities for features in (teacher, student)]
@@ -195,11 +222,15 @@ def test_log_odds_of_two_classes_count_once():
     assert np.isfinite(log_odds_information(np.log([[1.0, 1e-300], [0.5, 0.5]]), sides[0][:2]))
 
 
-@pytest.mark.parametrize(("shared", "expected"), [(0, -2.66), (10, 3.07)])
-def test_distillation_gains_where_both_sides_decide_by_the_same_channels(shared: int, expected: float):
-    """The gain in MFH's example, in points over 40 seeds: CE + KL at temperature 1, 1000 steps with 200 samples.
+@pytest.mark.parametrize(
+    ("shared", "half", "whole"),
+    [(0, -1.23, -2.66), (2, -0.78, -1.78), (4, -0.20, -0.92), (6, 0.62, 0.32), (8, 1.41, 1.86), (10, 2.04, 3.07)],
+)
+def test_distillation_gains_where_both_sides_decide_by_the_same_channels(shared: int, half: float, whole: float):
+    """The gain in MFH's example, in points over 40 seeds: CE + w KL, w 0.5 and 1, 1000 steps with 200 samples.
 
-    The student sees x_0 .. x_9 among 50 channels, the teacher 10 of the 20 decisive among 25; the rest is noise."""
+    The student sees x_0 .. x_9 among 50 channels, the teacher 10 of the 20 decisive among 25; the rest is noise. The
+    expected values are of another program, whose seeds are others."""
     random = torch.Generator().manual_seed(0)
     x, a = (torch.randn(40, size, 20, generator=random) for size in (1200, 1))
     labels = ((x * a).sum(2) > 0).float()
@@ -207,25 +238,26 @@ def test_distillation_gains_where_both_sides_decide_by_the_same_channels(shared:
     teacher = torch.randn(40, 1200, 25, generator=random)
     teacher[:, :, 10 - shared : 20 - shared] = x[:, :, 10 - shared : 20 - shared]
 
-    def fitted(features: torch.Tensor, target: torch.Tensor | None = None) -> torch.Tensor:
-        """The log-odds of linear models, one per seed, after full-batch steps of SGD on the first 200 samples."""
+    def fitted(features: torch.Tensor, weights: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """The log-odds of linear models, one per seed and weight, after full-batch steps of SGD on 200 samples."""
         features = torch.cat([features, torch.ones(40, 1200, 1)], 2)
-        seen, wanted = features[:, :200].contiguous(), labels[:, :200, None]
-        weight, total = (1.0, wanted) if target is None else (2.0, wanted + target[:, :200].sigmoid())
+        seen, total = features[:, :200].contiguous(), labels[:, :200, None] + weights * teacher[:, :200].sigmoid()
         # The slope of CE + KL is that of sigmoid - target; the difference of two logits moves by both of their steps.
-        layer, rate = torch.zeros(40, features.shape[2], 1), 2 * 0.1 / 200 * seen.mT.contiguous()
+        layer, rate = torch.zeros(40, features.shape[2], len(weights)), 2 * 0.1 / 200 * seen.mT.contiguous()
         for _ in range(1000):
-            layer = layer - rate @ (weight * (seen @ layer).sigmoid() - total)
+            layer = layer - rate @ ((1 + weights) * (seen @ layer).sigmoid() - total)
         return features @ layer
 
     def accuracy(log_odds: torch.Tensor) -> torch.Tensor:
-        return 100 * ((log_odds.squeeze(2) > 0) == (labels > 0))[:, 200:].float().mean(1)
+        """In percent, of each weight; mean over seeds."""
+        return 100 * ((log_odds > 0) == (labels[..., None] > 0))[:, 200:].float().mean((0, 1))
 
-    of_teacher = fitted(teacher)
-    plain, taught = accuracy(fitted(student)), accuracy(fitted(student, of_teacher))
-    assert plain.mean().item() == pytest.approx(68.9, abs=1.5)
-    assert accuracy(of_teacher).mean().item() == pytest.approx(71, abs=2)
-    assert (taught - plain).mean().item() == pytest.approx(expected, abs=1)
+    of_teacher = fitted(teacher, torch.zeros(1), torch.zeros(40, 1200, 1))
+    plain, *taught = accuracy(fitted(student, torch.tensor([0, 0.5, 1]), of_teacher)).tolist()
+    assert plain == pytest.approx(68.9, abs=1.5)
+    assert accuracy(of_teacher).item() == pytest.approx(71, abs=2)
+    assert [value - plain for value in taught] == pytest.approx([half, whole], abs=0.9)
+    assert shared in (4, 6) or all(np.sign(value - plain) == np.sign(whole) for value in taught)
 
 
 def test_labels_that_features_do_not_know():

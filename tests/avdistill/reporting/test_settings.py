@@ -153,11 +153,11 @@ def test_a_verdict(gain: tuple[float, float, float, int], p: float, verdict: str
 
 
 def made_up(settings: int) -> pd.DataFrame:
-    """Gains that beyond_label orders perfectly, margin in reverse; the last one is undecided."""
+    """Gains that beyond_label orders perfectly, margin in reverse; one is too small to count, the last undecided."""
     rows: list[dict[str, Any]] = []
     for number in range(settings):
-        gain = float(number - 3)
-        verdict = "higher" if gain > 0 else "not higher" if gain == 0 else "lower"
+        gain = number - 3 or 0.1
+        verdict = "higher" if gain > 0.1 else "not higher" if gain > 0 else "lower"
         rows.append({"setting": str(number), "method": "KD", "gain": gain, "verdict": verdict})
         rows[-1] |= {"beyond_label": max(0.0, gain) / 10, "margin": -gain, "gamma": np.nan if number else 1.0}
         rows[-1] |= {"log_odds_margin": np.nan, "cka": gain**3, "wrong_labels": np.nan, "teacher_accuracy": 58.0}

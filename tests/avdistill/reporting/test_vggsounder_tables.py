@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import entropy
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from avdistill.config.schema import Params
@@ -85,6 +87,16 @@ def test_the_real_labels_have_the_known_counts(shared_data: Path):
         "both": (11_998, 21_914),
         "any": (15_069, 37_395),
     }
+    alone = sets["visible"].sum(1)[sets["visible"].any(1)] == 1
+    assert alone.double().mean().item() == pytest.approx(0.475, abs=5e-4), "clips with one label that is seen"
+    modality = Counter(
+        (own in heard.split("|")) + 2 * (own in seen.split("|"))
+        for own, heard, seen in clips[["class", "audible", "visible"]].itertuples(index=False)
+    )
+    assert modality == {3: 8_481, 1: 3_035, 2: 389, 0: 3_164}, "VGGSound's own label: both, heard, seen, absent"
+    heard_only = (sets["audible"] & ~sets["visible"]).sum(0)
+    speech = [heard_only[classes[name]].item() for name in (MAN, "female speech, woman speaking")]
+    assert speech == [2_409, 1_031]
     belongs = relevance(clips)
     truths = {name: (int((truth == 1).sum()), int((truth == 0).sum())) for name, truth in belongs.items()}
     assert set(classes) > SPEECH
@@ -171,7 +183,8 @@ def truth_of(rows: pd.DataFrame, *columns: str) -> np.ndarray:
 
 
 def test_recognition_by_hand(params: Params, table: pd.DataFrame):
-    hit, single, precision, lost, repaired = [], [], [], [], []
+    hit, single, precision, lost, repaired, unheard = [], [], [], [], [], []
+    head = read_arrays(params.path("teacher_head", "made_A") / "logits.npz")
     for seed in range(5):
         rows, kd = outputs(params, "kd", seed)
         _, base = outputs(params, "uni_modal", seed)
@@ -183,9 +196,13 @@ def test_recognition_by_hand(params: Params, table: pd.DataFrame):
         ours, theirs = either[every, kd.argmax(1)], either[every, base.argmax(1)]
         lost.append((theirs & ~ours)[either.any(1)].mean())
         repaired.append((ours & ~theirs)[either.any(1)].mean())
+        judged = pd.DataFrame(head["logits"], head["ids"]).loc[rows.index].to_numpy().argmax(1)
+        known = either.any(1) & (rows.index != SILENT)
+        unheard.append((either[every, judged] & ~ours)[known].mean())
     found = table.loc["kd"]
     expected = {("hit@1", "visible"): hit, ("F1@1", "visible"): single, ("AP", "visible"): precision}
-    for key, values in (expected | {("kappa_V", "any"): lost, ("repairs", "any"): repaired}).items():
+    expected |= {("kappa_V", "any"): lost, ("repairs", "any"): repaired, ("kappa_A", "any"): unheard}
+    for key, values in expected.items():
         assert found.loc[key, "value"] == pytest.approx(np.mean(values), abs=1e-9), key
         assert found.loc[key, "value_seeds"] == 5
     assert found.loc[("hit@1", "visible"), "clips"] == kept.sum() < len(rows)
@@ -216,6 +233,28 @@ def test_clip_scores_by_hand(params: Params, table: pd.DataFrame):
     gain, plain = table.loc[("mnf_csc", "gain/tau", "own")], table.loc[("mnf_csc", "auroc/cosine", "own")]
     assert gain["value"] == pytest.approx(table.loc[("mnf_csc", "auroc/tau", "own"), "value"] - plain["value"])
     assert gain["value_low"] < gain["value"] < gain["value_high"]
+
+
+def test_intervals_are_over_source_videos(params: Params):
+    """Of two videos with many clips each, a resample has one twice or both: the interval ends at an area of these."""
+    path = params.index("made")
+    index = read_index(path)
+    video = pd.Series(np.arange(len(index)) % 2, index=index["id"])
+    write_index(path, index.assign(group=[f"video {number}" for number in video]))
+    try:
+        found = vggsounder_table(EvaluatedSuite(params)).set_index(["run", "measure", "on"])
+    finally:
+        write_index(path, index)
+    rows, _ = outputs(params, "uni_modal", 0)
+    rows = rows.drop(SILENT)
+    head = read_arrays(params.path("teacher_head", "made_A") / "logits.npz")
+    p = np.exp(pd.DataFrame(head["logits"], head["ids"]).loc[rows.index].astype(float))
+    certainty = -entropy(p, axis=1)
+    still, number = (rows["background_music"] == "no").to_numpy(), video[rows.index].to_numpy()
+    areas = [roc_auc_score(still[kept], certainty[kept]) for kept in (number == 0, number == 1, number >= 0)]
+    interval = found.loc[("uni_modal", "auroc/head_certainty", "music"), ["value", "value_low", "value_high"]]
+    assert interval.tolist() == pytest.approx([areas[2], min(areas), max(areas)], abs=1e-6)
+    assert max(areas) - min(areas) > 0.01
 
 
 def test_plain_scores_by_hand(params: Params, table: pd.DataFrame):

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.distillers import check_options
-from models.distillers.supcon import without_diagonal
+from models.distillers.ccl import similarities
+from models.distillers.supcon import supcon_of_logits, without_diagonal
+from tests.models.distillers import reference
 from tests.models.distillers.batches import CLASSES, Batch, array, make
 from tests.models.distillers.numeric import in_double, slopes, unit
 from tests.models.distillers.test_kd import cross_entropy
@@ -38,6 +40,25 @@ OPTIONS = [
     ({"contrast": "multiclass", "temperature": 0.5, "weight": 2}, "multiclass", 0.5, 2),
     ({"temperature": 0.3, "weight": 0.5}, "supcon", 0.3, 0.5),
 ]
+
+
+@pytest.mark.parametrize(("tau", "expected"), [(0.07, 3.452899), (0.1, 2.520433)])
+def test_the_written_down_values(tau, expected):
+    """Clips 0 and 3 are of one class, the others alone; over all clips, as in the authors' program, it is a half."""
+    batch = Batch(4, teachers="")
+    batch.feature, _ = reference.features()
+    batch.labels = reference.logits().labels
+    found = make("supcon", "", temperature=tau)(*batch.arguments())["contrast"].item()
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert found / 2 == pytest.approx({0.07: 1.726450, 0.1: 1.260216}[tau], abs=1e-6)
+
+
+def test_the_written_down_values_clip_by_clip():
+    x, labels = reference.features()[0], reference.logits().labels
+    logits, same = similarities(x, x, 0.07), (labels[:, None] == labels).double()
+    for clip, expected in ((0, 3.698951), (3, 3.206847)):
+        row = [without_diagonal(matrix)[clip : clip + 1] for matrix in (logits, same)]
+        assert supcon_of_logits(*row).item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("options", "contrast", "tau", "weight"), OPTIONS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models.distillers import check_options
+from tests.models.distillers import reference
 from tests.models.distillers.batches import CLASSES, Batch, array, make
 from tests.models.distillers.numeric import in_double
 from tests.models.distillers.test_kd import cross_entropy, softmax
@@ -26,6 +27,14 @@ def test_values_and_gradient(smoothing):
     assert terms["ce"].item() == pytest.approx(-(q * np.log(p)).sum(1).mean(), rel=1e-9)
     terms["ce"].backward()
     np.testing.assert_allclose(batch.logits.grad, (p - q) / len(q), rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize(("smoothing", "expected"), [(0, 2.434133), (0.1, 2.424995)])
+def test_the_written_down_values(smoothing, expected):
+    x, batch = reference.logits(), Batch(4, teachers="")
+    batch.logits, batch.labels = x.student, x.labels
+    terms = make("uni_modal", "", label_smoothing=smoothing)(*batch.arguments())
+    assert terms["ce"].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_by_default_it_is_the_plain_cross_entropy():

@@ -129,6 +129,8 @@ def test_the_real_labels(shared_data: Path) -> None:
     if not path.exists():
         pytest.skip(f"no {vggsounder.WHEEL} at hand")
     assert hashlib.sha256(path.read_bytes()).hexdigest() == vggsounder.SHA256
+    with zipfile.ZipFile(path) as archive:
+        assert hashlib.sha256(archive.read(vggsounder.TABLE)).hexdigest().startswith("6279875a")
     table = vggsounder.read(path)
     assert len(table) == 15_069 and table["id"].str[:11].nunique() == 14_504
     counts = [(table[flag] == "yes").sum() for flag in vggsounder.FLAGS]
@@ -143,4 +145,4 @@ def test_the_real_labels(shared_data: Path) -> None:
     joined = vggsounder.add(clips, table)
     assert (joined["audible"] + joined["visible"] != "").sum() == 15_069
     labels = {label for text in joined["audible"] + "|" + joined["visible"] for label in text.split("|")} - {""}
-    assert labels == set(names["class"])
+    assert labels == set(names["class"]) and len(labels) == 309
