@@ -54,6 +54,7 @@ from avdistill.reporting.suite_tables import (
     runs_notes,
     runs_sheet,
     runs_table,
+    seen_in_training,
     studies_sheet,
     studies_table,
     teachers_sheet,
@@ -230,7 +231,8 @@ def data_chapter(suite: EvaluatedSuite, tables: dict[str, pd.DataFrame], figures
     params, sections = suite.params, []
     tables["teachers"] = teachers_table(suite)
     if len(tables["teachers"]):
-        sections.append(Section("teachers", "Accuracy of the teachers", sheets=[teachers_sheet(tables["teachers"])]))
+        sheet = teachers_sheet(tables["teachers"], seen_in_training(params))
+        sections.append(Section("teachers", "Accuracy of the teachers", sheets=[sheet]))
     for name in params.datasets:
         path = params.index(name)
         if path.exists():

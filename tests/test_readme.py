@@ -110,3 +110,42 @@ def test_the_page_of_methods_has_each_with_its_teachers_and_parameters(root: Pat
         letters = {letters or "none" for letters in method.accepts}
         known[name] = (letters, method.uses_logits, sum(parameter.numel() for parameter in built.parameters()))
     assert found == known
+
+
+# The row of docs/findings.md that has a method's gain, by its first cell.
+GAIN_OF = {
+    "kd_noise": "KD-noise, an earlier student as the teacher: no sound",
+    "kd": "KD, weight 0.9 as published",
+    "dkd": "DKD",
+    "dist": "DIST",
+    "pkt": "PKT",
+    "rkd": "RKD",
+    "ifd": "IFD",
+    "cckd": "COR (CCKD)",
+    "fd_cmkd": "S5a",
+    "cmc": "CMC",
+    "crd": "CRD",
+    "xid": "xID",
+    "privileged": "prediction of what is heard, beside the label (`privileged`)",
+    "fitnet": "FitNet",
+    "c2kd": "C2KD with a frozen encoder",
+    "ccl": "CCL",
+    "rc_mc": "RC-MC",
+    "mnf_csc": "MNF+CSC",
+    "mst_distill": "MST-Distill on stored features, both teachers",
+}
+
+
+def test_the_gains_on_the_page_of_methods_are_those_of_the_findings(root: Path) -> None:
+    findings = (root / "docs/findings.md").read_text().partition("Methods in the main setting")[2]
+    page = (root / "docs/methods.md").read_text()
+    shown = dict(re.findall(r"^\| `(\w+)` \|.*\| ([+\u2212]?\d+\.\d)[^|]*\| [\d,]+ \|$", page, re.M))
+    found = {}
+    for name, row in GAIN_OF.items():
+        gain = re.search(rf"^\| {re.escape(row)} \|.*?([+\u2212]?\d+\.\d) \(", findings, re.M)
+        assert gain, f"no row '{row}'"
+        found[name] = gain[1]
+    assert shown == found
+    for more in ("CCL without composition", "KD, weight 0.3, chosen on the validation split"):
+        gain = re.search(rf"^\| {more} \| (\S+) \(", findings, re.M)
+        assert gain and f"; {gain[1]} " in page, more

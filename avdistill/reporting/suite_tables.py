@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -188,8 +189,21 @@ def teachers_table(suite: EvaluatedSuite) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def teachers_sheet(table: pd.DataFrame) -> Sheet:
-    """Return the sheet of the linear layers."""
+def seen_in_training(params: Params) -> list[str]:
+    """Return the entries of `features` whose teacher may have been trained on their test clips, with labels.
+
+    PANNs' checkpoints are of AudioSet, of which AVE is a part."""
+    return [
+        name
+        for name, entry in params.features.items()
+        if entry.teacher != NO_TEACHER
+        and params.teachers[entry.teacher].weights.startswith("panns:")
+        and params.datasets[entry.dataset].origin.kind == "ave"
+    ]
+
+
+def teachers_sheet(table: pd.DataFrame, seen: Sequence[str] = ()) -> Sheet:
+    """Return the sheet of the linear layers; `seen` are the entries of `features` of `seen_in_training`."""
     columns = [Column(heading, number=False) for heading in ("features", "teacher", "input")]
     columns += [
         Column("training clips, distilled logits", first=True, number=False),
@@ -226,6 +240,11 @@ def teachers_sheet(table: pd.DataFrame) -> Sheet:
         "KD with its published weights (0.9 on the teacher, 0.1 on the labels) teaches what the teacher knows: one "
         "below the student's own accuracy pulls it down, also with logits out of fold.",
     ]
+    if names := [name for name in table["features"] if name in seen]:
+        notes.append(
+            f"{', '.join(names)}: the teacher was trained on AudioSet, of which AVE is a part, and may have seen test "
+            "clips with their labels."
+        )
     return Sheet("teachers", "A linear layer on each teacher's features", columns, rows, notes)
 
 

@@ -76,6 +76,38 @@ def test_the_command_prints_one_line_for_a_shell(
     assert capsys.readouterr().out == "evaluate@kd evaluate@uni_modal\n"
 
 
+@pytest.mark.parametrize("suite", ["findings", "paper"])
+def test_the_methods_since_the_papers_have_a_study_with_their_controls(suite: str, root: Path) -> None:
+    params = load(str(root / suite / "params.yaml"))
+    jobs = {name: params.jobs[name] for name in params.studies["newer"].jobs}
+    assert {params.study_of(name) for name in jobs} == {"newer"}, "they are reported among the runs of a paper"
+    assert {job.method for job in jobs.values()} == {"kd", "dkd", "dist", "c2kd", "fd_cmkd", "mst_distill"}
+    runs = {run: entry.options for job in jobs.values() for run, entry in job.runs.items()}
+    reported = {run for table in params.report.tables.values() for run in table.rows.values()}
+    assert reported.isdisjoint(runs)
+    assert all(runs[run]["standardise"] for run in ("kd-standardised", "dkd-standardised"))
+    assert runs["fd_cmkd-permuted"] == {"permute": True}
+    assert runs["fd_cmkd-no_teacher"] == {"low_weight": 0, "high_weight": 0, "align": "student"}
+    assert runs["c2kd-frozen"] == {} and runs["c2kd-frozen-head"] == {"teacher": "head"}
+    assert runs["mst-stored-random"] == runs["mst-stored"] | {"routing": "random"}
+    for run in ("dkd", "dkd-standardised"):
+        epochs = params.recipes[jobs["dkd"].recipe].epochs
+        assert runs[run]["warmup"] == round(epochs / 12), "as 20 of 240 epochs"
+
+
+def test_every_teacher_of_the_paper_suite_has_a_setting(root: Path) -> None:
+    """One row in "When does it help?" for each dataset, teacher and noise level that a run learns from."""
+    params = load(str(root / "paper/params.yaml"))
+    taught = {
+        getattr(job, run.teachers)
+        for job in params.jobs.values()
+        for run in job.runs.values()
+        if run.teachers in ("A", "I")
+    }
+    shown = {setting.A for setting in params.report.settings.values()}
+    assert shown == taught and {f"ucf51_audio_{noise}" for noise in ("10db", "0db", "-10db")} < taught
+
+
 def test_an_unknown_study_is_one_line(raw: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"error: params\.yaml: studies: .*'xai'; did you mean 'xia'") as error:
         studies.main([written(raw, tmp_path / "params.yaml"), "xai"])

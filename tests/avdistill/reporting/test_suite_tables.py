@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from avdistill.config.schema import Params
 from avdistill.reporting import results
 from avdistill.reporting.paper_tables import paper_section
 from avdistill.reporting.suite import EvaluatedSuite
-from avdistill.reporting.suite_tables import dataset_sheet, dataset_table, teachers_sheet
+from avdistill.reporting.suite_tables import dataset_sheet, dataset_table, seen_in_training, teachers_sheet
+from stages.report import DrawnFigures, data_chapter
 from tests.helpers.synthetic import suite_params, write_suite
 
 ROWS = [  # split, class, group, seconds, audio, status
@@ -52,6 +54,21 @@ def test_the_teachers_table_says_what_a_weak_teacher_does_to_kd() -> None:
     row |= dict.fromkeys(("in-sample", "distilled", "val", "test", "majority", "wrong labels"), 50.0) | {"mlflow": ""}
     (note,) = (note for note in teachers_sheet(pd.DataFrame([row])).notes if note.startswith("KD with its published"))
     assert "one below the student's own accuracy pulls it down" in note
+
+
+def test_a_teacher_that_may_have_seen_the_test_clips_is_named(tmp_path: Path) -> None:
+    raw = suite_params(tmp_path, figures={}).model_dump(mode="json")
+    (name,) = raw["features"]
+    raw["teachers"][raw["features"][name]["teacher"]]["weights"] = "panns:Cnn14_emb512_mAP=0.420"
+    assert not seen_in_training(Params.model_validate(raw)), "a dataset that is no part of AudioSet"
+    raw["datasets"]["made"]["origin"] = {"kind": "ave", "source": "x"}
+    params = Params.model_validate(raw)
+    write_suite(params)
+    chapter = data_chapter(EvaluatedSuite(params), {}, DrawnFigures(tmp_path))
+    (sheet,) = (sheet for section in chapter.sections for sheet in section.sheets if sheet.name == "teachers")
+    assert sheet.notes[-1].startswith(f"{name}: the teacher was trained on AudioSet, of which AVE is a part")
+    raw["teachers"][raw["features"][name]["teacher"]]["weights"] = "avsynth"
+    assert not seen_in_training(Params.model_validate(raw))
 
 
 def test_tables_say_whether_what_teachers_predict_is_out_of_fold(tmp_path: Path) -> None:
