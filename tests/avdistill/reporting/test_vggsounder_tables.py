@@ -235,12 +235,13 @@ def test_clip_scores_by_hand(params: Params, table: pd.DataFrame):
     assert gain["value_low"] < gain["value"] < gain["value_high"]
 
 
-def test_intervals_are_over_source_videos(params: Params):
-    """Of two videos with many clips each, a resample has one twice or both: the interval ends at an area of these."""
+def test_intervals_are_over_source_videos_and_areas_within_classes(params: Params):
+    """A resample has one of two videos twice or both; the classes are joined to two with enough clips of both kinds."""
     path = params.index("made")
     index = read_index(path)
     video = pd.Series(np.arange(len(index)) % 2, index=index["id"])
-    write_index(path, index.assign(group=[f"video {number}" for number in video]))
+    joined = index.assign(group=[f"video {number}" for number in video], label=index["label"] // 3)
+    write_index(path, joined)
     try:
         found = vggsounder_table(EvaluatedSuite(params)).set_index(["run", "measure", "on"])
     finally:
@@ -248,13 +249,16 @@ def test_intervals_are_over_source_videos(params: Params):
     rows, _ = outputs(params, "uni_modal", 0)
     rows = rows.drop(SILENT)
     head = read_arrays(params.path("teacher_head", "made_A") / "logits.npz")
-    p = np.exp(pd.DataFrame(head["logits"], head["ids"]).loc[rows.index].astype(float))
-    certainty = -entropy(p, axis=1)
+    certainty = -entropy(np.exp(pd.DataFrame(head["logits"], head["ids"]).loc[rows.index].astype(float)), axis=1)
     still, number = (rows["background_music"] == "no").to_numpy(), video[rows.index].to_numpy()
     areas = [roc_auc_score(still[kept], certainty[kept]) for kept in (number == 0, number == 1, number >= 0)]
     interval = found.loc[("uni_modal", "auroc/head_certainty", "music"), ["value", "value_low", "value_high"]]
     assert interval.tolist() == pytest.approx([areas[2], min(areas), max(areas)], abs=1e-6)
     assert max(areas) - min(areas) > 0.01
+    label = joined.set_index("id").loc[rows.index, "label"].to_numpy()
+    within = [roc_auc_score(still[label == own], certainty[label == own]) for own in (0, 1)]
+    row = found.loc[("uni_modal", "within/head_certainty", "music"), ["value", "classes"]]
+    assert row.tolist() == pytest.approx([np.mean(within), 2], abs=1e-6)
 
 
 def test_plain_scores_by_hand(params: Params, table: pd.DataFrame):
