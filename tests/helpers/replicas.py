@@ -186,15 +186,22 @@ def write_ravdess(site: Path, archives: dict[str, dict[str, bytes]]) -> None:
 
 
 def write_vggsounder(folder: Path, rows: list[tuple[str, str, str, bool, bool, bool]]) -> Path:
-    """The wheel; `rows`: clip, label, modality, background music, static image and voice-over."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["video_id", "label", "modality", "background_music", "static_image", "voice_over"])
-    writer.writerows(rows)
+    """The wheel; `rows`: clip, label, modality, background music, static image and voice-over.
+
+    As in the official one, its other tables are of an earlier version or leave out the clips with music."""
     path = folder / vggsounder.WHEEL
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr("vggsounder/__init__.py", "raise ImportError('the package is not to be imported')\n")
-        wheel.writestr(vggsounder.TABLE, text.getvalue())
+        for name, own in {
+            "vggsounder+background-music.csv": rows,
+            "vggsounder+background-music_0.1.6.csv": rows[:1],
+            "vggsounder.csv": [row for row in rows if not row[3]],
+        }.items():
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(["video_id", "label", "modality", "background_music", "static_image", "voice_over"])
+            writer.writerows(own)
+            wheel.writestr(f"vggsounder/data/{name}", text.getvalue())
     return path
 
 
