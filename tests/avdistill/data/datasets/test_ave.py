@@ -156,3 +156,15 @@ def test_bad_lists(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(text)
     with pytest.raises(UserError, match=message):
         ave.listed(tmp_path / "t.txt", "train")
+
+
+def test_the_published_lists(shared_data: Path) -> None:
+    folder = shared_data / "annotations/ave"
+    if not folder.is_dir():
+        pytest.skip("no published lists of AVE at hand")
+    tables = {part: ave.listed(folder / file, part) for file, part in ave.LISTS.items()}
+    assert {part: len(table) for part, table in tables.items()} == ave.PUBLISHED
+    videos = {part: set(table["group"]) for part, table in tables.items()}
+    assert len(set().union(*videos.values())) == 4097
+    assert [len(videos["train"] & videos[part]) for part in ("test", "val")] == [8, 10]
+    assert len(set().union(*(table["class"] for table in tables.values()))) == 28

@@ -164,3 +164,14 @@ def test_real_names() -> None:
     assert table.loc["1087_IEO_FEA_LO", ["class", "group"]].tolist() == ["fear", "1087"]
     for name in ("1041_TIE_NEU", "1041_TIE_JOY_XX", "1041_ABC_NEU_XX", "2041_TIE_NEU_XX", "1041_TIE_NEU_XXL"):
         assert crema_d.NAME.fullmatch(name) is None
+
+
+def test_the_published_lists(shared_data: Path) -> None:
+    folder = shared_data / "annotations/crema_d"
+    if not folder.is_dir():
+        pytest.skip("no published lists of CREMA-D at hand")
+    names = {part: crema_d.read_list(folder / file) for file, part in crema_d.LISTS.items()}
+    assert {part: len(own) for part, own in names.items()} == crema_d.PUBLISHED
+    train, test = ({name[:4] for name in names[part]} for part in ("train", "test"))
+    assert train == test and len(train) == 91
+    assert crema_d.BAD.keys() <= set(names["train"])
