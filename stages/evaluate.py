@@ -26,7 +26,7 @@ from torch import Tensor
 
 from avdistill.config.schema import Recipe
 from avdistill.data.files import digest, write_arrays, write_csv
-from avdistill.data.loader import ClipSet, EvaluationWindows, centre_crop, end_workers, take_window, to_input
+from avdistill.data.loader import ClipSet, centre_crop, take_window, to_input
 from avdistill.pipeline.devices import resolve_device, run_parallel
 from avdistill.pipeline.stage import Stage
 from avdistill.training.inference import NotConvergedError, load_student, predict
@@ -35,8 +35,7 @@ from avdistill.training.task import Task, task_of
 from avdistill.training.teachers import build_distiller, teacher_tables, training_clips
 from models import metrics
 from models.distillers import Distiller, methods
-from models.outputs import TeacherBatch
-from models.students import Student
+from models.outputs import StudentOutput, TeacherBatch
 from models.students.r2plus1d import R2Plus1d
 
 RECALL_AT = (1, 5, 10)
@@ -48,54 +47,53 @@ def evaluate_one(task: Task, with_attention: bool) -> dict[str, pd.DataFrame]:
     """Evaluate one student; return its rows of each table."""
     recipe, device = task.recipe, torch.device(task.device)
     make_deterministic()
-    test, gallery = (ClipSet(task.index, task.store, splits) for splits in (("test",), GALLERY_SPLITS))
+    clips = ClipSet(task.index, task.store, ("test", *GALLERY_SPLITS))
+    test, gallery = clips.rows_in("test"), clips.rows_in(*GALLERY_SPLITS)
     try:
-        student, state = load_student(task.student, test.classes, device)
+        student, state = load_student(task.student, clips.classes, device)
     except NotConvergedError as error:
         print(error, file=sys.stderr)
         return {"metrics": with_run(not_converged(), task.run, task.seed)}
 
-    probabilities, features = predict(student, test, recipe, device)
-    _, gallery_features = predict(student, gallery, recipe, device)
-    by_clip = {"accuracy": metrics.correct(probabilities, test.labels)} | metrics.retrieval_by_query(
-        features, test.labels, gallery_features, gallery.labels, RECALL_AT, PRECISION_AT
+    scored = None
+    if task.teachers and methods()[task.method].scores is not Distiller.scores:
+        teachers = teacher_tables(task, clips, device)
+        distiller = build_distiller(task, student, teachers, training_clips(task))
+        distiller.load_state_dict(state["distiller"])
+        scored = ClipScores(distiller.to(device).eval(), teachers, clips)
+    probabilities, features = predict(student, clips, recipe, device, also=scored)
+    labels = clips.labels[test]
+    by_clip = {"accuracy": metrics.correct(probabilities[test], labels)} | metrics.retrieval_by_query(
+        features[test], labels, features[gallery], clips.labels[gallery], RECALL_AT, PRECISION_AT
     )
-    values = {name: clips.nanmean().item() for name, clips in by_clip.items()}
+    values = {name: each.nanmean().item() for name, each in by_clip.items()}
     values |= {"queries": len(test), "gallery": len(gallery)}
+    ids = np.array(clips.ids)
     write_arrays(
         task.result.with_suffix(".npz"),
-        ids=np.array(test.ids),
-        labels=test.labels.numpy(),
-        probabilities=probabilities.numpy(),
-        features=features.numpy(),
-        gallery_ids=np.array(gallery.ids),
-        gallery_labels=gallery.labels.numpy(),
-        gallery_features=gallery_features.numpy(),
-        **{name: clips.numpy() for name, clips in by_clip.items()},
+        ids=ids[test],
+        labels=labels.numpy(),
+        probabilities=probabilities[test].numpy(),
+        features=features[test].numpy(),
+        gallery_ids=ids[gallery],
+        gallery_labels=clips.labels[gallery].numpy(),
+        gallery_features=features[gallery].numpy(),
+        **{name: each.numpy() for name, each in by_clip.items()},
     )
-    rows = test.rows.assign(predicted=probabilities.argmax(1).numpy())
-    names = dict(zip(rows["label"], rows["class"], strict=True)) | dict(
-        zip(gallery.rows["label"], gallery.rows["class"], strict=True)
-    )
-    right = rows["label"] == rows["predicted"]
+    names = dict(zip(clips.rows["label"], clips.rows["class"], strict=True))
+    rows = clips.rows.assign(predicted=probabilities.argmax(1).numpy()).iloc[test.numpy()]
     tables = {
         "metrics": pd.DataFrame({"metric": list(values), "value": [float(value) for value in values.values()]}),
-        "per_class": rows.assign(right=right)
+        "per_class": rows.assign(right=rows["label"] == rows["predicted"])
         .groupby("class", as_index=False)
         .agg(clips=("right", "size"), accuracy=("right", "mean")),
         "confusion": rows.assign(true=rows["class"], predicted=rows["predicted"].map(names))
         .groupby(["true", "predicted"], as_index=False)
         .agg(clips=("id", "size")),
     }
-    if task.teachers and methods()[task.method].scores is not Distiller.scores:
-        clips = ClipSet(task.index, task.store, ("train", "test"))
-        teachers = teacher_tables(task, clips, device)
-        distiller = build_distiller(task, student, teachers, training_clips(task))
-        distiller.load_state_dict(state["distiller"])
-        scores = score_clips(student, distiller.to(device), clips, teachers, recipe, device)
-        if scores is not None:
-            tables["scores"] = scores
-            tables["detection"] = detection(scores)
+    if scored:
+        tables["scores"] = scored.table("train", "test")
+        tables["detection"] = detection(tables["scores"])
         if with_attention and isinstance(student, R2Plus1d):
             arrays = attention(student, distiller, clips, teachers, recipe, device)
             if arrays is not None:
@@ -116,39 +114,30 @@ def not_converged() -> pd.DataFrame:
     return pd.DataFrame({"metric": ["converged", *names], "value": [0.0, *[np.nan] * len(names)]})
 
 
-@torch.inference_mode()
-def score_clips(
-    student: Student,
-    distiller: Distiller,
-    clips: ClipSet,
-    teachers: dict[str, TeacherBatch],
-    recipe: Recipe,
-    device: torch.device,
-) -> pd.DataFrame | None:
-    """Return the distiller's scores of each clip, averaged over windows; None for methods without scores.
+class ClipScores:
+    """Sums up a distiller's scores of each clip over the windows for which it is called."""
 
-    Clips without sound are left out."""
-    student.eval()
-    distiller.eval()
-    totals: dict[str, Tensor] = {}
-    counts = torch.zeros(len(clips))
-    found = EvaluationWindows(clips, recipe)
-    for windows, rows in found:
-        with autocast(device, recipe.precision):
-            output = student(to_input(windows.to(device), recipe.normalisation))
-            batch = {letter: table.take(rows.to(device)) for letter, table in teachers.items()}
-            scores = distiller.scores(output, batch)
-        for name, value in scores.items():
-            totals.setdefault(name, torch.zeros(len(clips))).index_add_(0, rows, value.float().cpu())
-        counts.index_add_(0, rows, torch.ones(len(rows)))
-    end_workers(found.loader)
-    if not totals:
-        return None
-    columns = {name: (total / counts).numpy() for name, total in totals.items()}
-    relevant = clips.rows.get("relevant", "")
-    table = clips.rows[["id", "split"]].assign(relevant=relevant, **columns)
-    valid = torch.stack([table.mask for table in teachers.values()]).all(0).cpu().numpy()
-    return table[valid]
+    def __init__(self, distiller: Distiller, teachers: dict[str, TeacherBatch], clips: ClipSet) -> None:
+        """`distiller` is in eval mode and on the device of `teachers`, which have the clips' rows."""
+        self.distiller, self.teachers, self.clips = distiller, teachers, clips
+        self.valid = torch.stack([table.mask for table in teachers.values()]).all(0)
+        self.counts = torch.zeros(len(clips), device=self.valid.device)
+        self.totals: dict[str, Tensor] = {}
+
+    def __call__(self, output: StudentOutput, rows: Tensor) -> None:
+        """Add the scores of a batch of windows; `rows` (B,) are those of their clips."""
+        batch = {letter: table.take(rows) for letter, table in self.teachers.items()}
+        self.counts.index_add_(0, rows, self.counts.new_ones(len(rows)))
+        for name, value in self.distiller.scores(output, batch).items():
+            self.totals.setdefault(name, torch.zeros_like(self.counts)).index_add_(0, rows, value.float())
+
+    def table(self, *splits: str) -> pd.DataFrame:
+        """Return the means of the clips of some splits: id, split, relevant, and a column per score.
+
+        Clips without sound are left out."""
+        columns = {name: (total / self.counts).cpu().numpy() for name, total in self.totals.items()}
+        table = self.clips.rows[["id", "split"]].assign(relevant=self.clips.rows.get("relevant", ""), **columns)
+        return table[self.valid.cpu().numpy() & table["split"].isin(splits).to_numpy()]
 
 
 @torch.inference_mode()
@@ -166,7 +155,7 @@ def attention(
     student.eval()
     distiller.eval()
     maps = []
-    tests = torch.tensor(np.flatnonzero(clips.rows["split"] == "test"))
+    tests = clips.rows_in("test")
     for rows in tests.split(64):
         windows = [take_window(clips.store[clips.ids[row]], 0, recipe.frames) for row in rows]
         batch = torch.from_numpy(np.stack([centre_crop(window, recipe.size) for window in windows]))

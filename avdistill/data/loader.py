@@ -72,15 +72,22 @@ class ClipSet:
             rank = rows["group"].map({name: place for place, name in enumerate(names)})
             kept = rank.groupby(rows["label"]).transform(lambda own: own.isin(sorted(set(own))[:groups]))
             rows = rows[kept.astype(bool)]
-        if rows.empty:
-            raise UserError(f"{index_file}: no usable clip in split {' + '.join(splits)}")
+        self.index_file = index_file
         self.rows: pd.DataFrame = rows.reset_index(drop=True)
+        self.rows_in(*splits)
         self.ids: list[str] = self.rows["id"].tolist()
         self.labels = torch.tensor(self.rows["label"].to_numpy(), dtype=torch.int64)
         self.given = torch.tensor(given_labels(self.rows).to_numpy(), dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def rows_in(self, *splits: str) -> Tensor:
+        """Return the rows of the clips of some splits (n,). Raises UserError if there are none."""
+        rows = torch.tensor(np.flatnonzero(self.rows["split"].isin(splits)))
+        if not len(rows):
+            raise UserError(f"{self.index_file}: no usable clip in split {' + '.join(splits)}")
+        return rows
 
 
 class TrainingWindows(Dataset[tuple[Tensor, int, int]]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,11 +50,13 @@ def predict(
     recipe: Recipe,
     device: torch.device,
     windows: EvaluationWindows | None = None,
+    also: Callable[[StudentOutput, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return probabilities (N, C) and features (N, D) of the clips, averaged over their windows; on the CPU.
 
-    `windows` are those of the clips, if they are read again and again. Raises NotFiniteError with the first clip if the
-    output contains NaN or infinity."""
+    `windows` are those of the clips, if they are read again and again. `also` is called with the output for each batch
+    of windows, and the rows of their clips. Raises NotFiniteError with the first clip if the output contains NaN or
+    infinity."""
     student.eval()
     read = EvaluationWindows(clips, recipe) if windows is None else windows
     probabilities = torch.zeros(len(clips), clips.classes, device=device)
@@ -63,6 +66,8 @@ def predict(
     for frames, rows in sent_ahead(read, lambda pair: to_device(pair, device), device):
         with autocast(device, recipe.precision):
             output: StudentOutput = student(to_input(frames, recipe.normalisation))
+            if also:
+                also(output, rows)
         probabilities.index_add_(0, rows, output.logits.float().softmax(1))
         features.index_add_(0, rows, output.feature.float())
         counts.index_add_(0, rows, counts.new_ones(len(rows), 1))
