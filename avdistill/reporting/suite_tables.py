@@ -234,7 +234,8 @@ def teachers_sheet(table: pd.DataFrame, seen: Sequence[str] = ()) -> Sheet:
         "fitted on them. Distilled: training clips, by the logits that methods with teacher logits distil; with folds, "
         "by a layer that has not seen the clip's group. Most frequent class: accuracy of always predicting it.",
         "Wrong labels: the estimated share of training clips, from how much less often predictions out of fold agree "
-        "with their labels than with those of test clips, which are taken as right.",
+        "with their labels than with those of test clips, which are taken as right. The weaker the teacher and the "
+        "fewer the clips, the further off it may be.",
         "These layers are fitted on all training clips. Students that train on some of the groups (train_groups) have "
         "layers that are fitted on those.",
         "KD with its published weights (0.9 on the teacher, 0.1 on the labels) teaches what the teacher knows: one "
