@@ -174,7 +174,8 @@ def claims_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
                 TableCell(row["verdict"], look=look, detail="; ".join(filter(None, details))),
             ]
         )
-    counts = {words: int((table["verdict"] == verdict).sum()) for verdict, words in COUNTED.items()}
+    numbers = {verdict: int((table["verdict"] == verdict).sum()) for verdict in COUNTED}
+    counts = {verdict if number == 1 else COUNTED[verdict]: number for verdict, number in numbers.items()}
     notes = [
         f"Points. Here: mean {PLUS_MINUS} half of the 95 % interval, which covers {suite.coverage()}; AUROC and share "
         "of classes less one half. Could find: the smallest effect that this suite "

@@ -104,7 +104,7 @@ def test_table_beside_the_paper(made: Path):
 def test_the_claims_come_first_and_are_decided_by_the_numbers(made: Path, params: Params):
     text = " ".join(Page((made / "index.html").read_text()).text.split())
     assert "A made-up suite Warning: teacher ear was trained on generated data only" in text
-    assert "use a published checkpoint. Claims: 2 hold, 1 do not hold claim paper here could find verdict X1" in text
+    assert "use a published checkpoint. Claims: 2 hold, 1 does not hold claim paper here could find verdict X1" in text
     table = pd.read_csv(made / "tables" / "claims.csv").set_index("id")
     difference = 100 * (seeds(params, "mnf_csc") - seeds(params, "uni_modal"))
     expected = stats.ttest_1samp(difference, 0)
@@ -114,7 +114,7 @@ def test_the_claims_come_first_and_are_decided_by_the_numbers(made: Path, params
     assert row["p"] == pytest.approx(expected.pvalue, rel=0.05)
     assert [row["difference_low"], row["difference_high"]] == pytest.approx(expected.confidence_interval(), rel=0.05)
     assert table["verdict"].tolist() == ["holds", "does not hold", "holds"]
-    assert (made / "tables" / "claims.md").read_text().startswith("### Claims: 2 hold, 1 do not hold")
+    assert (made / "tables" / "claims.md").read_text().startswith("### Claims: 2 hold, 1 does not hold")
 
 
 def seeds(params: Params, run: str) -> np.ndarray:
