@@ -115,7 +115,7 @@ def not_converged() -> pd.DataFrame:
 
 
 class ClipScores:
-    """Sums up a distiller's scores of each clip over the windows for which it is called."""
+    """Average a distiller's scores of each clip over its windows, batch by batch, as `predict` calls it."""
 
     def __init__(self, distiller: Distiller, teachers: dict[str, TeacherBatch], clips: ClipSet) -> None:
         """`distiller` is in eval mode and on the device of `teachers`, which have the clips' rows."""

@@ -174,8 +174,7 @@ def claims_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
                 TableCell(row["verdict"], look=look, detail="; ".join(filter(None, details))),
             ]
         )
-    numbers = {verdict: int((table["verdict"] == verdict).sum()) for verdict in COUNTED}
-    counts = {verdict if number == 1 else COUNTED[verdict]: number for verdict, number in numbers.items()}
+    counts = {verdict: int((table["verdict"] == verdict).sum()) for verdict in COUNTED}
     notes = [
         f"Points. Here: mean {PLUS_MINUS} half of the 95 % interval, which covers {suite.coverage()}; AUROC and share "
         "of classes less one half. Could find: the smallest effect that this suite "
@@ -185,7 +184,8 @@ def claims_sheet(suite: EvaluatedSuite, table: pd.DataFrame) -> Sheet:
         "interval excludes all of the paper's numbers."
     ]
     legend = f"Rings: paper. Diamond and line: here, with its interval. Dashed: zero. Cut at {PLUS_MINUS}{reach:.0f}."
-    caption = f"Claims: {', '.join(f'{count} {words}' for words, count in counts.items() if count)}"
+    counted = [f"{count} {verdict if count == 1 else COUNTED[verdict]}" for verdict, count in counts.items() if count]
+    caption = f"Claims: {', '.join(counted)}"
     if outside := sum(map(bool, places)):
         caption += f". Intervals that exclude the paper's numbers: {outside} of {len(places)}"
     return Sheet("claims", caption, columns, rows, with_dagger(rows, notes), legend)

@@ -45,7 +45,7 @@ from avdistill.reporting.results import holm, interval_columns, interval_of
 from avdistill.reporting.significance import ALPHA
 from avdistill.reporting.suite import EvaluatedSuite
 from avdistill.reporting.suite_tables import teachers_table
-from avdistill.reporting.teacher_heads import WRONG, wrong_labels
+from avdistill.reporting.teacher_heads import WRONG
 
 BOUND = 1.0  # points; a smaller gain counts as none, as in a claim that nothing is gained
 FEWEST = 8  # settings, for a statement about the predictors
@@ -138,7 +138,7 @@ def predictors(params: Params, entry: ComparedSetting) -> dict[str, float]:
     values = {"I(T;Y)": found.teacher, "I(S;Y)": found.student, "I(TS;Y)": found.both, "I(T;S)": found.shared}
     values |= {f"I(T;S) {name}": getattr(found, name) for name in ("log_odds", "nearest", "contrastive")}
     names = [name for name in (*PREDICTORS, "alpha", "beta") if hasattr(Predictor, name)]
-    values |= {name: getattr(found, name) for name in names} | {"wrong_labels": wrong_labels(params, entry.A)}
+    values |= {name: getattr(found, name) for name in names}
     return {"clips": len(clips.labels) if clips else 0, **{name: round(values[name], DECIMALS) for name in values}}
 
 
@@ -172,9 +172,11 @@ def settings_table(suite: EvaluatedSuite) -> pd.DataFrame:
     found = {name: predictors(suite.params, suite.params.report.settings[name]) for name in table["setting"].unique()}
     for column in next(iter(found.values()), {}):
         table[column] = table["setting"].map({name: values[column] for name, values in found.items()})
-    teachers = {name: suite.params.report.settings[name].A for name in found}
-    accuracy = {row["features"]: row["test"] for row in teachers_table(suite).to_dict("records")}
-    table["teacher_accuracy"] = table["setting"].map({name: accuracy.get(teachers[name], np.nan) for name in found})
+    rows = {row["features"]: row for row in teachers_table(suite).to_dict("records")}
+    teachers = {name: rows.get(suite.params.report.settings[name].A, {}) for name in found}
+    share = {name: round(row.get("wrong labels", np.nan) / 100, DECIMALS) for name, row in teachers.items()}
+    table["wrong_labels"] = table["setting"].map(share)
+    table["teacher_accuracy"] = table["setting"].map({name: row.get("test", np.nan) for name, row in teachers.items()})
     for side in ("run", "baseline"):
         table[f"mlflow_{side}"] = [suite.mlflow_ids(run)["evaluate"] for run in table[side]]
     return table

@@ -181,7 +181,7 @@ def teachers_table(suite: EvaluatedSuite) -> pd.DataFrame:
                 "val": 100 * found["accuracy"].get("val", np.nan),
                 "test": 100 * found["accuracy"].get("test", np.nan),
                 "majority": 100 * found.get("majority", np.nan),
-                "wrong labels": 100 * wrong_labels(suite.params, name),
+                "wrong labels": 100 * wrong_labels(each),
                 "clips": found.get("clips", {}).get("test", 0),
                 "mlflow": suite.ledger.get(("teacher_head", name)) or "",
             }

@@ -1,4 +1,4 @@
-"""What stage teacher_head found, and the share of wrong labels that it tells of before a student is trained."""
+"""Read the metrics of stage teacher_head, and estimate the share of wrong labels among training clips from them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ def head_metrics(params: Params, features: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
 
-def wrong_labels(params: Params, features: str) -> float:
-    """Return the estimated share of wrong labels among training clips, averaged over the teacher's draws.
+def wrong_labels(found: list[dict[str, Any]]) -> float:
+    """Return the estimated share of wrong labels among training clips, averaged over the draws of `head_metrics`.
 
-    NaN if the stage has not run, or its predictions for training clips are in sample."""
-    found = head_metrics(params, features) if params.features[features].cross_fit else []
-    shares = [estimated_share(each["agreement"], each["accuracy"]["test"], each["classes"]) for each in found]
+    NaN without draws, or if the predictions for training clips are in sample."""
+    shares = [
+        estimated_share(each["agreement"], each["accuracy"]["test"], each["classes"])
+        for each in found
+        if each["cross_fit"]
+    ]
     return float(np.mean(shares)) if shares else np.nan
 
 

@@ -121,6 +121,7 @@ def write_suite(params: Params) -> None:
             "accuracy": {"train": 0.9, "distilled": 0.6, "val": 0.61, "test": 0.58},
             "agreement": 0.5,
             "classes": 6,
+            "cross_fit": 5,
             "majority": 0.17,
             "clips": {"val": 40, "test": 60},
         },

@@ -113,7 +113,7 @@ def test_the_report_says_what_intervals_cover(params: Params) -> None:
 def test_the_teachers_accuracy_is_the_mean_of_its_draws(params: Params) -> None:
     folder = params.path("teacher_head", "made_A")
     accuracy = {"train": 0.7, "distilled": 0.4, "val": 0.5, "test": 0.38}
-    write_json(folder / "draw-1/metrics.json", {"accuracy": accuracy, "agreement": 0.38, "classes": 6})
+    write_json(folder / "draw-1/metrics.json", {"accuracy": accuracy, "agreement": 0.38, "classes": 6, "cross_fit": 5})
     one, two = (teachers_table(EvaluatedSuite(each)).iloc[0] for each in (params, drawn(params, 2)))
     assert one["test"] == pytest.approx(58) and two["test"] == pytest.approx(48)
     assert two["in-sample"] == pytest.approx(80) and two["clips"] == one["clips"]

@@ -7,7 +7,7 @@ import pytest
 
 from avdistill.data.draws import of_draw
 from avdistill.data.files import write_json
-from avdistill.reporting.teacher_heads import estimated_share, wrong_labels
+from avdistill.reporting.teacher_heads import estimated_share, head_metrics, wrong_labels
 from tests.helpers.synthetic import suite_params
 
 
@@ -31,12 +31,12 @@ def test_predictions_at_chance_tell_nothing() -> None:
 def test_of_a_teacher_with_draws_it_is_the_mean(tmp_path: Path) -> None:
     params = suite_params(tmp_path)
     params.teachers["ear"] = params.teachers["ear"].model_copy(update={"draws": 2})
-    assert np.isnan(wrong_labels(params, "made_A")), "the stage has not run"
+    assert np.isnan(wrong_labels(head_metrics(params, "made_A"))), "the stage has not run"
     folder = params.path("teacher_head", "made_A")
     for draw, agreement in enumerate((0.58, 0.42)):
-        found = {"accuracy": {"test": 0.58}, "agreement": agreement, "classes": 4}
+        found = {"accuracy": {"test": 0.58}, "agreement": agreement, "classes": 4, "cross_fit": 5}
         write_json(folder / of_draw(draw) / "metrics.json", found)
-    assert wrong_labels(params, "made_A") == pytest.approx(estimated_share(0.42, 0.58, 4) / 2)
-    entry = params.features["made_A"]
-    params.features["made_A"] = entry.model_copy(update={"cross_fit": 0})
-    assert np.isnan(wrong_labels(params, "made_A")), "predictions in sample agree with wrong labels, too"
+    found = head_metrics(params, "made_A")
+    assert wrong_labels(found) == pytest.approx(estimated_share(0.42, 0.58, 4) / 2)
+    in_sample = [each | {"cross_fit": 0} for each in found]
+    assert np.isnan(wrong_labels(in_sample)), "predictions in sample agree with wrong labels, too"

@@ -98,7 +98,9 @@ def test_the_real_ucf51_audio_features(shared_data: Path) -> None:
     groups = np.array([name.rpartition("_c")[0] for name in names[few]])
     unseen = out_of_fold(features[few], labels[few], groups, 12, 1e-2, 5).argmax(1) == labels[few]
     in_sample, of_test = accuracies(labels < 12)
-    assert float(unseen.float().mean()) == pytest.approx(of_test, abs=0.06) and in_sample > of_test + 0.2
+    out_of_group = float(unseen.float().mean())
+    assert out_of_group == pytest.approx(of_test, abs=0.06) and in_sample > of_test + 0.2
+    assert in_sample > 0.85 and out_of_group < in_sample - 0.2
 
 
 def training_on(tiny: Params, groups: int | None) -> Params:
